@@ -1,0 +1,1 @@
+"""gaudicc compiles PyTorch models for inference on Intel Gaudi."""

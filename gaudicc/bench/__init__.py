@@ -1,0 +1,1 @@
+"""Measurements that the docs cite: gaudicc and its peers in one process, interleaved, medians."""

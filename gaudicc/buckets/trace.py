@@ -1,0 +1,83 @@
+"""A CSV of requests -> arrays, and resampled copies of them: the planner's first step."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaudicc.errors import InputError
+
+COLUMNS = ("arrival_s", "input_len", "output_len")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in order of arrival.
+
+    Attributes:
+        arrival: seconds from the first request [n].
+        input_len: prompt tokens [n].
+        output_len: generated tokens [n].
+        cached_len: prompt tokens whose KV is cached already [n].
+    """
+
+    arrival: NDArray[np.float64]
+    input_len: NDArray[np.int64]
+    output_len: NDArray[np.int64]
+    cached_len: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.arrival)
+
+    def __getitem__(self, part: slice | NDArray[np.int64]) -> Trace:
+        return Trace(self.arrival[part], self.input_len[part], self.output_len[part], self.cached_len[part])
+
+
+def read_trace(path: Path) -> Trace:
+    """Reads a CSV with the columns `arrival_s,input_len,output_len` and, if it has one, `cached_len`.
+
+    Raises:
+        InputError: the file is missing or empty, lacks a column, or holds something that is no number.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
+        columns["cached_len"] = np.array([float(row.get("cached_len") or 0) for row in rows])
+    except OSError as error:
+        raise InputError(f"cannot read the trace {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a trace: {error}", hint=f"it needs the columns {','.join(COLUMNS)}") from error
+    if not rows or any((column < 0).any() for column in columns.values()):
+        raise InputError(f"{path} holds no request, or a negative number")
+    order = np.argsort(columns["arrival_s"], kind="stable")
+    arrival = columns.pop("arrival_s")[order]
+    whole = {name: column[order].astype(np.int64) for name, column in columns.items()}
+    return Trace(arrival - arrival[0], **whole)
+
+
+def with_cached_prefixes(trace: Trace, share: float, most: float, block: int, rng: np.random.Generator) -> Trace:
+    """Gives a random `share` of the requests a cached prefix, uniform up to `most` of the prompt in whole blocks.
+
+    Published traces carry no prefix information, so this is an assumption, not data.
+    """
+    hit = rng.random(len(trace)) < share
+    cached = (rng.random(len(trace)) * most * trace.input_len / block).astype(np.int64) * block
+    return Trace(trace.arrival, trace.input_len, trace.output_len, np.where(hit, cached, 0))
+
+
+def resampled(trace: Trace, rng: np.random.Generator, block: int = 50) -> Trace:
+    """Another trace of the same traffic: runs of `block` consecutive requests, drawn with replacement, with their gaps.
+
+    A plan trained on the one trace that happened would fit its accidents; see docs/buckets.md.
+    """
+    n = len(trace)
+    starts = rng.integers(0, max(1, n - block + 1), size=-(-n // block))
+    picked = np.minimum(starts[:, None] + np.arange(block), n - 1).ravel()[:n]
+    gaps = np.diff(trace.arrival, prepend=trace.arrival[0])[picked]
+    drawn = trace[picked]
+    return Trace(np.cumsum(gaps), drawn.input_len, drawn.output_len, drawn.cached_len)

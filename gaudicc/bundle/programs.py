@@ -1,0 +1,241 @@
+"""Bundle: one Program <-> JSON: its graphs, its signature, and how it is called."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from gaudicc.bundle import graphs, literals, trees
+from gaudicc.bundle.item import Item
+from gaudicc.bundle.sizes import SizeReader, SizeWriter
+from gaudicc.bundle.tensors import TensorWriter
+from gaudicc.errors import TargetError
+from gaudicc.program import (
+    Calling,
+    Dimension,
+    Guard,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    Program,
+    outputs_of,
+)
+from gaudicc.targets import Target, load_target
+
+_INPUTS = {kind.name.lower(): kind for kind in InputKind}
+_OUTPUTS = {kind.name.lower(): kind for kind in OutputKind}
+_FIELDS = (
+    "target", "inputs", "outputs", "tensors", "example", "calling", "dimensions", "guards", "notes", "symbols",
+    "graphs",
+)  # fmt: skip
+_GUARD_NODES = (
+    ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Attribute, ast.Subscript, ast.Name,
+    ast.Constant, ast.Load, ast.cmpop, ast.boolop, ast.operator, ast.unaryop,
+)  # fmt: skip
+
+
+def encode(key: str, program: Program, tensors: TensorWriter) -> dict[str, object]:
+    """A program as JSON.
+
+    Args:
+        key: its name in the bundle.
+        program: the program.
+        tensors: collects its tensors.
+
+    Raises:
+        TypeError: the program holds what no bundle can hold.
+    """
+    sizes = SizeWriter()
+    modules = [module for _, module in program.graphs()]
+    numbers = {id(module): number for number, module in enumerate(modules)}
+    return {
+        "target": program.target.name if program.target else None,
+        "inputs": [{"name": s.name, "kind": s.kind.name.lower(), "source": s.source} for s in program.inputs],
+        "outputs": [{"kind": s.kind.name.lower(), "target": s.target} for s in program.outputs],
+        "tensors": {source: tensors.add(source, tensor) for source, tensor in program.tensors.items()},
+        "example": {
+            name: {"tensor": tensors.add(f"example {key} {name}", value)}
+            if isinstance(value, torch.Tensor)
+            else {"literal": literals.encode(value)}
+            for name, value in program.example.items()
+        },
+        "calling": _encode_calling(program.calling),
+        "dimensions": [
+            {
+                "name": d.name,
+                "symbol": d.symbol,
+                "low": d.low,
+                "high": d.high,
+                "positions": [list(p) for p in d.positions],
+            }
+            for d in program.dimensions
+        ],
+        "guards": [{"text": guard.text, "reason": guard.reason} for guard in program.guards],
+        "notes": list(program.notes),
+        "graphs": [graphs.encode(module, numbers, sizes) for module in modules],
+        "symbols": dict(sorted(sizes.symbols.items())),
+    }
+
+
+def _encode_calling(calling: Calling) -> dict[str, object]:
+    return {
+        "in_spec": trees.encode(calling.in_spec),
+        "paths": list(calling.paths),
+        "static": [[leaf, literals.encode(value)] for leaf, value in sorted(calling.static.items())],
+        "out_spec": trees.encode(calling.out_spec),
+        "literals": [[leaf, literals.encode(value)] for leaf, value in sorted(calling.literals.items())],
+    }
+
+
+def decode(item: Item, tensors: Sequence[torch.Tensor]) -> Program:
+    """A program from JSON.
+
+    Args:
+        item: the JSON.
+        tensors: the bundle's tensors by number.
+
+    Raises:
+        BundleError: the JSON is no program, or its parts disagree.
+    """
+    fields = item.fields(_FIELDS)
+    sizes = SizeReader(fields["symbols"])
+    modules: list[fx.GraphModule] = []
+    for graph in fields["graphs"].items():
+        modules.append(graphs.decode(graph, modules, sizes))
+    if not modules:
+        fields["graphs"].fail("a program has at least one graph")
+    named = fields["tensors"].entries()
+    program = Program(
+        root=modules[-1],
+        inputs=tuple(_decode_input(entry) for entry in fields["inputs"].items()),
+        outputs=tuple(_decode_output(entry) for entry in fields["outputs"].items()),
+        tensors={source: tensors[number.index(len(tensors), "tensor")] for source, number in named.items()},
+        calling=_decode_calling(fields["calling"]),
+        dimensions=tuple(_decode_dimension(entry) for entry in fields["dimensions"].items()),
+        guards=tuple(_decode_guard(entry) for entry in fields["guards"].items()),
+        target=_decode_target(fields["target"]),
+        example={name: _decode_example(entry, tensors) for name, entry in fields["example"].entries().items()},
+        notes=tuple(note.text() for note in fields["notes"].items()),
+    )
+    _check_signature(fields, program)
+    _check_bound(fields, program)
+    return program
+
+
+def _decode_input(item: Item) -> InputSpec:
+    fields = item.fields(("name", "kind", "source"))
+    kind = _INPUTS[fields["kind"].choice(_INPUTS, "kind of input")]
+    return InputSpec(fields["name"].identifier(), kind, fields["source"].text())
+
+
+def _decode_output(item: Item) -> OutputSpec:
+    fields = item.fields(("kind", "target"))
+    kind = _OUTPUTS[fields["kind"].choice(_OUTPUTS, "kind of output")]
+    return OutputSpec(kind, None if fields["target"].value is None else fields["target"].text())
+
+
+def _decode_dimension(item: Item) -> Dimension:
+    fields = item.fields(("name", "symbol", "low", "high", "positions"))
+    pairs = [pair.items(2) for pair in fields["positions"].items()]
+    return Dimension(
+        name=fields["name"].text(),
+        symbol=fields["symbol"].identifier(),
+        low=fields["low"].integer(-1, 2**63),
+        high=fields["high"].integer(-1, 2**63),  # capture writes -1 where there is no bound
+        positions=tuple((name.text(), dim.integer(0, 64)) for name, dim in pairs),
+    )
+
+
+def _decode_guard(item: Item) -> Guard:
+    """A guard, its text a comparison of sizes and nothing else: who checks guards may evaluate them."""
+    fields = item.fields(("text", "reason"))
+    text = fields["text"].text()
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
+        fields["text"].fail(f"{text[:80]!r} is no guard: {problem}")
+    for node in ast.walk(tree):
+        attribute = isinstance(node, ast.Attribute) and node.attr != "shape"
+        constant = isinstance(node, ast.Constant) and not isinstance(node.value, (int, float, str))
+        power = isinstance(node, (ast.Pow, ast.LShift))
+        if not isinstance(node, _GUARD_NODES) or attribute or constant or power:
+            fields["text"].fail(f"{text[:80]!r} is no guard: it holds more than comparisons of sizes")
+    return Guard(text, fields["reason"].text())
+
+
+def _decode_target(item: Item) -> Target | None:
+    if item.value is None:
+        return None
+    try:
+        return load_target(item.text())
+    except TargetError as problem:
+        item.fail(problem.what)
+
+
+def _decode_example(item: Item, tensors: Sequence[torch.Tensor]) -> Any:
+    fields = item.fields((), ("tensor", "literal"))
+    if len(fields) != 1:
+        item.fail("an example is a tensor or a literal")
+    if "tensor" in fields:
+        return tensors[fields["tensor"].index(len(tensors), "tensor")]
+    return literals.decode(fields["literal"])
+
+
+def _decode_calling(item: Item) -> Calling:
+    fields = item.fields(("in_spec", "paths", "static", "out_spec", "literals"))
+    in_spec, out_spec = trees.decode(fields["in_spec"]), trees.decode(fields["out_spec"])
+    paths = tuple(path.text() for path in fields["paths"].items())
+    if len(paths) != in_spec.num_leaves:
+        fields["paths"].fail(f"{len(paths)} paths for {in_spec.num_leaves} leaves")
+    return Calling(
+        in_spec=in_spec,
+        paths=paths,
+        static=_decode_leaves(fields["static"], in_spec.num_leaves),
+        out_spec=out_spec,
+        literals=_decode_leaves(fields["literals"], out_spec.num_leaves),
+    )
+
+
+def _decode_leaves(item: Item, count: int) -> Mapping[int, Any]:
+    pairs = [pair.items(2) for pair in item.items()]
+    found = {leaf.index(count, "leaf"): literals.decode(value) for leaf, value in pairs}
+    if len(found) != len(pairs):
+        item.fail("a leaf has two values")
+    return found
+
+
+def _check_signature(fields: Mapping[str, Item], program: Program) -> None:
+    """The graph, the specs and the calling convention agree in number and names."""
+    placeholders = [node.name for node in program.root.graph.nodes if node.op == "placeholder"]
+    if placeholders != [spec.name for spec in program.inputs]:
+        fields["inputs"].fail("the inputs differ from those of the root graph")
+    if len(outputs_of(program.root.graph)) != len(program.outputs):
+        fields["outputs"].fail("the outputs differ in number from those of the root graph")
+    user = sum(spec.kind is OutputKind.USER for spec in program.outputs)
+    if user + len(program.calling.literals) != program.calling.out_spec.num_leaves:
+        fields["calling"].fail("the outputs do not fill the output's structure")
+    for what, names in (("input", program.inputs), ("dimension", program.dimensions)):
+        if len({spec.name for spec in names}) != len(names):
+            fields[f"{what}s"].fail(f"two {what}s have the same name")
+
+
+def _check_bound(fields: Mapping[str, Item], program: Program) -> None:
+    """Every weight, state buffer, constant and example is what its placeholder says."""
+    values: dict[str, Any] = dict(program.example)
+    for spec in program.inputs:
+        if spec.kind is not InputKind.USER and spec.source not in program.tensors:
+            fields["tensors"].fail(f"there is no tensor for {spec.source!r:.80}")
+    values.update(program.bound())
+    for node in program.root.graph.nodes:
+        declared, value = node.meta.get("val"), values.get(node.name)
+        if node.op == "placeholder" and isinstance(value, torch.Tensor) and isinstance(declared, torch.Tensor):
+            same = value.dim() == declared.dim() and value.dtype == declared.dtype
+            pairs = zip(value.shape, declared.shape, strict=True) if same else ()
+            if not same or any(isinstance(size, int) and size != actual for actual, size in pairs):
+                found, told = f"{value.dtype}{list(value.shape)}", f"{declared.dtype}{list(declared.shape)}"
+                fields["tensors"].fail(f"{node.name} is {found}, its graph says {told}")

@@ -1,0 +1,197 @@
+"""Capture: the front door. Checks, exports with symbolic sizes, converts."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import _pytree as pytree
+
+from gaudicc.capture import refusals
+from gaudicc.capture.convert import from_exported
+from gaudicc.capture.shapes import check_dims, grow_ones, names_of, specialized
+from gaudicc.capture.signature import CallForm, FunctionModule, register_output_types
+from gaudicc.errors import (
+    CaptureError,
+    DynamicControlFlowError,
+    GaudiccError,
+    InputError,
+    ModelFileError,
+    ModelRaisedError,
+    UnsupportedInputError,
+    Where,
+)
+from gaudicc.program import Program
+
+Model = Any  # nn.Module | Callable | ExportedProgram | str | Path: isinstance decides, and says what else was given
+
+
+def capture(
+    model: Model,
+    example_inputs: Any = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> Program:
+    """Captures a model as a Program.
+
+    Args:
+        model: an nn.Module in eval mode, a plain function, an ExportedProgram, or the path of a `.pt2` file.
+            Loading a `.pt2` can run code from it: load only what you trust.
+        example_inputs: positional arguments, or a dict of keyword arguments.
+        example_kwargs: keyword arguments.
+        dynamic_shapes: None for static shapes, "auto", or torch.export's form, by argument name.
+
+    Returns:
+        The program, regions found, shapes symbolic where `dynamic_shapes` says so.
+
+    Raises:
+        CaptureError: or a subclass, each naming the user's line and the reason.
+        InputError: the arguments do not fit the model.
+    """
+    if isinstance(model, (str, Path)):
+        model = _load_pt2(Path(model))
+    if isinstance(model, ExportedProgram):
+        return _from_exported_program(model)
+    if not isinstance(model, nn.Module) and not callable(model):
+        raise InputError(
+            f"the model is a {type(model).__name__}",
+            hint="pass an nn.Module, a function, an ExportedProgram or the path of a .pt2 file",
+        )
+    refusals.refuse_ambient()
+    module = model if isinstance(model, nn.Module) else FunctionModule(model)
+    refusals.refuse_model(module)
+    form = CallForm(module.forward if isinstance(model, nn.Module) else model)
+    args, kwargs = form.bind(*refusals.check_examples(example_inputs, example_kwargs))
+    leaves = refusals.leaf_paths(form.positional, args, kwargs)
+    refusals.refuse_inputs(leaves)
+    return _capture_module(module, form, args, kwargs, tuple(path for path, _ in leaves), dynamic_shapes)
+
+
+def _capture_module(
+    module: nn.Module,
+    form: CallForm,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    paths: tuple[str, ...],
+    dynamic_shapes: Any,
+) -> Program:
+    auto = dynamic_shapes == "auto"
+    if auto:
+        tensors = {n: v for n, v in [*zip(form.positional, args, strict=False), *kwargs.items()]}
+        dynamic_shapes = {
+            name: pytree.tree_map(lambda leaf: {d: Dim.AUTO for d in range(leaf.dim())} if isinstance(leaf, torch.Tensor) else None, value)
+            for name, value in tensors.items()
+        }
+    shapes = form.complete_shapes(dynamic_shapes, args, kwargs)
+    check_dims(shapes)
+    args, kwargs = grow_ones(args, kwargs, form.positional, shapes)
+    with _output_types(module), _errors(module, args, kwargs):
+        exported = _export(module, args, kwargs, shapes)
+    example = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: x is None)
+    names = names_of(exported, shapes, args, kwargs, form.positional)
+    program = from_exported(exported, paths, tuple(example), names)
+    lost = specialized(exported, paths) if auto else ()
+    program.notes = (*refusals.hooks_of(module), *(f"size fixed by the model: {entry}" for entry in lost))
+    return program
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    with torch.no_grad():
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _load_pt2(path: Path) -> ExportedProgram:
+    if not path.exists():
+        raise ModelFileError(f"no file {path}")
+    try:
+        return torch.export.load(path)
+    except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
+        raise ModelFileError(f"{path} is not a readable .pt2 file: {error}") from error
+
+
+def _from_exported_program(exported: ExportedProgram) -> Program:
+    if exported.example_inputs is None:
+        raise InputError(
+            "the exported program carries no example inputs", hint="export it again with torch.export.export"
+        )
+    args, kwargs = exported.example_inputs
+    leaves = refusals.leaf_paths([f"args[{i}]" for i in range(len(args))], args, kwargs)
+    paths = tuple(path for path, _ in leaves)
+    return from_exported(exported, paths, tuple(leaf for _, leaf in leaves))
+
+
+@contextmanager
+def _output_types(module: nn.Module) -> Iterator[None]:
+    """Registers the dataclasses that the model returns, as it returns them."""
+    handle = module.register_forward_hook(lambda _module, _args, output: register_output_types(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Turns what export raises into our errors, with the user's line."""
+    try:
+        yield
+    except GaudiccError:
+        raise
+    except Exception as error:
+        place = Where(source=user_line(error), stage="capture")
+        if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in str(error):
+            raise DynamicControlFlowError(
+                f"Python decides on the value of a tensor: {_first_line(error)}", where=place
+            ) from error
+        if eager := _eager_error(module, args, kwargs):
+            raise ModelRaisedError(
+                f"the model raised {type(eager).__name__}: {_first_line(eager)}",
+                where=Where(source=user_line(eager), stage="capture"),
+            ) from eager
+        if "Constraints violated" in str(error):
+            raise UnsupportedInputError(
+                f"a size declared dynamic is fixed by the model: {error}", where=place, hint="fix it in dynamic_shapes"
+            ) from error
+        raise CaptureError(f"torch.export failed: {type(error).__name__}: {_first_line(error)}", where=place) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _eager_error(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+    """What the model raises in eager PyTorch on the same inputs, if it does; buffers and inputs are left as they were."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, (args, kwargs))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module(*copied[0], **copied[1])
+    except Exception as error:
+        return error
+    finally:
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
+    return None
+
+
+_OURS = str(Path(__file__).parent.parent)
+
+
+def user_line(error: BaseException) -> str | None:
+    """The innermost `file:line` of a traceback that is neither torch's nor gaudicc's own."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        models = "/models/" in frame.filename
+        if "/torch/" not in frame.filename and (models or not frame.filename.startswith(_OURS)):
+            return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
+    return None
+
+

@@ -1,0 +1,219 @@
+"""Capture, fourth step: ExportedProgram -> Program. Functional graph, weights by name, mutations as state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
+from torch.export.graph_signature import InputKind as TorchInput
+from torch.export.graph_signature import OutputKind as TorchOutput
+
+from gaudicc.capture.regions import split_regions
+from gaudicc.errors import CaptureError, DynamicControlFlowError
+from gaudicc.program import (
+    Calling,
+    Dimension,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    Program,
+    output_of,
+    outputs_of,
+    where,
+)
+from gaudicc.rewriter import Rewriter, drop_dead_nodes
+
+_KINDS = {
+    TorchInput.PARAMETER: InputKind.WEIGHT,
+    TorchInput.BUFFER: InputKind.WEIGHT,
+    TorchInput.CONSTANT_TENSOR: InputKind.CONSTANT,
+    TorchInput.USER_INPUT: InputKind.USER,
+}
+
+
+def from_exported(
+    exported: ExportedProgram,
+    paths: tuple[str, ...],
+    example: tuple[Any, ...],
+    names: Mapping[str, str] | None = None,
+) -> Program:
+    """Turns an exported program into a Program.
+
+    Args:
+        exported: what torch.export returned; made functional here where it mutates anything.
+        paths: the path of every leaf of its inputs.
+        example: the example value of every leaf.
+        names: symbol -> the user's name of that size.
+
+    Raises:
+        CaptureError: the graph holds a torchbind object, a token or a higher-order op without meaning here.
+    """
+    if any(_mutates(node) for node in exported.graph.nodes):
+        with torch.no_grad():
+            exported = exported.run_decompositions({})
+    root = fx.GraphModule(dict(exported.graph_module.named_children()), _copy(exported.graph))
+    _inline_grad_mode(root)
+    _drop_assertions_on_types(root.graph)
+    mutated = _mutated_buffers(exported)
+    inputs, tensors = _bind(root, exported, paths, mutated)
+    outputs, literals = _outputs(root, exported, paths)
+    _drop_unused(root, inputs, outputs)
+    kept = tuple(spec for spec in inputs if spec.name in {n.name for n in root.graph.nodes if n.op == "placeholder"})
+    static = {i: value for i, value in enumerate(example) if not isinstance(value, torch.Tensor)}
+    calling = Calling(exported.call_spec.in_spec, paths, static, exported.call_spec.out_spec, literals)
+    by_path = dict(zip(paths, example, strict=True))
+    root.recompile()
+    split_regions(root)
+    return Program(
+        root=root,
+        inputs=kept,
+        outputs=outputs,
+        tensors={spec.source: tensors[spec.source] for spec in kept if spec.kind is not InputKind.USER},
+        calling=calling,
+        dimensions=_dimensions(root, kept, exported, names or {}),
+        example={spec.name: by_path[spec.source] for spec in kept if spec.kind is InputKind.USER},
+    )
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    result = copied.graph_copy(graph, values)
+    copied.output(result).meta.update(output_of(graph).meta)
+    return copied
+
+
+def _inline_grad_mode(root: fx.GraphModule) -> None:
+    """Inlines `with torch.no_grad():` blocks, which mean nothing to inference."""
+    rewriter = Rewriter(root)
+    for node in list(root.graph.nodes):
+        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+            body = getattr(root, node.args[1].target)
+            _inline_grad_mode(body)
+            result = rewriter.splice(body, node.args[2:], like=node, keep_provenance=True)
+            rewriter.replace_outputs(node, result)
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise DynamicControlFlowError(f"the graph holds {node.target.name()}", where=where(node))
+    rewriter.finish()
+
+
+def _drop_assertions_on_types(graph: fx.Graph) -> None:
+    """Drops asserts on dtype and device of values whose type the compiler fixes anyway."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+
+
+def _mutated_buffers(exported: ExportedProgram) -> set[str]:
+    specs = exported.graph_signature.output_specs
+    return {str(spec.target) for spec in specs if spec.kind is TorchOutput.BUFFER_MUTATION}
+
+
+def _bind(
+    root: fx.GraphModule, exported: ExportedProgram, paths: tuple[str, ...], mutated: set[str]
+) -> tuple[tuple[InputSpec, ...], dict[str, torch.Tensor]]:
+    inputs: list[InputSpec] = []
+    tensors: dict[str, torch.Tensor] = {}
+    leaf = iter(paths)
+    for spec in exported.graph_signature.input_specs:
+        kind = _KINDS.get(spec.kind)
+        if kind is None:
+            raise CaptureError(f"the model holds {spec.target}, a {spec.kind.name}", hint="replace it by tensors")
+        name = spec.arg.name
+        if kind is InputKind.USER:
+            source = next(leaf)
+            if isinstance(spec.arg, ConstantArgument):
+                continue
+        else:
+            source = str(spec.target)
+            tensors[source] = _lookup(exported, source)
+            kind = InputKind.STATE if source in mutated else kind
+        inputs.append(InputSpec(name, kind, source))
+    return tuple(inputs), tensors
+
+
+def _lookup(exported: ExportedProgram, source: str) -> torch.Tensor:
+    found = exported.state_dict.get(source)
+    if found is None:
+        found = exported.constants[source]
+    if not isinstance(found, torch.Tensor):
+        raise CaptureError(f"the model holds {source}, a {type(found).__name__}", hint="replace it by tensors")
+    return found
+
+
+def _outputs(
+    root: fx.GraphModule, exported: ExportedProgram, paths: tuple[str, ...]
+) -> tuple[tuple[OutputSpec, ...], dict[int, Any]]:
+    """The output specs; literal outputs are taken out of the graph."""
+    user_paths = {
+        spec.arg.name: path
+        for spec, path in zip(
+            (s for s in exported.graph_signature.input_specs if s.kind is TorchInput.USER_INPUT), paths, strict=True
+        )
+    }
+    specs: list[OutputSpec] = []
+    values: list[Any] = []
+    literals: dict[int, Any] = {}
+    leaf = 0
+    for value, spec in zip(outputs_of(root.graph), exported.graph_signature.output_specs, strict=True):
+        if spec.kind is TorchOutput.USER_OUTPUT:
+            if isinstance(value, fx.Node):
+                specs.append(OutputSpec(OutputKind.USER))
+                values.append(value)
+            else:
+                literals[leaf] = value
+            leaf += 1
+        elif spec.kind is TorchOutput.BUFFER_MUTATION:
+            specs.append(OutputSpec(OutputKind.STATE, spec.target))
+            values.append(value)
+        elif spec.kind is TorchOutput.USER_INPUT_MUTATION:
+            specs.append(OutputSpec(OutputKind.INPUT, user_paths[str(spec.target)]))
+            values.append(value)
+        else:
+            raise CaptureError(f"the model returns a {spec.kind.name}", hint="return tensors")
+    output_of(root.graph).args = (tuple(values),)
+    return tuple(specs), literals
+
+
+def _drop_unused(root: fx.GraphModule, inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> None:
+    """Drops dead nodes and the placeholders of unused weights; user inputs and state stay, they are the interface."""
+    drop_dead_nodes(root.graph)
+    keep = {spec.name for spec in inputs if spec.kind in (InputKind.USER, InputKind.STATE)}
+    for node in [n for n in root.graph.nodes if n.op == "placeholder"]:
+        if not node.users and node.name not in keep:
+            root.graph.erase_node(node)
+
+
+def _dimensions(
+    root: fx.GraphModule, inputs: tuple[InputSpec, ...], exported: ExportedProgram, names: Mapping[str, str]
+) -> tuple[Dimension, ...]:
+    positions: dict[str, list[tuple[str, int]]] = {}
+    users = {spec.name for spec in inputs if spec.kind is InputKind.USER}
+    for node in root.graph.nodes:
+        if node.op == "placeholder" and node.name in users and isinstance(node.meta["val"], torch.Tensor):
+            for dim, size in enumerate(node.meta["val"].shape):
+                if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
+                    positions.setdefault(str(size.node.expr), []).append((node.name, dim))
+    ranges = {str(symbol): bounds for symbol, bounds in exported.range_constraints.items()}
+    return tuple(
+        Dimension(names.get(symbol, symbol), symbol, _bound(ranges[symbol].lower, 0), _bound(ranges[symbol].upper, -1), tuple(places))
+        for symbol, places in positions.items()
+    )
+
+
+def _bound(value: Any, unbounded: int) -> int:
+    try:
+        return int(value)
+    except (TypeError, OverflowError, ValueError):
+        return unbounded
+
+

@@ -1,0 +1,233 @@
+"""Capture, mending: Python's builtins on values that depend on data."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gaudicc.capture.mend.context import Context, active
+from gaudicc.capture.mend.control import choose
+from gaudicc.capture.mend.internals import SYMBOLIC, is_constant, is_data_dependent
+from gaudicc.capture.mend.iteration import Enumerated, SymbolicRange, as_items
+from gaudicc.capture.mend.merge import is_number
+from gaudicc.capture.mend.operators import all_of, any_of, fail, positions, test_compare
+from gaudicc.capture.mend.truth import fresh_test, truth
+from gaudicc.capture.mend.values import Choice, Maybe, distribute
+
+_SYMBOL_TYPES = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
+
+
+def function(original: Any) -> Any:
+    """What a rewritten function calls in place of `original`: a helper for a builtin, otherwise `original` itself."""
+    if active() is None:
+        return original
+    try:
+        return _HELPERS.get(original, original)
+    except TypeError:  # an unhashable callable is no builtin
+        return original
+
+
+def _reads(value: Any) -> bool:
+    """Whether converting a value to a Python number would read a tensor."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not is_constant(value)
+    return is_data_dependent(value)
+
+
+def _context() -> Context:
+    context = active()
+    assert context is not None
+    return context
+
+
+def _scalar(value: Any) -> torch.Tensor:
+    return value.reshape(()) if isinstance(value, torch.Tensor) else _context().numbers.tensor(value)
+
+
+def int_(*args: Any) -> Any:
+    """`int(x)`."""
+    if len(args) != 1 or not _reads(args[0]):
+        return distribute(int_, args, {}) if args and isinstance(args[0], Choice) else int(*args)
+    value = _scalar(args[0])
+    if isinstance(args[0], torch.SymInt):
+        return args[0]
+    if value.is_floating_point():
+        fail(fresh_test(value.isnan()), ValueError("cannot convert float NaN to integer"))
+        fail(fresh_test(value.isinf()), OverflowError("cannot convert float infinity to integer"))
+        value = torch.where(value.isfinite(), value, torch.zeros_like(value))
+    return _context().numbers.read(value.to(torch.int64))
+
+
+def float_(*args: Any) -> Any:
+    """`float(x)`."""
+    if len(args) != 1 or not _reads(args[0]):
+        return distribute(float_, args, {}) if args and isinstance(args[0], Choice) else float(*args)
+    return _context().numbers.read(_scalar(args[0]).to(torch.float64))
+
+
+def bool_(*args: Any) -> Any:
+    """`bool(x)`."""
+    decision = truth(args[0]) if args else False
+    return _context().numbers.read(decision) if isinstance(decision, torch.Tensor) else decision
+
+
+def len_(value: Any) -> Any:
+    """`len(x)`: also of a list whose length depends on data."""
+    if isinstance(value, Choice):
+        return distribute(len_, (value,), {})
+    if isinstance(value, list) and any(isinstance(item, Maybe) for item in value):
+        return _context().numbers.read(positions(_context(), value)[1])
+    if isinstance(value, torch.Tensor) and value.dim() and is_data_dependent(value.shape[0]):
+        return value.shape[0]
+    return len(value)
+
+
+def range_(*args: Any) -> Any:
+    """`range(...)`."""
+    numbers = [int_(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+    if not any(is_data_dependent(number) for number in numbers):
+        return range(*args)
+    start, stop = (0, numbers[0]) if len(numbers) == 1 else numbers[:2]
+    step = numbers[2] if len(numbers) == 3 else 1
+    return SymbolicRange(start, stop, operator.index(step))
+
+
+def enumerate_(items: Any, start: int = 0) -> Any:
+    """`enumerate(...)`."""
+    return Enumerated(items, start) if _is_partial(items) else enumerate(items, start)
+
+
+def _is_partial(items: Any) -> bool:
+    if isinstance(items, list):
+        return any(isinstance(item, Maybe) for item in items)
+    if isinstance(items, torch.Tensor):
+        return items.dim() > 0 and is_data_dependent(items.shape[0])
+    return isinstance(items, SymbolicRange)
+
+
+def list_(*args: Any) -> Any:
+    """`list(...)`."""
+    if args and isinstance(args[0], torch.Tensor) and _is_partial(args[0]):
+        return as_items(_context(), args[0])
+    return list(*args)
+
+
+def sum_(items: Any, start: Any = 0) -> Any:
+    """`sum(...)`: items that may be absent are added where they are there."""
+    if isinstance(items, torch.Tensor) and _is_partial(items):
+        items = as_items(_context(), items)
+    total = start
+    for item in items:
+        if isinstance(item, Maybe):
+            add = lambda item=item, total=total: total + item.value  # noqa: E731
+            total = choose(_context(), item.present, add, lambda total=total: total, None)
+        else:
+            total = total + item
+    return total
+
+
+def any_(items: Any) -> Any:
+    """`any(...)`."""
+    return bool_(any_of(None, *_tests(items, absent=False)))
+
+
+def all_(items: Any) -> Any:
+    """`all(...)`."""
+    return bool_(all_of(None, *_tests(items, absent=True)))
+
+
+def _tests(items: Any, *, absent: bool) -> list[Callable[[], Any]]:
+    """One test per item; an item that is not there counts as `absent`."""
+
+    def test(item: Any) -> Callable[[], Any]:
+        if not isinstance(item, Maybe):
+            return lambda: item
+        otherwise = torch.full_like(item.present, absent)
+        return lambda: choose(_context(), item.present, lambda: _scalar(bool_(item.value)), lambda: otherwise, None)
+
+    return [test(item) for item in items]
+
+
+def _extreme(better: Callable[[Any, Any], Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    def extreme(*args: Any, **kwargs: Any) -> Any:
+        items = list(args[0]) if len(args) == 1 else list(args)
+        if kwargs or not any(_reads(item) for item in items):
+            return plain(*args, **kwargs)
+        best = items[0]
+        for item in items[1:]:
+            decision = truth(test_compare(better, item, best))
+            if isinstance(decision, torch.Tensor):
+                best = choose(_context(), decision, lambda item=item: item, lambda best=best: best, None)
+            else:
+                best = item if decision else best
+        return best
+
+    return extreme
+
+
+def abs_(value: Any) -> Any:
+    """`abs(x)`."""
+    if is_number(value) and is_data_dependent(value):
+        return _context().numbers.read(_context().numbers.tensor(value).abs())
+    return abs(value)
+
+
+def round_(value: Any, digits: int | None = None) -> Any:
+    """`round(x)`, half to even, of one argument where it depends on data."""
+    if digits is None and is_number(value) and is_data_dependent(value):
+        return int_(_context().numbers.read(_context().numbers.tensor(value).round()))
+    return round(value) if digits is None else round(value, digits)
+
+
+def isinstance_(value: Any, kinds: Any) -> Any:
+    """`isinstance(x, kinds)`: a symbolic number is what it stands for."""
+    if isinstance(value, Choice):
+        return distribute(isinstance_, (value, kinds), {})
+    if isinstance(value, SYMBOLIC) and not isinstance(value, kinds):
+        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+        return any(issubclass(_SYMBOL_TYPES[type(value)], kind) for kind in kinds if isinstance(kind, type))
+    return isinstance(value, kinds)
+
+
+def _of_float(plain: Callable[[float], Any], traced: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
+    """A function of `math` that is exact, and whose tensor form is exact too."""
+
+    def apply(value: Any) -> Any:
+        if not _reads(value):
+            return plain(value)
+        result = _context().numbers.read(traced(_scalar(value).to(torch.float64)))
+        return int_(result) if plain in (math.floor, math.ceil, math.trunc) else result
+
+    return apply
+
+
+_HELPERS: dict[Any, Callable[..., Any]] = {
+    builtins.int: int_,
+    builtins.float: float_,
+    builtins.bool: bool_,
+    builtins.len: len_,
+    builtins.range: range_,
+    builtins.enumerate: enumerate_,
+    builtins.list: list_,
+    builtins.sum: sum_,
+    builtins.any: any_,
+    builtins.all: all_,
+    builtins.min: _extreme(operator.lt, min),
+    builtins.max: _extreme(operator.gt, max),
+    builtins.abs: abs_,
+    builtins.round: round_,
+    builtins.isinstance: isinstance_,
+    math.floor: _of_float(math.floor, torch.floor),
+    math.ceil: _of_float(math.ceil, torch.ceil),
+    math.trunc: _of_float(math.trunc, torch.trunc),
+    math.isnan: _of_float(math.isnan, torch.isnan),
+    math.isinf: _of_float(math.isinf, torch.isinf),
+    math.isfinite: _of_float(math.isfinite, torch.isfinite),
+}
+NAMES = frozenset(helper.__name__ for helper in _HELPERS)
+"""Names under which rewritten code may call one of these."""

@@ -1,0 +1,246 @@
+"""Capture, mending: what one traced run of the model knows: where it is, under which predicate, and what it flagged."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+from gaudicc.capture.mend.heap import Heap
+from gaudicc.capture.mend.numbers import Numbers
+from gaudicc.capture.mend.outcomes import NeedsRewrite, is_user_file, user_stack
+from gaudicc.capture.mend.predicates import Pred, Predicates
+
+UNROLL_LIMIT = 128
+"""Trips after which a loop with a tensor in its test, and no declared maximum, is refused."""
+
+
+class Kind(enum.Enum):
+    """What a scope of the running program is."""
+
+    ROOT = "root"
+    CALL = "call"
+    LOOP = "loop"
+    TRIP = "trip"
+    BRANCH = "branch"
+
+
+class Signal(enum.Enum):
+    """How a block of statements ended, when not by falling off its end."""
+
+    BREAK = "break"
+    CONTINUE = "continue"
+    DEAD = "dead"  # every path through the block has left it already
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """A block ended by returning a value from its function."""
+
+    value: Any
+
+
+class Unreachable(BaseException):  # noqa: N818 - not an error: it unwinds, past user handlers, code no path reaches
+    """Every path has left the function being run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Reads and writes all variables of one running function; the first `outer` outlive the call."""
+
+    read: Callable[[], tuple[Any, ...]]
+    write: Callable[[tuple[Any, ...]], None]
+    outer: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The variables of one function and the containers they reach, at one moment."""
+
+    variables: tuple[Any, ...]
+    heap: Heap
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A path that left a scope early: under which predicate, how, and with which state."""
+
+    pred: Pred
+    signal: Signal | Return | None
+    state: State
+
+
+@dataclass(slots=True)
+class Scope:
+    """One nested part of the running program; `pred` holds while control is in it."""
+
+    kind: Kind
+    pred: Pred
+    exits: list[Exit] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One extra output of a mended program: a 0-d bool, true when the program must raise.
+
+    Attributes:
+        error: the exception to raise, as the user's code made it.
+        source: the `file:line` that raises.
+        overflow: whether it says that a loop ran past its declared maximum.
+    """
+
+    error: Exception
+    source: str
+    overflow: bool = False
+
+    @property
+    def type(self) -> type[Exception]:
+        """The class of the exception."""
+        return type(self.error)
+
+    @property
+    def message(self) -> str:
+        """The text of the exception."""
+        return str(self.error)
+
+
+class Context:
+    """The state of one traced run.
+
+    Args:
+        roots: objects whose containers any branch may change (the model).
+        max_trips: trips to unroll where only data ends a loop, or None if the user declared no maximum.
+        is_rewritten: whether code is the result of a rewrite.
+    """
+
+    def __init__(
+        self, roots: tuple[Any, ...], max_trips: int | None, is_rewritten: Callable[[CodeType], bool]
+    ) -> None:
+        self.roots = roots
+        self.is_rewritten = is_rewritten
+        self.boundary: CodeType | None = None  # the code that called the model: frames beyond it are not the user's
+        self.max_trips = max_trips
+        self.scopes = [Scope(Kind.ROOT, None)]
+        self.predicates = Predicates()
+        self.numbers = Numbers()
+        self.bounds: dict[str, int] = {}  # most elements that a data-dependent size can have, by symbol
+        self.nonzero_of: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # result of nonzero -> (result, its mask)
+        self.merged: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.tests: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.safe_sizes: dict[tuple[str, int], Any] = {}
+        self.flags: dict[tuple[str, type, str], tuple[Flag, torch.Tensor]] = {}
+
+    @property
+    def pred(self) -> Pred:
+        """The predicate under which the current statement is executed; None where it always is."""
+        return self.scopes[-1].pred
+
+    @contextmanager
+    def scope(self, kind: Kind, test: Pred = None) -> Iterator[Scope]:
+        """Enter a nested scope, in which `test` holds besides everything around it."""
+        entered = Scope(kind, self.predicates.both(self.pred, test))
+        depth = len(self.scopes)
+        self.scopes.append(entered)
+        try:
+            yield entered
+        finally:
+            del self.scopes[depth:]
+
+    def state(self, access: Access | None) -> State:
+        """Copy the variables and containers that a branch could change."""
+        variables = access.read() if access else ()
+        return State(variables, Heap.take((*variables, *self.roots)))
+
+    def restore(self, state: State, access: Access | None) -> None:
+        """Put back what `state` copied."""
+        state.heap.restore()
+        if access:
+            access.write(state.variables)
+
+    def leave(self, kind: Kind | None, signal: Signal | Return | None, state: State | None) -> None:
+        """Record that the current path leaves the innermost scope of `kind` (None: the whole program).
+
+        From here to the end of that scope, code runs only on the paths that did not leave.
+        """
+        gone = self.pred
+        for scope in reversed(self.scopes):
+            if gone is not None:
+                scope.pred = self.predicates.without(scope.pred, gone)
+            if scope.kind is kind:
+                assert state is not None
+                scope.exits.append(Exit(gone, signal, state))
+                return
+
+    def flag(self, error: Exception, source: str, *, overflow: bool = False) -> None:
+        """Make the captured program raise `error` when the current predicate holds, and end the paths that do."""
+        assert self.pred is not None
+        key = (source, type(error), str(error))
+        flag, earlier = self.flags.get(key, (Flag(error, source, overflow), None))
+        self.flags[key] = (flag, self.predicates.either(earlier, self.pred))
+        self.leave(None, None, None)
+
+    def require_rewritten(self, depth: int | None = None) -> None:
+        """Ask for a rewrite of the calling functions: all of them, or only so many, innermost first.
+
+        Raises:
+            NeedsRewrite: one of them has not been rewritten.
+        """
+        for frame in itertools.islice(user_stack(self.boundary), depth):
+            if not self.is_rewritten(frame.f_code):
+                raise NeedsRewrite(frame)
+
+    def taint(self) -> None:
+        """An undecided value was stored in the model: from now on only rewritten functions may run."""
+        self.require_rewritten()
+        sys.setprofile(self._watch)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Undo what `taint` does to the interpreter."""
+        before = sys.getprofile()
+        try:
+            yield
+        finally:
+            sys.setprofile(before)
+
+    def _watch(self, frame: FrameType, event: str, _arg: Any) -> None:
+        code = frame.f_code
+        if event == "call" and not code.co_filename.startswith("<") and is_user_file(code.co_filename):
+            if not self.is_rewritten(code):
+                raise NeedsRewrite(frame)
+
+    def choose(self, pred: torch.Tensor, then: Callable[[], Any], orelse: Callable[[], Any]) -> Any:
+        """The merged value of two expressions, each run under its side of `pred`."""
+        from gaudicc.capture.mend.control import choose
+
+        return choose(self, pred, then, orelse, None)
+
+
+class _Active(threading.local):
+    context: Context | None = None
+
+
+_ACTIVE = _Active()
+
+
+def active() -> Context | None:
+    """The traced run of this thread, or None: then rewritten code must act as plain Python."""
+    return _ACTIVE.context
+
+
+@contextmanager
+def activate(context: Context) -> Iterator[Context]:
+    """Make `context` the traced run of this thread."""
+    before, _ACTIVE.context = _ACTIVE.context, context
+    try:
+        yield context
+    finally:
+        _ACTIVE.context = before

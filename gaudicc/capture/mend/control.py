@@ -1,0 +1,301 @@
+"""Capture, mending: branches, loops and calls of rewritten functions, as they are while a model is being captured.
+
+Every function here acts as plain Python when the value decided on is plain, or when no capture runs in this thread:
+rewritten code may be called eagerly by others at the same time.
+
+On a tensor, both sides of a branch run from the same state and are merged by `where`; a path that returns, breaks,
+continues or raises leaves its scope with its state, the rest runs only for the paths that stayed, and the scope's end
+folds them together. Python state that no tensor decides on stays plain Python throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import BuiltinMethodType
+from typing import Any
+
+import torch
+
+from gaudicc.capture.mend.context import (
+    UNROLL_LIMIT,
+    Access,
+    Context,
+    Exit,
+    Kind,
+    Return,
+    Scope,
+    Signal,
+    State,
+    Unreachable,
+    active,
+)
+from gaudicc.capture.mend.merge import fold, install, merge, merge_states
+from gaudicc.capture.mend.outcomes import here, is_path_outcome, is_user_file, refuse_if_caught, source_of
+from gaudicc.capture.mend.truth import truth
+from gaudicc.capture.mend.values import distribute, is_undecided
+from gaudicc.errors import DynamicControlFlowError, LoopOverflowError, Where
+
+Block = Callable[[], Any]
+Ending = Signal | Return | None
+_TARGET = {Signal.BREAK: Kind.LOOP, Signal.CONTINUE: Kind.TRIP}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One trip of a loop: whether it happens at all, whether its item is there, and the item."""
+
+    go: bool | torch.Tensor
+    item: Any = None
+    present: torch.Tensor | None = None
+
+
+def _end(context: Context, ending: Ending, access: Access | None) -> bool:
+    """Record how a block ended; true if control falls off its end."""
+    if ending is None:
+        return True
+    if ending is not Signal.DEAD:
+        target = Kind.CALL if isinstance(ending, Return) else _TARGET[ending]
+        context.leave(target, ending, context.state(access))
+    return False
+
+
+def _raised(context: Context, error: Exception) -> None:
+    """Turn an exception of the user's into a flag; anything else goes on."""
+    if context.pred is None or not is_path_outcome(error):
+        raise error
+    refuse_if_caught(error, context.boundary)
+    context.flag(error, source_of(error))
+
+
+@dataclass(slots=True)
+class _Side:
+    open: bool
+    value: Any
+    state: State
+
+
+def _sides(context: Context, pred: torch.Tensor, runs: tuple[Block, Block], access: Access | None) -> list[_Side]:
+    before = context.state(access)
+    sides = []
+    for test, run in zip((pred, context.predicates.negate(pred)), runs, strict=True):
+        if sides:
+            context.restore(before, access)
+        is_open, value = False, None
+        with context.scope(Kind.BRANCH, test):
+            try:
+                is_open, value = run()
+            except Unreachable:
+                pass
+            except Exception as error:
+                _raised(context, error)
+            sides.append(_Side(is_open, value, context.state(access)))
+    return sides
+
+
+def _join(context: Context, pred: torch.Tensor, sides: list[_Side], access: Access | None) -> bool:
+    """Make the state after a branch the present one; false if no path reaches the end of the branch."""
+    then, orelse = sides
+    if then.open and orelse.open:
+        install(context, merge_states(context, pred, then.state, orelse.state), access)
+    elif then.open or orelse.open:
+        install(context, (then if then.open else orelse).state, access)
+    return then.open or orelse.open
+
+
+def branch(context: Context, pred: torch.Tensor, then: Block | None, orelse: Block | None, access: Access) -> Ending:
+    """Both sides of an `if` on a tensor; returns how control leaves it."""
+
+    def run(block: Block | None) -> tuple[bool, None]:
+        return _end(context, block() if block else None, access), None
+
+    sides = _sides(context, pred, (lambda: run(then), lambda: run(orelse)), access)
+    return None if _join(context, pred, sides, access) else Signal.DEAD
+
+
+def choose(context: Context, pred: torch.Tensor, then: Block, orelse: Block, access: Access | None) -> Any:
+    """The merged value of two expressions, each evaluated under its side of `pred`."""
+    known = context.predicates.decided(pred, context.pred)
+    if known is not None:
+        return then() if known else orelse()
+    sides = _sides(context, pred, (lambda: (True, then()), lambda: (True, orelse())), access)
+    if not _join(context, pred, sides, access):
+        raise Unreachable
+    left, right = sides
+    if left.open and right.open:
+        return merge(context, pred, left.value, right.value)
+    return left.value if left.open else right.value
+
+
+def if_(test: Any, then: Block | None, orelse: Block | None, access: Access) -> Ending:
+    """An `if` statement of a rewritten function; each side is a block that returns how it ended."""
+    context = active()
+    decision = truth(test)
+    if not isinstance(decision, torch.Tensor) or context is None:
+        block = then if decision else orelse
+        return block() if block else None
+    return branch(context, decision, then, orelse, access)
+
+
+def call(body: Block, access: Access) -> Any:
+    """Run the body of a rewritten function and return its value."""
+    context = active()
+    if context is None:
+        ending = body()
+        return ending.value if isinstance(ending, Return) else None
+    with context.scope(Kind.CALL) as scope:
+        try:
+            ending = body()
+        except Unreachable:
+            ending = Signal.DEAD
+        except Exception as error:
+            if not scope.exits:
+                raise
+            _raised(context, error)
+            ending = Signal.DEAD
+        if ending is not Signal.DEAD:
+            ending = ending or Return(None)
+            if not scope.exits:
+                return ending.value
+            scope.exits.append(Exit(context.pred, ending, context.state(access)))
+    if not scope.exits:
+        raise Unreachable
+    install(context, fold(context, scope.exits, access.outer), access)
+    value = _returned(context, scope.exits)
+    if is_undecided(value):
+        context.require_rewritten(depth=2)  # this function, and the one that gets the value
+    return value
+
+
+def invoke(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A call in a rewritten function: other code gets each value an undecided argument can have, one by one."""
+    context = active()
+    if context is None or not is_undecided((args, kwargs)) or _can_take_undecided(context, function):
+        return function(*args, **kwargs)
+    return distribute(function, args, kwargs)
+
+
+def _can_take_undecided(context: Context, function: Any) -> bool:
+    """Whether a callable is rewritten code, or a container method that only stores its arguments."""
+    target = getattr(function, "__func__", function)
+    if isinstance(target, BuiltinMethodType) and isinstance(target.__self__, (list, dict, set)):
+        return True
+    code = getattr(target, "__code__", None)
+    return code is not None and (context.is_rewritten(code) or not is_user_file(code.co_filename))
+
+
+def _returned(context: Context, exits: list[Exit]) -> Any:
+    values = [exit_.signal.value for exit_ in exits if isinstance(exit_.signal, Return)]
+    merged = values[-1]
+    for exit_, value in zip(reversed(exits[:-1]), reversed(values[:-1]), strict=True):
+        assert exit_.pred is not None
+        merged = merge(context, exit_.pred, value, merged)
+    return merged
+
+
+def loop(steps: Iterator[Step], body: Callable[[Any], Any], orelse: Block | None, access: Access) -> Ending:
+    """A `while` or `for` of a rewritten function, during capture."""
+    context = active()
+    assert context is not None
+    with context.scope(Kind.LOOP) as scope:
+        ending: Ending = Signal.DEAD
+        trips = 0
+        while (step := _next(context, scope, steps)) is not None:
+            if isinstance(step.go, torch.Tensor):
+                with context.scope(Kind.BRANCH, context.predicates.negate(step.go)):
+                    context.leave(Kind.LOOP, None, context.state(access))
+                trips += 1
+                if _exhausted(context, trips):
+                    break
+            elif not step.go:
+                scope.exits.append(Exit(context.pred, None, context.state(access)))
+                break
+            ending = _trip(context, scope, step, body, access)
+            if ending is not None:
+                break
+    if isinstance(ending, Return):
+        return ending
+    return _after_loop(context, scope.exits, orelse, access)
+
+
+def _next(context: Context, scope: Scope, steps: Iterator[Step]) -> Step | None:
+    """The next step, or None if evaluating the loop's test raised on every path that is still in the loop."""
+    try:
+        return next(steps)
+    except Unreachable:
+        return None
+    except Exception as error:
+        if not scope.exits:
+            raise
+        _raised(context, error)
+        return None
+
+
+def _exhausted(context: Context, trips: int) -> bool:
+    """Whether the loop has had all the trips it may; paths that want more are flagged, never cut short."""
+    limit = UNROLL_LIMIT if context.max_trips is None else context.max_trips
+    if trips <= limit:
+        return False
+    if context.max_trips is None:
+        raise DynamicControlFlowError(
+            "nothing but data ends this loop",
+            where=Where(source=here()),
+            hint="declare the most trips it can make: max_trips=...",
+        )
+    message = f"a loop wants more than the declared max_trips={context.max_trips}"
+    context.flag(LoopOverflowError(message, where=Where(source=here())), here(), overflow=True)
+    return True
+
+
+def _trip(context: Context, around: Scope, step: Step, body: Callable[[Any], Any], access: Access) -> Ending:
+    """One trip; returns None if another may follow."""
+    with context.scope(Kind.TRIP) as trip:
+        if step.present is not None:
+            with context.scope(Kind.BRANCH, context.predicates.negate(step.present)):
+                context.leave(Kind.TRIP, Signal.CONTINUE, context.state(access))
+        try:
+            ending = body(step.item)
+        except Unreachable:
+            ending = Signal.DEAD
+        except Exception as error:
+            if not trip.exits and not around.exits:
+                raise
+            _raised(context, error)
+            ending = Signal.DEAD
+        if ending in (None, Signal.CONTINUE):
+            if not trip.exits:
+                return None
+            trip.exits.append(Exit(context.pred, ending, context.state(access)))
+        elif isinstance(ending, Return) and not trip.exits and not around.exits:
+            return ending
+        else:
+            _end(context, ending, access)
+    if not trip.exits:
+        return Signal.DEAD
+    install(context, fold(context, trip.exits), access)
+    return None
+
+
+def _after_loop(context: Context, exits: list[Exit], orelse: Block | None, access: Access) -> Ending:
+    if not exits:
+        return Signal.DEAD
+    ended = [exit_ for exit_ in exits if exit_.signal is None]
+    broken = [exit_ for exit_ in exits if exit_.signal is Signal.BREAK]
+    if orelse is None or not ended:
+        install(context, fold(context, exits), access)
+        return None
+    if not broken:
+        install(context, fold(context, ended), access)
+        return orelse()  # type: ignore[no-any-return]
+    pred: torch.Tensor | None = None
+    for exit_ in broken:
+        assert exit_.pred is not None
+        pred = context.predicates.either(pred, exit_.pred)
+    assert pred is not None
+
+    def side(state: State, block: Block | None) -> Ending:
+        install(context, state, access)
+        return block() if block else None  # type: ignore[no-any-return]
+
+    states = fold(context, broken), fold(context, ended)
+    return branch(context, pred, lambda: side(states[0], None), lambda: side(states[1], orelse), access)

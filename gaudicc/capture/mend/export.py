@@ -1,0 +1,197 @@
+"""Capture, mending: torch.export of a model whose Python decides on tensors, after rewriting the functions that do.
+
+Plain export comes first: a model without such decisions pays nothing. Where it stops at one, the function at fault is
+rewritten, its code swapped in until capture ends, and capture starts again.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from gaudicc.capture.mend.context import Context, Flag, Unreachable, activate
+from gaudicc.capture.mend.internals import quiet, stops_at_data
+from gaudicc.capture.mend.interpose import Interpose
+from gaudicc.capture.mend.merge import settle
+from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frame
+from gaudicc.capture.mend.swap import Swaps, rewritten_code
+from gaudicc.capture.mend.traces import no_traces
+from gaudicc.errors import DynamicControlFlowError, Where
+
+_LOCK = threading.RLock()
+"""One mending at a time: it swaps code of functions that other captures may be running."""
+
+
+@dataclass(frozen=True, slots=True)
+class MendedExport:
+    """A captured model, and what had to be done to capture it.
+
+    Attributes:
+        exported: the program; with flags, its outputs are `(outputs of the model, one 0-d bool per flag)`.
+        rewritten: the functions that were rewritten, each as `name (file:line)`.
+        flags: what each extra output means, in the order of the outputs; at most one of them is true.
+    """
+
+    exported: ExportedProgram
+    rewritten: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program on this machine: returns what the model returns, or raises what it raises."""
+        return self.outputs(self.exported.module()(*args, **kwargs))
+
+    def outputs(self, outputs: Any) -> Any:
+        """What the model returns, out of the outputs of the program.
+
+        Raises:
+            Exception: the user's own exception, of the flag that is set.
+        """
+        if not self.flags:
+            return outputs
+        outputs, values = outputs
+        for flag, value in zip(self.flags, values, strict=True):
+            if value:
+                raise flag.error
+        return outputs
+
+
+def export_mending(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    max_trips: int | None = None,
+) -> MendedExport:
+    """Capture a model with non-strict torch.export, rewriting the Python functions that decide on tensors.
+
+    Args:
+        model: the model, in evaluation mode.
+        args: example positional inputs; which path they take does not matter.
+        kwargs: example keyword inputs.
+        dynamic_shapes: as for `torch.export.export`.
+        max_trips: most trips of a loop that only data ends; more raise `LoopOverflowError` when the program runs.
+
+    Returns:
+        The program. Every side of every decision is in it, selected by `where`; loops are unrolled.
+
+    Raises:
+        DynamicControlFlowError: a decision that cannot be mended; names the line and what to write instead.
+    """
+
+    def export() -> ExportedProgram:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+
+    with _LOCK:
+        try:
+            with no_traces(model), quiet():
+                return MendedExport(export())
+        except Exception as error:
+            if not stops_at_data(error):
+                raise
+            first = error
+        return _Mending(model, export, max_trips).run(first)
+
+
+class _Mending:
+    """One capture with rewriting."""
+
+    def __init__(self, model: nn.Module, export: Callable[[], ExportedProgram], max_trips: int | None) -> None:
+        self._model, self._export, self._max_trips = model, export, max_trips
+        self._swaps = Swaps()
+        self._rewritten: list[str] = []
+        self._flags: tuple[Flag, ...] = ()
+
+    def run(self, error: BaseException) -> MendedExport:
+        """Rewrite and try again until capture gets through."""
+        forward = self._model.forward
+        had_own = "forward" in vars(self._model)
+        wrapper = self._wrap(forward)
+        try:
+            self._model.forward = wrapper
+            while True:
+                self._rewrite(error)
+                try:
+                    with no_traces(self._model), quiet():
+                        exported = self._export()
+                except (Exception, NeedsRewrite) as again:
+                    error = again
+                    continue
+                exported.graph_module.graph.eliminate_dead_code()
+                exported.graph_module.recompile()
+                return MendedExport(exported, tuple(self._rewritten), self._flags)
+        finally:
+            self._swaps.undo()
+            if had_own:
+                self._model.forward = forward
+            else:
+                del self._model.forward
+
+    def _wrap(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(forward)
+
+        @functools.wraps(forward)
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            context = Context((self._model,), self._max_trips, self._swaps.is_rewritten)
+            context.boundary = traced.__code__
+            with activate(context), context.watching(), Interpose(context):
+                outputs = _outputs(context, forward, args, kwargs)
+            self._flags = tuple(flag for flag, _ in context.flags.values())
+            return (outputs, tuple(value for _, value in context.flags.values())) if self._flags else outputs
+
+        traced.__signature__ = signature  # type: ignore[attr-defined]
+        return traced
+
+    def _rewrite(self, error: BaseException) -> None:
+        """Rewrite the function that `error` stopped in."""
+        frame = getattr(error, "frame", None)
+        found = user_frame(error) if frame is None else (frame, frame.f_lineno)
+        dynamic = isinstance(error, (NeedsRewrite, DynamicControlFlowError)) or stops_at_data(error)
+        if not dynamic or found is None:
+            raise error
+        frame, line = found
+        if self._swaps.is_rewritten(frame.f_code):
+            raise _refusal(error, frame, line) from error
+        code, name = frame.f_code, _qualified_name(frame)
+        new = rewritten_code(code, name)
+        if new is None:
+            raise _refusal(error, frame, line, "its source is missing") from error
+        self._swaps.replace(code, new)
+        self._rewritten.append(f"{name} ({code.co_filename}:{code.co_firstlineno})")
+
+
+def _outputs(context: Context, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    try:
+        outputs = forward(*args, **kwargs)
+        return pytree.tree_map(lambda leaf: settle(context, leaf), outputs)
+    except Unreachable:
+        raise DynamicControlFlowError("every path through the model raises") from None
+
+
+def _qualified_name(frame: FrameType) -> str:
+    code: CodeType = frame.f_code
+    if hasattr(code, "co_qualname"):
+        return str(code.co_qualname)
+    owner = frame.f_locals.get("self")
+    classes = type(owner).__mro__ if owner is not None else ()
+    found = next((kind for kind in classes if getattr(vars(kind).get(code.co_name), "__code__", None) is code), None)
+    return f"{found.__name__}.{code.co_name}" if found else code.co_name
+
+
+def _refusal(error: BaseException, frame: FrameType, line: int, why: str = "") -> BaseException:
+    if isinstance(error, DynamicControlFlowError):
+        where = error.where if error.where.source else Where(source=place(frame, line))
+        return DynamicControlFlowError(error.what, where=where, hint=error.todo)
+    text = str(error).split("\n", maxsplit=1)[0]
+    what = f"{frame.f_code.co_name} decides on a tensor" + (f" and {why}" if why else f": {text}" if text else "")
+    return DynamicControlFlowError(what, where=Where(source=place(frame, line)))

@@ -1,0 +1,76 @@
+"""Capture, mending: arguments with which an operation cannot fail where it is not meant to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gaudicc.capture.mend.context import Context
+from gaudicc.capture.mend.internals import is_data_dependent
+from gaudicc.capture.mend.predicates import Pred
+from gaudicc.capture.mend.values import replace
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_INDEXING = {
+    "__getitem__", "__setitem__", "index_select", "index_add", "index_add_", "index_copy", "index_copy_", "index_fill",
+    "index_fill_", "index_put", "index_put_", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_",
+    "scatter_reduce", "scatter_reduce_", "take", "take_along_dim", "select", "narrow", "embedding", "one_hot",
+    "bincount", "repeat_interleave", "cross_entropy", "nll_loss", "put_", "embedding_bag", "unravel_index",
+}  # fmt: skip
+_DATA_FIRST = _INDEXING - {"embedding", "one_hot", "bincount", "embedding_bag", "unravel_index"}
+_DIVIDING = {
+    "div", "div_", "divide", "floor_divide", "floor_divide_", "remainder", "remainder_", "fmod", "fmod_", "__floordiv__",
+    "__mod__", "__ifloordiv__", "__imod__", "__rfloordiv__", "__rmod__", "floordiv", "mod",
+}  # fmt: skip
+HARMLESS = {
+    "add", "add_", "sub", "sub_", "mul", "mul_", "truediv", "where", "clone", "eq", "ne", "lt", "le", "gt", "ge",
+    "__add__", "__sub__", "__mul__", "__truediv__", "__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__get__",
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "clamp", "maximum", "minimum", "item", "scalar_tensor",
+    "full_like", "logical_and", "logical_or", "logical_not", "dim", "size", "fill_", "copy_", "pow", "__pow__", "neg",
+}  # fmt: skip
+"""Operations that no value of an operand can make fail."""
+
+
+def safe_arguments(
+    context: Context, pred: torch.Tensor, func: Any, name: str, args: Any, kwargs: Any
+) -> tuple[Any, Any]:
+    """The arguments where `pred` holds, and harmless ones elsewhere.
+
+    Sizes and indices that were read from tensors become 0, integer index tensors 0, integer divisors 1.
+    """
+
+    def number(leaf: Any) -> Any:
+        if isinstance(leaf, torch.SymInt) and is_data_dependent(leaf) and context.numbers.was_read(leaf):
+            return _safe_number(context, pred, leaf)
+        return leaf
+
+    def index(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.dtype in _INTEGERS:
+            return torch.where(pred, leaf, torch.zeros_like(leaf))
+        return number(leaf)
+
+    if name in _INDEXING:
+        keep = 1 if name in _DATA_FIRST else 0
+        kept = args[:keep]
+        if name == "__setitem__":  # the value that is stored is no index
+            return (*kept, replace(args[1], index), *args[2:]), kwargs
+        return (*kept, *replace(args[keep:], index)), replace(kwargs, index)
+    if name in _DIVIDING and len(args) == 2:
+        swapped = name.startswith("__r") and name != "__rshift__"
+        place = 0 if swapped else 1
+        divisor = args[place]
+        if isinstance(divisor, torch.Tensor) and divisor.dtype in _INTEGERS:
+            safe = torch.where(pred, divisor, torch.ones_like(divisor))
+            return (*args[:place], safe, *args[place + 1 :]), kwargs
+        return args, kwargs
+    return replace(args, number), replace(kwargs, number)
+
+
+def _safe_number(context: Context, pred: Pred, number: torch.SymInt) -> Any:
+    """`number` where `pred` holds, else 0; one symbol for each number and predicate, so that equal sizes stay equal."""
+    key = (str(number.node.expr), id(pred))
+    if key not in context.safe_sizes:
+        value = context.numbers.tensor(number)
+        context.safe_sizes[key] = (context.numbers.read(torch.where(pred, value, torch.zeros_like(value))), pred)
+    return context.safe_sizes[key][0]

@@ -1,0 +1,158 @@
+"""Capture, mending: `while` and `for` of rewritten functions, and the iterables that depend on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gaudicc.capture.mend.context import Access, Context, Return, Signal, active
+from gaudicc.capture.mend.control import Block, Ending, Step, loop
+from gaudicc.capture.mend.internals import is_data_dependent, symbol_name
+from gaudicc.capture.mend.outcomes import here
+from gaudicc.capture.mend.truth import truth
+from gaudicc.capture.mend.values import Maybe
+from gaudicc.errors import DynamicControlFlowError, Where
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolicRange:
+    """`range` whose bounds depend on data."""
+
+    start: Any
+    stop: Any
+    step: int
+
+    def __iter__(self) -> Iterator[Any]:
+        raise DynamicControlFlowError(
+            "code that was not rewritten loops over a range whose length depends on data",
+            where=Where(source=here()),
+            hint="loop over it with a `for` statement",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Enumerated:
+    """`enumerate` of an iterable whose length depends on data."""
+
+    items: Any
+    start: int
+
+
+def while_(test: Callable[[], Any], body: Block, orelse: Block | None, access: Access) -> Ending:
+    """A `while` statement of a rewritten function."""
+    if active() is None:
+        while truth(test()):
+            ending = body()
+            if ending is Signal.BREAK:
+                return None
+            if isinstance(ending, Return):
+                return ending
+        return orelse() if orelse else None  # type: ignore[no-any-return]
+
+    def steps() -> Iterator[Step]:
+        while True:
+            yield Step(truth(test()))
+
+    return loop(steps(), lambda _item: body(), orelse, access)
+
+
+def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: Access) -> Ending:
+    """A `for` statement of a rewritten function."""
+    context = active()
+    if context is not None:
+        return loop(_steps(context, items), body, orelse, access)
+    for item in items:
+        ending = body(item)
+        if ending is Signal.BREAK:
+            return None
+        if isinstance(ending, Return):
+            return ending
+    return orelse() if orelse else None  # type: ignore[no-any-return]
+
+
+def _steps(context: Context, items: Any) -> Iterator[Step]:
+    if isinstance(items, SymbolicRange):
+        yield from _range_steps(context, items)
+    elif isinstance(items, torch.Tensor) and items.dim() and is_data_dependent(items.shape[0]):
+        yield from _row_steps(context, items)
+    elif isinstance(items, Enumerated):
+        yield from _enumerated(context, items)
+    else:
+        for item in items:
+            yield Step(True, item.value, item.present) if isinstance(item, Maybe) else Step(True, item)
+    yield Step(False)
+
+
+def _range_steps(context: Context, items: SymbolicRange) -> Iterator[Step]:
+    numbers, at = context.numbers, items.start
+    stop = numbers.tensor(items.stop)
+    while True:
+        now = numbers.tensor(at)
+        yield Step(truth(now < stop if items.step > 0 else now > stop), at)
+        at = numbers.read(now + items.step) if is_data_dependent(at) else at + items.step
+
+
+def _row_steps(context: Context, rows: torch.Tensor) -> Iterator[Step]:
+    origin = context.nonzero_of.get(id(rows))
+    if origin is not None:
+        yield from _nonzero_steps(rows, origin[1])
+        return
+    count = rows.shape[0]
+    padded = torch.cat([rows, rows.new_zeros((1, *rows.shape[1:]))])
+    length = context.numbers.tensor(count)
+    for index in range(bound_of(context, count)):
+        at = length.clamp(max=index).reshape(1)
+        yield Step(truth(length > index), padded.index_select(0, at).squeeze(0))
+
+
+def _nonzero_steps(rows: torch.Tensor, mask: torch.Tensor) -> Iterator[Step]:
+    """The rows of `nonzero(mask)` one by one: every position, there where the mask holds. The order is the same."""
+    flat = mask.reshape(-1).ne(0)
+    strides = [int(torch.Size(mask.shape[dim + 1 :]).numel()) for dim in range(mask.dim())]
+    for index in range(flat.shape[0]):
+        position = [index // stride % size for stride, size in zip(strides, mask.shape, strict=True)]
+        yield Step(True, torch.tensor(position, dtype=torch.int64, device=rows.device), flat[index])
+
+
+def _enumerated(context: Context, items: Enumerated) -> Iterator[Step]:
+    """Pairs of index and item; the index counts only the items that are there."""
+    count: Any = items.start
+    for step in _steps(context, items.items):
+        if step.go is False:
+            return
+        yield Step(step.go, (count, step.item), step.present)
+        if step.present is None:
+            count = count + 1
+        else:
+            count = context.numbers.read(context.numbers.tensor(count) + step.present)
+
+
+def bound_of(context: Context, size: torch.SymInt) -> int:
+    """The most elements that a data-dependent size can have.
+
+    Raises:
+        DynamicControlFlowError: the program implies no bound and the user declared none.
+    """
+    bound = context.bounds.get(symbol_name(size), context.max_trips)
+    if bound is None:
+        raise DynamicControlFlowError(
+            "this loop runs over a tensor whose length depends on data",
+            where=Where(source=here()),
+            hint="declare the most trips it can make: max_trips=...",
+        )
+    return bound
+
+
+def as_items(context: Context, values: torch.Tensor) -> list[Any]:
+    """The rows of a tensor as a Python list, conditional ones where the length depends on data."""
+    steps: Iterable[Step] = _steps(context, values)
+    items = []
+    for step in steps:
+        if step.go is False:
+            break
+        present = step.go if isinstance(step.go, torch.Tensor) else step.present
+        items.append(step.item if present is None else Maybe(present, step.item))
+    return items

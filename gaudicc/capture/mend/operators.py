@@ -1,0 +1,298 @@
+"""Capture, mending: the expressions of rewritten functions whose operands can depend on data.
+
+Every function acts as the plain operator on plain values. Names of arguments follow the `operator` module.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gaudicc.capture.mend.context import Access, Context, Kind, active
+from gaudicc.capture.mend.control import choose
+from gaudicc.capture.mend.internals import is_data_dependent
+from gaudicc.capture.mend.merge import is_number
+from gaudicc.capture.mend.outcomes import here, refuse_if_caught
+from gaudicc.capture.mend.truth import fresh_test, truth
+from gaudicc.capture.mend.values import Choice, Maybe, Undefined, distribute
+
+Thunk = Callable[[], Any]
+_DIVISIONS = (operator.truediv, operator.floordiv, operator.mod)
+_IN_PLACE = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv, operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+}  # fmt: skip
+
+
+def _symbolic(*values: Any) -> bool:
+    """Whether the operands are all numbers and one depends on data."""
+    return all(is_number(value) for value in values) and any(is_data_dependent(value) for value in values)
+
+
+def _as_value(context: Context, decision: bool | torch.Tensor) -> Any:
+    return context.numbers.read(decision) if isinstance(decision, torch.Tensor) else decision
+
+
+def binary(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """An arithmetic operator; on numbers that depend on data with Python's own rules for division and floats."""
+    context = active()
+    if context is None or not _symbolic(left, right):
+        return function(left, right)
+    numbers = context.numbers
+    is_float = isinstance(left, (float, torch.SymFloat)) or isinstance(right, (float, torch.SymFloat))
+    if function in _DIVISIONS:
+        _refuse_zero(context, function, right, is_float)
+        zero = numbers.tensor(right).eq(0)
+        right = numbers.read(torch.where(zero, torch.ones_like(numbers.tensor(right)), numbers.tensor(right)))
+    if not is_float and function is not operator.truediv:
+        return function(left, right)
+    # torch simplifies symbolic floats like reals (a - b + b -> a); 0-d tensors keep every rounding.
+    wide = [numbers.tensor(value).to(torch.float64) for value in (left, right)]
+    function = torch.remainder if function is operator.mod else function
+    return numbers.read(function(*wide))
+
+
+def _refuse_zero(context: Context, function: Callable[[Any, Any], Any], divisor: Any, is_float: bool) -> None:
+    words = {operator.truediv: "division by zero", operator.floordiv: "integer division or modulo by zero"}
+    message = words.get(function, "integer modulo by zero")
+    if is_float:
+        words = {operator.truediv: "float division by zero", operator.floordiv: "float floor division by zero"}
+        message = words.get(function, "float modulo")
+    fail(fresh_test(context.numbers.tensor(divisor).eq(0)), ZeroDivisionError(message))
+
+
+def fail(test: torch.Tensor, error: Exception) -> None:
+    """Raise where `test` holds: what eager Python raises inside a builtin, at the user's line."""
+    context, decision = active(), truth(test)
+    if not isinstance(decision, torch.Tensor) or context is None:
+        if decision:
+            raise error
+        return
+    refuse_if_caught(error, context.boundary)
+    with context.scope(Kind.BRANCH, decision):
+        context.flag(error, here())
+
+
+def inplace(function: Callable[[Any, Any], Any], target: Any, value: Any) -> Any:
+    """An augmented assignment; returns the object to bind."""
+    if is_number(target) and is_number(value):
+        return binary(_IN_PLACE.get(function, function), target, value)
+    return function(target, value)
+
+
+def compare(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """A comparison whose value is kept."""
+    context = active()
+    if context is None or not _symbolic(left, right):
+        return function(left, right)
+    return _as_value(context, _compare_numbers(context, function, left, right))
+
+
+def test_compare(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """A comparison that only decides: it stays a tensor."""
+    context = active()
+    if context is not None and _symbolic(left, right):
+        return fresh_test(_compare_numbers(context, function, left, right))
+    result = function(left, right)
+    return fresh_test(result) if isinstance(result, torch.Tensor) else result
+
+
+def _compare_numbers(context: Context, function: Callable[[Any, Any], Any], left: Any, right: Any) -> torch.Tensor:
+    result: torch.Tensor = function(context.numbers.tensor(left), context.numbers.tensor(right))
+    return result
+
+
+def bound(value: Any) -> Any:
+    """The value of a variable that may not have been assigned on every path."""
+    if isinstance(value, Undefined):
+        value._fail()
+    if isinstance(value, Choice) and _holds_undefined(value):
+        return distribute(bound, (value,), {})
+    return value
+
+
+def _holds_undefined(value: Any) -> bool:
+    if isinstance(value, Choice):
+        return _holds_undefined(value._then) or _holds_undefined(value._orelse)
+    return isinstance(value, Undefined)
+
+
+def is_(left: Any, right: Any) -> Any:
+    """`left is right`."""
+    if isinstance(left, Choice) or isinstance(right, Choice):
+        return distribute(is_, (left, right), {})
+    return left is right
+
+
+def is_not(left: Any, right: Any) -> Any:
+    """`left is not right`."""
+    return not_(is_(left, right))
+
+
+def contains(item: Any, container: Any) -> Any:
+    """`item in container`."""
+    if active() is None or isinstance(container, (str, range)) and not is_data_dependent(item):
+        return item in container
+    if isinstance(container, torch.Tensor):
+        return (container == item).any()
+    dynamic = isinstance(item, torch.Tensor) or is_data_dependent(item) or _is_partial(container)
+    if not dynamic and not any(isinstance(entry, torch.Tensor) or is_data_dependent(entry) for entry in container):
+        return item in container
+    return any_of(None, *(lambda entry=entry: test_compare(operator.eq, item, entry) for entry in container))
+
+
+def contains_not(item: Any, container: Any) -> Any:
+    """`item not in container`."""
+    return not_(contains(item, container))
+
+
+def not_(value: Any) -> Any:
+    """`not value`, kept as a value."""
+    context, decision = active(), truth(value)
+    if context is None or not isinstance(decision, torch.Tensor):
+        return not decision
+    return context.numbers.read(context.predicates.negate(decision))
+
+
+def test_not(value: Any) -> bool | torch.Tensor:
+    """`not value`, only to decide."""
+    context, decision = active(), truth(value)
+    if context is None or not isinstance(decision, torch.Tensor):
+        return not decision
+    return fresh_test(context.predicates.negate(decision))
+
+
+def all_of(access: Access | None, *thunks: Thunk) -> bool | torch.Tensor:
+    """`a and b and ...`, only to decide; what Python would not evaluate runs under the predicate."""
+    return _connect(access, thunks, stop=False)
+
+
+def any_of(access: Access | None, *thunks: Thunk) -> bool | torch.Tensor:
+    """`a or b or ...`, only to decide."""
+    return _connect(access, thunks, stop=True)
+
+
+def _connect(access: Access | None, thunks: tuple[Thunk, ...], *, stop: bool) -> bool | torch.Tensor:
+    context = active()
+    decision: bool | torch.Tensor = not stop
+    for thunk in thunks:
+        if not isinstance(decision, torch.Tensor) or context is None:
+            decision = truth(thunk())
+            if decision is stop:
+                break
+            continue
+        settled = torch.full_like(decision, stop)
+        run = lambda thunk=thunk, like=decision: _as_tensor(truth(thunk()), like)  # noqa: E731
+        sides = (lambda: settled, run) if stop else (run, lambda: settled)  # noqa: B023 - called at once
+        decision = fresh_test(choose(context, decision, *sides, access))
+    return decision
+
+
+def _as_tensor(decision: bool | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return decision if isinstance(decision, torch.Tensor) else torch.full_like(like, decision)
+
+
+def and_(access: Access | None, *thunks: Thunk) -> Any:
+    """`a and b and ...`, whose value is kept."""
+    return _last_evaluated(access, thunks, stop=False)
+
+
+def or_(access: Access | None, *thunks: Thunk) -> Any:
+    """`a or b or ...`, whose value is kept."""
+    return _last_evaluated(access, thunks, stop=True)
+
+
+def _last_evaluated(access: Access | None, thunks: tuple[Thunk, ...], *, stop: bool) -> Any:
+    value = thunks[0]()
+    if len(thunks) == 1:
+        return value
+    context, decision = active(), truth(value)
+    if context is None or not isinstance(decision, torch.Tensor):
+        return value if decision is stop else _last_evaluated(access, thunks[1:], stop=stop)
+    rest = lambda: _last_evaluated(access, thunks[1:], stop=stop)  # noqa: E731
+    return choose(context, decision, *((lambda: value, rest) if stop else (rest, lambda: value)), access)
+
+
+def chain(access: Access | None, left: Any, *links: tuple[Callable[[Any, Any], Any], Thunk]) -> Any:
+    """`a < b < c`: each operand is evaluated once, and only as far as Python would."""
+    compared, right = links[0][0], links[0][1]()
+    value = compared(left, right)
+    if len(links) == 1:
+        return value
+    return and_(access, lambda: value, lambda: chain(access, right, *links[1:]))
+
+
+def ifexp(access: Access | None, test: Any, then: Thunk, orelse: Thunk) -> Any:
+    """`then if test else orelse`."""
+    context, decision = active(), truth(test)
+    if context is None or not isinstance(decision, torch.Tensor):
+        return then() if decision else orelse()
+    return choose(context, decision, then, orelse, access)
+
+
+def _is_partial(container: Any) -> bool:
+    return isinstance(container, list) and any(isinstance(item, Maybe) for item in container)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple, nn.ModuleList))
+
+
+def _reads_tensor(index: Any) -> bool:
+    return is_data_dependent(index) or isinstance(index, torch.Tensor) and index.numel() == 1
+
+
+def getitem(container: Any, index: Any) -> Any:
+    """`container[index]`, also of a Python list by an index that depends on data."""
+    context = active()
+    if context is None or not _is_sequence(container) or isinstance(index, slice):
+        return operator.getitem(container, index)
+    if not _is_partial(container) and not _reads_tensor(index):
+        return operator.getitem(container, index)
+    return _pick(context, list(container), index)
+
+
+def _pick(context: Context, items: list[Any], index: Any) -> Any:
+    """The item at a position; positions count only the items that are there."""
+    at = index.reshape(()).to(torch.int64) if isinstance(index, torch.Tensor) else context.numbers.tensor(index)
+    places, count = positions(context, items)
+    at = torch.where(at < 0, at + count, at)
+    inside = torch.logical_and(at >= 0, at < count)
+    fail(fresh_test(torch.logical_not(inside)), IndexError("list index out of range"))
+    values = [item.value if isinstance(item, Maybe) else item for item in items]
+    if not values:
+        raise IndexError("list index out of range")
+    picked = values[-1]
+    for place, item, value in reversed(list(zip(places[:-1], items[:-1], values[:-1], strict=True))):
+        found = at.eq(place)
+        found = torch.logical_and(found, item.present) if isinstance(item, Maybe) else found
+        picked = choose(context, found, lambda value=value: value, lambda picked=picked: picked, None)
+    return picked
+
+
+def positions(context: Context, items: list[Any]) -> tuple[list[Any], torch.Tensor]:
+    """Where each item of a list stands, counting only the items that are there, and how many there are."""
+    count, places = context.numbers.tensor(0), []
+    for item in items:
+        places.append(count)
+        count = count + (item.present if isinstance(item, Maybe) else 1)
+    return places, count
+
+
+def store(value: Any, container: Any, index: Any) -> None:
+    """`container[index] = value`, also into a Python list by an index that depends on data."""
+    context = active()
+    if context is None or not isinstance(container, list) or not _reads_tensor(index):
+        operator.setitem(container, index, value)
+        return
+    at = index.reshape(()).to(torch.int64) if isinstance(index, torch.Tensor) else context.numbers.tensor(index)
+    at = torch.where(at < 0, at + len(container), at)
+    outside = torch.logical_or(at < 0, at >= len(container))
+    fail(fresh_test(outside), IndexError("list assignment index out of range"))
+    for place, old in enumerate(container):
+        container[place] = choose(context, at.eq(place), lambda: value, lambda old=old: old, None)

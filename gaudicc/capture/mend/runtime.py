@@ -1,0 +1,50 @@
+"""Capture, mending: the names that rewritten code may use; compilation puts this module into its constants."""
+
+from __future__ import annotations
+
+import operator
+from builtins import slice
+from collections.abc import Callable
+from typing import Any
+
+from gaudicc.capture.mend.builtin import function
+from gaudicc.capture.mend.context import Access, Return, Signal
+from gaudicc.capture.mend.control import call, if_, invoke
+from gaudicc.capture.mend.iteration import for_, while_
+from gaudicc.capture.mend.operators import (
+    all_of,
+    and_,
+    any_of,
+    binary,
+    bound,
+    chain,
+    compare,
+    contains,
+    contains_not,
+    getitem,
+    ifexp,
+    inplace,
+    is_,
+    is_not,
+    not_,
+    or_,
+    store,
+    test_compare,
+    test_not,
+)
+from gaudicc.capture.mend.values import Undefined, undefined_local
+
+
+def read_name(read: Callable[[], Any], name: str) -> Any:
+    """The value of a name of an outer scope, or a stand-in while it is unbound."""
+    try:
+        return read()
+    except NameError:
+        return Undefined(NameError, f"name '{name}' is not defined")
+
+
+__all__ = [
+    "Access", "Return", "Signal", "all_of", "and_", "any_of", "binary", "bound", "call", "chain", "compare", "contains",
+    "contains_not", "for_", "function", "getitem", "if_", "ifexp", "inplace", "invoke", "is_", "is_not", "not_", "operator",
+    "or_", "read_name", "slice", "store", "test_compare", "test_not", "undefined_local", "while_",
+]  # fmt: skip

@@ -1,0 +1,187 @@
+"""Capture, mending: stand-ins for values that two paths of the program do not agree on.
+
+A stand-in is harmless until it is used; then the operation runs on the value of each path, under that path's
+predicate, and what the paths would have raised becomes a flag of the captured program.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from gaudicc.errors import DynamicControlFlowError
+
+if TYPE_CHECKING:
+    from gaudicc.capture.mend.context import Context
+
+
+class Undefined:
+    """A name that no statement has assigned on this path; every use raises what eager Python would."""
+
+    def __init__(self, error: type[Exception], message: str) -> None:
+        self._error, self._message = error, message
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        self._fail()
+
+    def _fail(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise self._error(self._message)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        """Any tensor operation on the missing value fails as reading the name does."""
+        missing = next(value for value in _leaves((args, kwargs or {})) if isinstance(value, cls))
+        missing._fail()
+
+
+def undefined_local(name: str) -> Undefined:
+    """The value of a local variable before its first assignment."""
+    message = f"cannot access local variable '{name}' where it is not associated with a value"
+    return Undefined(UnboundLocalError, message)
+
+
+class Choice:
+    """One of two values that cannot be merged into one, by a predicate known only at run time."""
+
+    def __init__(self, context: Context, pred: torch.Tensor, then: object, orelse: object) -> None:
+        self._context, self._pred, self._then, self._orelse = context, pred, then, orelse
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Apply a tensor function to each path's value."""
+        return distribute(func, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return distribute(getattr, (self, name), {})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return distribute(lambda function, *a, **k: function(*a, **k), (self, *args), kwargs)
+
+    def _refuse(self, *_args: Any) -> NoReturn:
+        kinds = f"{describe(self._then)} on one path and {describe(self._orelse)} on the other"
+        raise DynamicControlFlowError(
+            f"a value is {kinds}, and is used where Python needs one value",
+            hint="give both paths values of one type and shape, or use the value only inside the branch that sets it",
+        )
+
+    __bool__ = __len__ = __iter__ = __index__ = __int__ = __float__ = __contains__ = _refuse
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+        else:
+            distribute(setattr, (self, name, value), {})
+
+    def __setitem__(self, key: object, value: object) -> None:
+        distribute(operator.setitem, (self, key, value), {})
+
+
+@dataclass(frozen=True, slots=True)
+class Maybe:
+    """A list element that is there only where `present` holds."""
+
+    present: torch.Tensor
+    value: Any
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        """Only the list functions that mending knows can take a list of unknown length."""
+        raise DynamicControlFlowError(
+            f"{getattr(func, '__name__', func)} is given a list whose length depends on data",
+            hint="use torch.stack, torch.cat, sum, len, indexing or a loop on such a list",
+        )
+
+
+def describe(value: object) -> str:
+    """A value in words, for errors."""
+    if isinstance(value, torch.Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Undefined):
+        return "not assigned"
+    if isinstance(value, Choice):
+        return "undecided"
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _leaves(tree: object) -> list[object]:
+    if isinstance(tree, (list, tuple)):
+        return [leaf for item in tree for leaf in _leaves(item)]
+    if isinstance(tree, dict):
+        return [leaf for item in tree.values() for leaf in _leaves(item)]
+    if isinstance(tree, slice):
+        return [tree.start, tree.stop, tree.step]
+    return [tree]
+
+
+def is_undecided(tree: object) -> bool:
+    """Whether a value, or an item of nested lists, tuples and dicts, is a stand-in that only rewritten code may hold."""
+    return any(isinstance(leaf, (Choice, Maybe, Undefined)) for leaf in _leaves(tree))
+
+
+def replace(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Change every leaf of nested lists, tuples, dicts and slices; a tree without change is returned as it is."""
+    if isinstance(tree, (list, tuple)) and type(tree) in (list, tuple, torch.Size):
+        items = [replace(item, change) for item in tree]
+        unchanged = all(new is old for new, old in zip(items, tree, strict=True))
+        return tree if unchanged else (items if isinstance(tree, list) else tuple(items))
+    if type(tree) is dict:
+        return {key: replace(item, change) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(replace(item, change) for item in (tree.start, tree.stop, tree.step)))
+    return change(tree)
+
+
+def first_choice(tree: object) -> Choice | None:
+    """The first undecided value among the arguments of an operation, or None."""
+    return next((leaf for leaf in _leaves(tree) if isinstance(leaf, Choice)), None)
+
+
+def distribute(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation on the value of each path and merge the results."""
+    choice = first_choice((args, kwargs))
+    if choice is None:
+        return function(*args, **kwargs)
+    pred = choice._pred
+
+    def on(side: str) -> Callable[[], Any]:
+        def pick(leaf: Any) -> Any:
+            return getattr(leaf, side) if isinstance(leaf, Choice) and leaf._pred is pred else leaf
+
+        return lambda: distribute(function, replace(args, pick), replace(kwargs, pick))
+
+    return choice._context.choose(pred, on("_then"), on("_orelse"))
+
+
+def _forward_operators() -> None:
+    """Give `Choice` and `Undefined` every operator: the first distributes it, the second fails."""
+    names = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift"]
+    names += ["rshift", "lt", "le", "gt", "ge", "eq", "ne", "neg", "pos", "invert", "abs", "getitem"]
+
+    def forward(function: Callable[..., Any], swap: bool) -> Callable[..., Any]:
+        def method(self: Any, *others: Any) -> Any:
+            return distribute(function, (*others, self) if swap else (self, *others), {})
+
+        return method
+
+    for name in names:
+        function, special = getattr(operator, name), name.rstrip("_")
+        setattr(Choice, f"__{special}__", forward(function, swap=False))
+        setattr(Undefined, f"__{special}__", Undefined._fail)
+        if name in names[: names.index("lt")]:
+            setattr(Choice, f"__r{special}__", forward(function, swap=True))
+            setattr(Undefined, f"__r{special}__", Undefined._fail)
+    for special in ("__bool__", "__len__", "__iter__", "__call__", "__index__", "__int__", "__float__"):
+        setattr(Undefined, special, Undefined._fail)
+    Choice.__hash__ = object.__hash__  # type: ignore[method-assign]
+    Undefined.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+_forward_operators()

@@ -1,0 +1,113 @@
+"""Capture, third step: symbolic sizes. Bounds are required, sizes of 1 are grown, what specialises is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from gaudicc.errors import InputError
+
+
+def _pairs(spec: Any, value: Any, path: str) -> Iterator[tuple[str, Any, torch.Tensor]]:
+    """Walks a dynamic-shape spec beside the value it describes: (path, spec of the tensor, tensor)."""
+    if isinstance(value, torch.Tensor):
+        yield path, spec, value
+    elif spec is None or value is None:
+        return
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _pairs(spec.get(key), item, f"{path}[{key!r}]")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for i, (inner, item) in enumerate(zip(spec, value, strict=False)):
+            yield from _pairs(inner, item, f"{path}[{i}]")
+
+
+def _dims(spec: Any) -> dict[int, Any]:
+    if spec is None:
+        return {}
+    entries = spec.items() if isinstance(spec, Mapping) else enumerate(spec)
+    return {dim: entry for dim, entry in entries if entry is not None and not isinstance(entry, int)}
+
+
+def check_dims(shapes: Mapping[str, Any] | None) -> None:
+    """Demands a maximum of every named Dim: the buckets' range.
+
+    Raises:
+        InputError: a Dim has no max.
+    """
+    for leaf in pytree.tree_leaves(shapes or {}):
+        name, high = getattr(leaf, "__name__", None), getattr(leaf, "max", None)
+        if name and isinstance(high, int) and high >= 2**31:
+            raise InputError(f"Dim {name!r} has no max", hint=f"write Dim({name!r}, min=1, max=...): buckets need a bound")
+
+
+def grow_ones(
+    args: tuple[Any, ...], kwargs: dict[str, Any], positional: Sequence[str], shapes: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Repeats example sizes of 0 and 1 in dynamic dims to 2, since torch.export would fix them for good.
+
+    Returns:
+        args and kwargs with grown copies of the tensors concerned.
+    """
+    if shapes is None:
+        return args, kwargs
+
+    def grow(name: str, value: Any) -> Any:
+        grown: dict[int, torch.Tensor] = {}
+        for _, spec, tensor in _pairs(shapes.get(name), value, name):
+            current = tensor
+            for dim in _dims(spec):
+                if current.shape[dim] < 2:
+                    wider = list(current.shape)
+                    wider[dim] = 2
+                    current = current.expand(wider).clone() if current.shape[dim] else current.new_zeros(wider)
+            grown[id(tensor)] = current
+        return pytree.tree_map(lambda leaf: grown.get(id(leaf), leaf), value, is_leaf=lambda x: x is None)
+
+    return (
+        tuple(grow(name, value) for name, value in zip(positional, args, strict=False)) + args[len(positional) :],
+        {name: grow(name, value) for name, value in kwargs.items()},
+    )
+
+
+def names_of(
+    exported: ExportedProgram,
+    shapes: Mapping[str, Any] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    positional: Sequence[str],
+) -> dict[str, str]:
+    """Symbol -> the user's name of the Dim it came from, or a name made of the argument (`input_ids_1`)."""
+    fakes = {
+        spec.arg.name: node.meta.get("val")
+        for spec, node in zip(exported.graph_signature.input_specs, exported.graph.nodes, strict=False)
+        if spec.kind.name == "USER_INPUT"
+    }
+    fake_leaves = list(fakes.values())
+    leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: x is None)
+    by_leaf = {id(leaf): fake for leaf, fake in zip(leaves, fake_leaves, strict=True)}
+    names: dict[str, str] = {}
+    for argument, value in [*zip(positional, args, strict=False), *kwargs.items()]:
+        for path, spec, tensor in _pairs((shapes or {}).get(argument), value, argument):
+            for dim, entry in _dims(spec).items():
+                size = by_leaf[id(tensor)].shape[dim]
+                if isinstance(size, torch.SymInt):
+                    given = getattr(entry, "__name__", None)
+                    names.setdefault(str(size.node.expr), given or f"{path}_{dim}")
+    return names
+
+
+def specialized(exported: ExportedProgram, paths: Sequence[str]) -> tuple[str, ...]:
+    """Every dim of a tensor input that did not become symbolic, as `path.shape[d] == n`."""
+    specs = [s for s in exported.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
+    nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    found = []
+    for path, spec in zip(paths, specs, strict=True):
+        value = nodes[spec.arg.name].meta.get("val") if spec.arg.name in nodes else None
+        if isinstance(value, torch.Tensor):
+            found += [f"{path}.shape[{d}] == {size}" for d, size in enumerate(value.shape) if isinstance(size, int)]
+    return tuple(found)

@@ -1,0 +1,114 @@
+"""Capture, second step: the model's own signature gives every call one canonical form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from gaudicc.errors import InputError
+
+
+class FunctionModule(nn.Module):
+    """A plain function seen as a module, so that capture has one front door."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self._function = function
+        self.training = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function."""
+        return self._function(*args, **kwargs)
+
+
+class CallForm:
+    """Binds arguments to the model's signature, defaults included.
+
+    Two calls that mean the same (positional or by keyword, default given or left out) get the same form.
+
+    Args:
+        function: the model's forward, or a plain function.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.signature = inspect.signature(function)
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self.positional = [p.name for p in self.signature.parameters.values() if p.kind in kinds]
+        self._fast = [p.name for p in self.signature.parameters.values()]
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The canonical (args, kwargs).
+
+        Raises:
+            InputError: the arguments do not fit the signature.
+        """
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(
+                f"the arguments do not fit the model: {error}", hint=f"its signature is forward{self.signature}"
+            ) from error
+        bound.apply_defaults()
+        return bound.args, bound.kwargs
+
+    def complete_shapes(self, spec: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Spells out `dynamic_shapes` for every argument of the canonical form, as torch.export wants it.
+
+        Args:
+            spec: what the user gave: a dict by argument name, a tuple by position, or None.
+            args: canonical positional arguments.
+            kwargs: canonical keyword arguments.
+
+        Raises:
+            InputError: a name in `spec` is no argument of the model.
+        """
+        if spec is None:
+            return None
+        if isinstance(spec, (tuple, list)):
+            spec = dict(zip(self.positional, spec, strict=False))
+        names = [*self.positional[: len(args)], *kwargs]
+        if unknown := sorted(set(spec) - set(names)):
+            raise InputError(f"dynamic_shapes names {unknown[0]!r}", hint=f"the model's arguments are {', '.join(names)}")
+        shapes: dict[str, Any] = {
+            name: _full(spec.get(name), value) for name, value in zip(self.positional, args, strict=False)
+        }
+        rest = args[len(self.positional) :]
+        if rest:
+            variadic = next(p.name for p in self.signature.parameters.values() if p.kind is p.VAR_POSITIONAL)
+            shapes[variadic] = tuple(_full(None, value) for value in rest)
+        shapes.update({name: _full(spec.get(name), value) for name, value in kwargs.items()})
+        return shapes
+
+
+def _full(spec: Any, value: Any) -> Any:
+    """A dynamic-shape spec with the structure of `value`: None at every leaf that is not named."""
+    if isinstance(value, torch.Tensor) or spec is not None:
+        return spec
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_full(None, item) for item in value)
+    if isinstance(value, dict):
+        return {key: _full(None, item) for key, item in value.items()}
+    return pytree.tree_map(lambda _: None, value)
+
+
+def register_output_types(value: Any) -> None:
+    """Registers dataclasses found in a model's output, so that they come back in the model's own type."""
+    kind = type(value)
+    if is_dataclass(value) and not isinstance(value, type) and kind not in pytree.SUPPORTED_NODES:
+        torch.export.register_dataclass(kind)
+    for child in _children(value):
+        register_output_types(child)
+
+
+def _children(value: Any) -> list[Any]:
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, name) for name in value.__dataclass_fields__]
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else []

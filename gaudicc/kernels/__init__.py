@@ -1,0 +1,10 @@
+"""The semantic ops `gaudicc::*`: words that ATen lacks and that Gaudi has a kernel for.
+
+Each has a schema, a fake implementation and a CPU reference, so that every stage of a program runs on CPU. Importing
+this package registers them.
+"""
+
+from gaudicc.kernels.attention import attention
+from gaudicc.kernels.norm import rms_norm
+
+__all__ = ["attention", "rms_norm"]

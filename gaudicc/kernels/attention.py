@@ -1,0 +1,72 @@
+"""`gaudicc::attention`: scaled dot-product attention with grouped key/value heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gaudicc.kernels.registry import define
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    result = functional.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=grouped)
+    # The kernel's layout depends on which one it picks; the op's is fixed.
+    return result.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    batch, heads, queries, _ = q.shape
+    return q.new_empty((batch, queries, heads, v.shape[-1])).transpose(1, 2)
+
+
+attention = define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale) -> Tensor", _reference, _fake
+)
+"""softmax(q k^T * scale + mask) v.
+
+Args:
+    q: `[batch, heads, queries, dim]`, floating point.
+    k: `[batch, kv_heads, keys, dim]`; `heads` is a multiple of `kv_heads`, head h reads group `h // (heads // kv_heads)`.
+    v: `[batch, kv_heads, keys, value_dim]`.
+    mask: None, or broadcastable to `[batch, heads, queries, keys]`: bool (True = attend) or added to the scores.
+    causal: query i attends keys 0 .. i only.
+    scale: factor on the scores.
+
+Returns:
+    `[batch, heads, queries, value_dim]` of q's dtype, laid out in memory as `[batch, queries, heads, value_dim]`, so that
+    merging the heads afterwards is a view.
+"""
+
+
+def expand_heads(x: Tensor, groups: int) -> Tensor:
+    """Repeats every key/value head `groups` times: `[batch, kv_heads, keys, dim]` -> `[batch, heads, keys, dim]`."""
+    batch, heads, keys, dim = x.shape
+    return torch.ops.aten.reshape(x.unsqueeze(2).expand(batch, heads, groups, keys, dim), [batch, heads * groups, keys, dim])
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, *, fill: float | None = None
+) -> Tensor:
+    """The same in plain ATen: matmul, scale, mask, softmax, matmul. Softmax statistics are float32.
+
+    A row whose keys are all masked is NaN for a bool mask, as in PyTorch's own math kernel before 2.5; `fill` (a finite
+    lowest score) makes it the mean of all values instead.
+    """
+    aten = torch.ops.aten
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = expand_heads(k, groups), expand_heads(v, groups)
+    scores = aten.mul.Tensor(aten.matmul(q, aten.transpose.int(k, -2, -1)), scale)
+    lowest = float("-inf") if fill is None else fill
+    if causal:
+        rows = torch.arange(q.shape[2], device=q.device).unsqueeze(1)
+        seen = torch.arange(k.shape[2], device=q.device).unsqueeze(0) <= rows
+        scores = aten.where.ScalarOther(seen, scores, lowest)
+    if mask is not None:
+        scores = aten.where.ScalarOther(mask, scores, lowest) if mask.dtype == torch.bool else scores + mask
+    weights = aten._softmax(aten._to_copy(scores, dtype=torch.float32), -1, False)
+    if q.dtype != torch.float32:
+        weights = aten._to_copy(weights, dtype=q.dtype)
+    return aten.matmul(weights, v)

@@ -1,0 +1,136 @@
+"""Calibration: fits the few constants that nobody has published, from the calibration rows of `runs` alone.
+
+    python -m gaudicc.machine.fit            # prints what it finds
+    python -m gaudicc.machine.fit --write    # and writes it into the chips' data files
+
+Each constant is fitted to the rows that show it: the sustained clock to the best GEMM; hand-off and host step to
+ batch-1 decoding; the efficiency of reading a KV cache to the static batches of Llama-2-7B on Gaudi 2; the
+network to Llama-2-70B on two to four Gaudi 2. The last two are taken over for Gaudi 3, whose rows validate them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gaudicc.machine.chip import CHIPS, Chip, load_chip
+from gaudicc.machine.runs import Run, predicted_seconds, published_runs
+
+# Constants that are a fraction of something.
+_FRACTIONS = ("mme.sustained", "memory.cache_efficiency", "network.efficiency")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Constants fitted together.
+
+    Attributes:
+        names: the constants.
+        rows: which calibration rows show them.
+        chip: the chip whose rows are used; None for each chip's own.
+    """
+
+    names: tuple[str, ...]
+    rows: Callable[[Run], bool]
+    chip: str | None = None
+
+
+STAGES = (
+    Stage(("mme.sustained",), lambda run: run.kind == "gemm"),
+    Stage(
+        ("host.handoff_seconds", "host.step_seconds"),
+        lambda run: run.kind == "decode" and run.cards == 1,
+    ),
+    Stage(("memory.cache_efficiency",), lambda run: run.kind == "static" and run.cards == 1, "gaudi2"),
+    Stage(("network.efficiency", "network.latency"), lambda run: run.cards > 1 and run.kind != "prefill", "gaudi2"),
+)
+
+
+def errors(runs: Sequence[Run], chip: Chip) -> list[float]:
+    """Relative errors of the predicted times; positive where the model is too slow."""
+    return [predicted_seconds(run, chip) / run.seconds - 1 for run in runs]
+
+
+def mean_error(runs: Sequence[Run], chip: Chip) -> float:
+    """Mean absolute relative error."""
+    found = errors(runs, chip)
+    return sum(abs(error) for error in found) / len(found) if found else 0.0
+
+
+def fit(chip: Chip, runs: Sequence[Run]) -> Chip:
+    """Fits the constants of one chip, stage by stage.
+
+    Args:
+        chip: where to start from.
+        runs: rows to use; validation rows among them are not looked at.
+
+    Returns:
+        The chip with the constants of all stages that have rows replaced.
+    """
+    calibration = [run for run in runs if run.calibrates and run.chip == chip.name]
+    for stage in STAGES:
+        rows = [run for run in calibration if stage.rows(run)]
+        if rows and stage.chip in (None, chip.name):
+            chip = _search(chip, stage.names, rows)
+    return chip
+
+
+def fit_all() -> dict[str, Chip]:
+    """Fits every chip; what is fitted on one chip only is taken over by the others."""
+    fitted = {name: fit(load_chip(name), published_runs()) for name in CHIPS}
+    for stage in STAGES:
+        for name in stage.names if stage.chip else ():
+            value = fitted[stage.chip or ""].value(name)
+            fitted = {key: chip.with_value(name, value) for key, chip in fitted.items()}
+    return fitted
+
+
+def _search(chip: Chip, names: tuple[str, ...], rows: Sequence[Run]) -> Chip:
+    """Pattern search on the mean absolute error: multiply or divide one constant at a time by a shrinking factor."""
+    best, step = mean_error(rows, chip), 0.2
+    while step > 0.002:
+        improved = False
+        for name in names:
+            for factor in (1 + step, 1 / (1 + step)):
+                value = chip.value(name) * factor
+                tried = chip.with_value(name, min(value, 1.0) if name in _FRACTIONS else value)
+                error = mean_error(rows, tried)
+                if error < best - 1e-9:
+                    best, chip, improved = error, tried, True
+        if not improved:
+            step /= 2
+    return chip
+
+
+def write(chip: Chip) -> None:
+    """Writes the fitted constants into the chip's data file, to four digits."""
+    path = Path(__file__).with_name(f"{chip.name}.json")
+    text = path.read_text()
+    for stage in STAGES:
+        for name in stage.names:
+            section, attribute = name.split(".")
+            start = text.index(f'"{section}": {{')
+            pattern = re.compile(rf'("{attribute}": {{"value": )[^,]+')
+            value = json.dumps(float(f"{chip.value(name):.4g}"))
+            text = text[:start] + pattern.sub(rf"\g<1>{value}", text[start:], count=1)
+    path.write_text(text)
+
+
+def main() -> None:
+    """Fits, prints, and with `--write` keeps the constants."""
+    for chip in fit_all().values():
+        for stage in STAGES:
+            rows = [run for run in published_runs() if run.calibrates and run.chip == chip.name and stage.rows(run)]
+            values = ", ".join(f"{name} = {chip.value(name):.4g}" for name in stage.names)
+            seen = stage.chip in (None, chip.name)
+            print(f"{chip.name}: {values}  ({len(rows) if seen else 0} rows, error {mean_error(rows, chip):.1%})")
+        if "--write" in sys.argv[1:]:
+            write(chip)
+
+
+if __name__ == "__main__":
+    main()

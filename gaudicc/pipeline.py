@@ -1,0 +1,259 @@
+"""Passes and their order: proved when a Pipeline is built, checked after each pass, recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import ClassVar, Protocol, runtime_checkable
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassBase
+
+from gaudicc import verify
+from gaudicc.errors import PipelineError, PostconditionError, PreconditionError, Where
+from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, TYPED, WELL_FORMED, Invariant
+from gaudicc.printing import graph_lines
+from gaudicc.program import Program, where
+from gaudicc.rewriter import Rewriter, fake_mode_of, propagate
+from gaudicc.trace import PassRecord
+from gaudicc.verify import Level
+
+CAPTURED = frozenset({WELL_FORMED, TYPED, FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW})
+
+
+class Numerics(Enum):
+    """What a pass may do to values, relative to the program before it."""
+
+    BITWISE = "bitwise"
+    ROUNDING = "rounding"
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """What a pass returns.
+
+    Attributes:
+        program: the program after it (the very object it was given, rewritten, or a new one).
+        modified: whether anything changed.
+        notes: sentences for the trace: what was done, and why a near miss was not.
+    """
+
+    program: Program
+    modified: bool
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A frozen dataclass whose fields are its options."""
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[Invariant]]
+    ensures: ClassVar[frozenset[Invariant]]
+    breaks: ClassVar[frozenset[Invariant]]
+    numerics: ClassVar[Numerics]
+
+    def run(self, program: Program) -> PassResult:
+        """Rewrites a program that is the pass's own copy."""
+        ...
+
+
+class GraphPass:
+    """A pass that treats each unique graph by itself: region bodies once, then the root."""
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[Invariant]] = frozenset()
+    ensures: ClassVar[frozenset[Invariant]] = frozenset()
+    breaks: ClassVar[frozenset[Invariant]] = frozenset()
+    numerics: ClassVar[Numerics] = Numerics.BITWISE
+
+    def rewrite(self, rewriter: Rewriter, program: Program) -> Iterable[str]:
+        """Rewrites one graph; yields notes for the trace."""
+        raise NotImplementedError
+
+    def run(self, program: Program) -> PassResult:
+        """Runs `rewrite` on every unique graph."""
+        modified = False
+        notes: list[str] = []
+        for _, module in list(program.graphs()):
+            rewriter = Rewriter(module)
+            notes += self.rewrite(rewriter, program)
+            modified |= rewriter.finish()
+        return PassResult(program, modified, tuple(notes))
+
+
+@dataclass(frozen=True)
+class FxPass:
+    """Any torch.fx PassBase as a pass. Its new nodes get their fake values by propagation.
+
+    Attributes:
+        wrapped: the fx pass.
+        label: its name in the trace.
+        numerics: what it may do to values.
+    """
+
+    wrapped: PassBase
+    label: str
+    numerics: Numerics = Numerics.BITWISE  # type: ignore[misc]
+    requires: ClassVar[frozenset[Invariant]] = frozenset()
+    ensures: ClassVar[frozenset[Invariant]] = frozenset()
+    breaks: ClassVar[frozenset[Invariant]] = frozenset()
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The label."""
+        return self.label
+
+    def run(self, program: Program) -> PassResult:
+        """Calls the fx pass on every unique graph."""
+        modified = False
+        for _, module in list(program.graphs()):
+            mode = fake_mode_of(module.graph)
+            values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+            result = self.wrapped(module)
+            if result is not None and result.modified:
+                module.graph = result.graph_module.graph
+                propagate(module, values, mode)
+                module.recompile()
+                modified = True
+        return PassResult(program, modified)
+
+
+Observer = Callable[[PassRecord], None]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in an order that is proved when the pipeline is built.
+
+    Attributes:
+        passes: run first to last.
+        initial: the invariants that hold before the first one.
+        phase: the name of this stretch in the trace.
+
+    Raises:
+        PipelineError: a pass requires what no pass before it establishes.
+    """
+
+    passes: tuple[Pass, ...]
+    initial: frozenset[Invariant] = CAPTURED
+    phase: str = "symbolic"
+    established: tuple[frozenset[Invariant], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        held = self.initial
+        history = []
+        for step in self.passes:
+            for missing in sorted(step.requires - held, key=lambda invariant: invariant.name):
+                makers = [other.name for other in self.passes if missing in other.ensures]
+                breakers = [other.name for other in self.passes if missing in other.breaks]
+                hint = f"put {makers[0]} before it" if makers else f"no pass here ensures {missing.name}"
+                if breakers:
+                    hint += f"; {', '.join(breakers)} breaks it"
+                raise PipelineError(
+                    f"pass {step.name} requires {missing.name}, which does not hold there",
+                    where=Where(stage=f"building the {self.phase} pipeline"),
+                    hint=hint,
+                )
+            held = (held - step.breaks) | step.ensures
+            history.append(held)
+        object.__setattr__(self, "established", tuple(history))
+
+    @property
+    def ensured(self) -> frozenset[Invariant]:
+        """What holds after the last pass."""
+        return self.established[-1] if self.passes else self.initial
+
+    def run(
+        self, program: Program, *, level: Level = Level.OPS, observers: Sequence[Observer] = ()
+    ) -> tuple[Program, list[PassRecord]]:
+        """Runs all passes.
+
+        Args:
+            program: left as it is; each pass gets a copy.
+            level: how much is checked after each pass.
+            observers: called with each record as it is made.
+
+        Returns:
+            The last program and one record per pass.
+
+        Raises:
+            PreconditionError: the program lacks an invariant it is said to have.
+            PostconditionError: a pass broke an invariant or does not keep its promise.
+            NumericsError: a pass changed values more than it declares.
+        """
+        _require(program, self.initial, "before the first pass", PreconditionError)
+        records = []
+        for step, held in zip(self.passes, self.established, strict=True):
+            before = program
+            started = time.perf_counter()
+            result = step.run(before.copy())
+            spent = time.perf_counter() - started
+            program, touched = _share(before, result.program)
+            started = time.perf_counter()
+            _check(step, held, before, program, touched, level)
+            checks = (*sorted(invariant.name for invariant in held), level.name.lower())
+            record = PassRecord(
+                step.name, self.phase, spent * 1e3, (time.perf_counter() - started) * 1e3, before, program, checks, result.notes
+            )
+            records.append(record)
+            for observer in observers:
+                observer(record)
+        _require(program, self.ensured, f"at the end of the {self.phase} phase", PostconditionError)
+        return program, records
+
+
+def _share(before: Program, after: Program) -> tuple[Program, list[fx.GraphModule]]:
+    """Lets `after` share every graph that reads the same as before; returns it with the graphs that differ."""
+    old = {name: module for name, module in before.graphs()}
+    touched = [module for name, module in after.graphs() if name not in old or _text(old[name]) != _text(module)]
+    changed_inputs = (before.inputs, before.outputs) != (after.inputs, after.outputs)
+    if not touched and not changed_inputs:
+        return replace(after, root=before.root), []
+    kept = {id(module) for module in touched}
+    for name, module in after.bodies.items():
+        if id(module) not in kept and not list(module.named_children()):
+            _swap(after.root, name, old[name])
+    return after, touched
+
+
+def _swap(module: fx.GraphModule, name: str, body: fx.GraphModule) -> None:
+    for child_name, child in list(module.named_children()):
+        if child_name == name:
+            setattr(module, name, body)
+        elif isinstance(child, fx.GraphModule):
+            _swap(child, name, body)
+
+
+def _text(module: fx.GraphModule) -> list[str]:
+    return list(graph_lines("", module, {}, {}, numbered=False))
+
+
+def _check(
+    step: Pass, held: frozenset[Invariant], before: Program, after: Program, touched: list[fx.GraphModule], level: Level
+) -> None:
+    place = Where(stage=f"the checks after {step.name}")
+    graphs = touched if level < Level.NUMERICS else [module for _, module in after.graphs()]
+    for invariant in sorted(held | {WELL_FORMED}, key=lambda entry: entry.name):
+        for module in [*graphs, *([after.root] if invariant in step.ensures else [])]:
+            for violation in invariant.violations(after, module):
+                verb = "does not establish" if invariant in step.ensures else "broke"
+                at = replace(where(violation.node), stage=place.stage) if violation.node is not None else place
+                raise PostconditionError(
+                    f"pass {step.name} {verb} {invariant.name}: {violation.reason}", where=at,
+                    hint=f"mend {step.name}, or list {invariant.name} in its breaks",
+                )
+    if level >= Level.SHAPES and touched:
+        verify.shapes(after, step.name)
+    if level >= Level.NUMERICS and (touched or before.inputs != after.inputs):
+        verify.numerics(before, after, step.name, bitwise=step.numerics is Numerics.BITWISE)
+
+
+def _require(program: Program, invariants: frozenset[Invariant], when: str, error: type[PipelineError]) -> None:
+    for invariant in sorted(invariants, key=lambda entry: entry.name):
+        for _, module in program.graphs():
+            for violation in invariant.violations(program, module):
+                at = where(violation.node, when) if violation.node is not None else Where(stage=when)
+                raise error(f"{invariant.name} does not hold: {violation.reason}", where=at)

@@ -1,0 +1,328 @@
+"""The only way passes create nodes: each new node carries the source line, module path and a fake value.
+
+A rewrite is written as plain PyTorch (`inline`), traced on the fake values of the nodes it replaces and
+spliced in, so that a rule reads like the code a user would have written by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gaudicc.errors import InternalError
+from gaudicc.program import call_region, output_of, where
+
+_CARRIED = ("stack_trace", "nn_module_stack")
+
+
+def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    """The fake mode that all values of a graph belong to.
+
+    Raises:
+        InternalError: no node has a fake tensor.
+    """
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        for leaf in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(leaf, FakeTensor):
+                return leaf.fake_mode
+    raise InternalError("a graph without any tensor cannot be rewritten")
+
+
+def fakes(arg: Any) -> Any:
+    """Replaces every node in an argument by its fake value."""
+    return fx.map_arg(arg, lambda node: node.meta["val"])
+
+
+def trace(
+    function: Callable[..., Any], values: Iterable[Any], mode: FakeTensorMode, *, composites: bool = True
+) -> fx.GraphModule:
+    """Traces a PyTorch function on fake values to ATen.
+
+    Args:
+        function: takes `values` as positional arguments.
+        values: fake tensors, SymInts or plain Python values of `mode`.
+        mode: the fake mode of the surrounding graph.
+        composites: keep composite ops whole; otherwise every one is broken into its parts.
+
+    Returns:
+        A graph with one placeholder per value; nodes carry `val`.
+    """
+    # The fused CPU kernels of attention are no parts that another device could run.
+    with mode, torch.no_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
+        return make_fx(function, tracing_mode="real", pre_dispatch=composites)(*values)
+
+
+class Rewriter:
+    """Rewrites one graph.
+
+    Args:
+        module: the graph module to rewrite in place.
+
+    Attributes:
+        modified: whether anything was changed so far.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.graph = module.graph
+        self.modified = False
+
+    def emit(self, op: Any, *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
+        """Creates one call before `like`, with its provenance and a fake value.
+
+        Args:
+            op: an op overload, `operator.getitem` or size arithmetic.
+            *args: nodes and literals.
+            like: the node whose source line and module path the new one carries.
+            **kwargs: nodes and literals.
+
+        Returns:
+            The new node.
+        """
+        with self.graph.inserting_before(like):
+            node = self.graph.call_function(op, args, kwargs)
+        self._carry(node, like)
+        mode = fake_mode_of(self.graph)
+        with mode, torch.no_grad(), enable_python_dispatcher():
+            node.meta["val"] = op(*fakes(args), **fakes(kwargs))
+        self.modified = True
+        return node
+
+    def inline(self, function: Callable[..., Any], *args: Any, like: fx.Node, composites: bool = True) -> Any:
+        """Traces `function` on the fake values of `args` and splices the result in before `like`.
+
+        Args:
+            function: plain PyTorch; may return a tensor or a tuple of tensors.
+            *args: nodes, or literals (passed to the function as they are), or lists of these.
+            like: the node that the new nodes stand for.
+            composites: keep composite ops whole; otherwise every one is broken into its parts.
+
+        Returns:
+            The node, or tuple of nodes, that `function` returned.
+        """
+        flat: list[fx.Node] = []
+        fx.map_arg(args, flat.append)
+        unique = list(dict.fromkeys(flat))
+
+        def on_values(*values: Any) -> Any:
+            known = dict(zip(unique, values, strict=True))
+            return function(*fx.map_arg(args, known.__getitem__))
+
+        mode = fake_mode_of(self.graph)
+        traced = trace(on_values, [node.meta["val"] for node in unique], mode, composites=composites)
+        return self.splice(traced, unique, like=like)
+
+    def splice(
+        self, traced: fx.GraphModule, operands: Iterable[Any], *, like: fx.Node, keep_provenance: bool = False
+    ) -> Any:
+        """Copies the body of `traced` before `like`, its placeholders replaced by `operands`.
+
+        Args:
+            traced: the graph to copy in.
+            operands: one node or literal per placeholder.
+            like: the node that the copied nodes stand for.
+            keep_provenance: keep the source lines of `traced` (inlined user code) instead of those of `like`.
+
+        Returns:
+            What `traced` returns, in terms of this graph.
+
+        Raises:
+            InternalError: the traced graph holds a tensor constant, which a bundle could not name.
+        """
+        traced.graph.eliminate_dead_code()
+        values: dict[fx.Node, Any] = {}
+        feed = iter(operands)
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(feed)
+            elif node.op == "call_function":
+                with self.graph.inserting_before(like):
+                    copied = self.graph.node_copy(node, values.__getitem__)
+                if not keep_provenance:
+                    copied.meta = {"val": node.meta["val"]}
+                    self._carry(copied, like)
+                values[node] = copied
+            elif node.op != "output":
+                raise InternalError(f"a rewrite must not hold {node.op} nodes (found {node.target})")
+        self.modified = True
+        result = fx.map_arg(output_of(traced.graph).args[0], values.__getitem__)
+        return tuple(result) if isinstance(result, list) else result
+
+    def replace(self, old: fx.Node, new: Any) -> None:
+        """Lets every user of `old` read `new` instead, and erases `old`.
+
+        Users were typed with the strides of `old`, so a `new` laid out otherwise is copied to that layout first.
+
+        Args:
+            old: the node to remove.
+            new: a node, or a literal number for a size.
+
+        Raises:
+            InternalError: `new` has another shape or dtype.
+        """
+        if isinstance(new, fx.Node):
+            if old.users:
+                new = self._laid_out_like(old, new)
+            old.replace_all_uses_with(new)
+        else:
+            for user in list(old.users):
+                swap = lambda node: new if node is old else node  # noqa: E731
+                user.args = fx.map_arg(user.args, swap)
+                user.kwargs = fx.map_arg(user.kwargs, swap)
+        self.graph.erase_node(old)
+        self.modified = True
+
+    def replace_outputs(self, old: fx.Node, new: tuple[Any, ...]) -> None:
+        """Replaces a node with several results: its `getitem` users read the matching entry of `new`."""
+        for user in list(old.users):
+            self.replace(user, new[int(user.args[1])])  # type: ignore[arg-type]
+        self.graph.erase_node(old)
+        self.modified = True
+
+    def finish(self) -> bool:
+        """Removes dead nodes and recompiles; returns whether the graph was changed."""
+        if self.modified:
+            drop_dead_nodes(self.graph)
+            self.module.recompile()
+        return self.modified
+
+    def _laid_out_like(self, old: fx.Node, new: fx.Node) -> fx.Node:
+        before, after = old.meta["val"], new.meta["val"]
+        if not isinstance(before, torch.Tensor):
+            return new
+        if before.dtype != after.dtype or len(before.shape) != len(after.shape):
+            raise InternalError(f"{new.target} gives {shape_text(after)} in place of {shape_text(before)}", where=where(old))
+        if [str(step) for step in before.stride()] == [str(step) for step in after.stride()]:
+            return new
+        # Outermost dim first; sizes of 1 have a stride without meaning.
+        order = sorted(range(before.dim()), key=lambda dim: guess(before.stride(dim)), reverse=True)
+        back = [order.index(dim) for dim in range(before.dim())]
+        aten = torch.ops.aten
+        moved = self.emit(aten.permute.default, new, order, like=old)
+        copied = self.emit(aten.clone.default, moved, like=old, memory_format=torch.contiguous_format)
+        return self.emit(aten.permute.default, copied, back, like=old)
+
+    def _carry(self, node: fx.Node, like: fx.Node) -> None:
+        for key in _CARRIED:
+            if key in like.meta:
+                node.meta[key] = like.meta[key]
+
+
+def drop_dead_nodes(graph: fx.Graph) -> bool:
+    """Erases nodes without users, except placeholders, the output, mutations and assertions.
+
+    Returns:
+        Whether anything was erased.
+    """
+    erased = False
+    for node in reversed(list(graph.nodes)):
+        if node.users or node.op in ("placeholder", "output") or _has_effect(node):
+            continue
+        graph.erase_node(node)
+        erased = True
+    return erased
+
+
+def _has_effect(node: fx.Node) -> bool:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.is_mutable or target in _EFFECTS
+    return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+# Asserts read on the host are the model's own; they are turned into flags by capture, never dropped in silence.
+_EFFECTS = {torch.ops.aten._assert_async.msg, torch.ops.aten._assert_scalar.default}
+
+
+def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMode) -> tuple[Any, ...]:
+    """Recomputes the fake value of every node from new values of the placeholders.
+
+    Region bodies are propagated once per distinct set of operand shapes and not rewritten: their own
+    values follow from their call sites.
+
+    Args:
+        module: the graph; its nodes' `val` are overwritten.
+        values: one fake value per placeholder.
+        mode: the fake mode of `values`.
+
+    Returns:
+        The values of the outputs.
+    """
+    feed = iter(values)
+    known: dict[fx.Node, Any] = {}
+    memo: dict[Any, tuple[Any, ...]] = {}
+    with mode, torch.no_grad(), enable_python_dispatcher():
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                known[node] = next(feed)
+            elif node.op == "get_attr":
+                known[node] = getattr(module, str(node.target))
+            elif node.op == "output":
+                continue
+            elif node.target is call_region:
+                body, *operands = (fx.map_arg(arg, known.__getitem__) for arg in node.args)
+                key = (id(body), tuple(_shape_key(value) for value in operands))
+                if key not in memo:
+                    memo[key] = propagate(body, operands, mode)
+                known[node] = memo[key]
+            else:
+                args = fx.map_arg(node.args, known.__getitem__)
+                kwargs = fx.map_arg(node.kwargs, known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+            if node.op != "get_attr":
+                node.meta["val"] = known[node]
+    result = fx.map_arg(output_of(module.graph).args[0], known.__getitem__)
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _shape_key(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(str(size) for size in value.shape), value.dtype, tuple(str(step) for step in value.stride())
+    return str(value)
+
+
+def guess(size: Any) -> int:
+    """A number for a size that is only compared with others of the same tensor: itself, or its example value."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) and size.node.hint is not None else int(size)
+
+
+def shape_text(value: Any, names: Mapping[str, str] | None = None) -> str:
+    """A value's type as printed, e.g. `bf16[1, 32, S, 128]`; sizes are written with the user's names."""
+    if isinstance(value, torch.Tensor):
+        sizes = ", ".join(size_text(size, names) for size in value.shape)
+        return f"{_DTYPES.get(value.dtype, str(value.dtype).removeprefix('torch.'))}[{sizes}]"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(shape_text(item, names) for item in value)})"
+    return {torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}.get(type(value), type(value).__name__)
+
+
+def size_text(size: Any, names: Mapping[str, str] | None = None) -> str:
+    """One size as printed: a number, or an expression over named sizes."""
+    text = str(size)
+    for symbol, name in (names or {}).items():
+        text = text.replace(symbol, name)
+    return text
+
+
+_DTYPES = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
+}

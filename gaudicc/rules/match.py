@@ -1,0 +1,63 @@
+"""Small words for matching: calls of an op, literals, casts and repeated heads to look through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from gaudicc.program import val
+
+aten = torch.ops.aten
+_CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device, aten.alias.default)
+
+
+def calls(graph: fx.Graph, *ops: Any) -> list[fx.Node]:
+    """The calls of any of these ops, in order; a list, since the caller rewrites while reading."""
+    return [node for node in graph.nodes if node.op == "call_function" and node.target in ops]
+
+
+def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by keyword."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def constant(node: Any, op: Any) -> float | None:
+    """The literal second operand of a call of `op`, or None."""
+    if isinstance(node, fx.Node) and node.target is op and isinstance(node.args[1], (int, float)):
+        return node.args[1]
+    return None
+
+
+def through_casts(node: fx.Node) -> fx.Node:
+    """The node that a chain of dtype casts and aliases starts from."""
+    while node.target in _CASTS and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def unrepeated(node: fx.Node) -> tuple[fx.Node, int]:
+    """Looks through `repeat_kv`: unsqueeze(2), expand, reshape of `[batch, kv_heads, keys, dim]`.
+
+    Returns:
+        The tensor before it and how often each head is repeated; the node itself and 1 if it is nothing of the kind.
+    """
+    merged, expanded = node, node.args[0] if node.args else None
+    if merged.target not in (aten.reshape.default, aten.view.default, aten._unsafe_view.default):
+        return node, 1
+    if isinstance(expanded, fx.Node) and expanded.target is aten.clone.default:
+        expanded = expanded.args[0]
+    if not isinstance(expanded, fx.Node) or expanded.target is not aten.expand.default:
+        return node, 1
+    lifted = expanded.args[0]
+    if not isinstance(lifted, fx.Node) or lifted.target is not aten.unsqueeze.default or lifted.args[1] not in (2, -3):
+        return node, 1
+    source = lifted.args[0]
+    assert isinstance(source, fx.Node), "unsqueeze of a literal does not type"
+    before, wide, after = val(source).shape, val(expanded).shape, val(merged).shape
+    if len(before) != 4 or len(after) != 4 or isinstance(wide[2], torch.SymInt):
+        return node, 1
+    repeats = int(wide[2])
+    same = str(after[1]) == str(before[1] * repeats) and str(after[2]) == str(before[2]) and str(after[3]) == str(before[3])
+    return (source, repeats) if same else (node, 1)

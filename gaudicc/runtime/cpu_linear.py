@@ -1,0 +1,226 @@
+"""Second step of recording on the CPU: linears get the layout of their weight that is fastest for their row count.
+
+Measured on CPU (fp32, one thread, weights from memory, shape `[out, in]`), GB/s at one row:
+
+    shape            plain   columns   blocked
+    [512, 512]        10.3      12.1      10.4
+    [1536, 512]       10.3      18.4      12.2
+    [32000, 512]      10.6      26.8      14.5
+    [512, 1408]       16.1      10.8      14.5
+
+so one row takes columns where `out >= in`, stacked over the linears that read the same input, and plain otherwise.
+Above one row blocked wins (73 against 69 GFLOP/s at 128 rows, 73 against 50 for the head), unless the product is so
+small that its 25 us of dispatch weigh more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from gaudicc.runtime.cpu_calls import can_pack, packed_linear, packed_linear_binary
+from gaudicc.runtime.cpu_edit import Editor
+from gaudicc.runtime.cpu_weights import PackedWeights, Prepared
+
+_aten = torch.ops.aten
+_BLOCKED_FROM = 1 << 20  # multiply-adds below which the dispatch of a oneDNN linear costs more than it saves
+_BF16_COLUMNS_FROM = 8  # out / in: bf16 reads columns slower than rows until the matrix is this wide (measured)
+_ACTIVATIONS: dict[Any, str] = {_aten.silu.default: "swish", _aten.relu.default: "relu", _aten.gelu.default: "gelu"}
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """`node` computes `x @ weight.T + bias`.
+
+    Attributes:
+        node: the node.
+        weight: `[out, in]`.
+        rows: the product of the input's leading sizes.
+    """
+
+    node: fx.Node
+    weight: torch.Tensor
+    rows: int
+
+    @property
+    def x(self) -> fx.Node:
+        """The input, `[..., in]`; read from the node, since earlier rewrites replace inputs of later ones."""
+        return self.node.args[int(self.node.target is _aten.addmm.default)]  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> fx.Node | None:
+        """`[out]` or None."""
+        return _bias(self.node)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether oneDNN's layout pays."""
+        return self.rows > 1 and self.rows * self.weight.numel() >= _BLOCKED_FROM and can_pack(self.weight.dtype)
+
+
+def lower_linears(editor: Editor, weights: PackedWeights) -> None:
+    """Rewrites every linear whose weight is bound."""
+    linears = [linear for node in editor.calls() if (linear := _match(editor, node))]
+    editor.pin_other_uses(weights, {linear.node for linear in linears})
+    groups: dict[Any, list[Linear]] = {}
+    for linear in linears:
+        alone = None if linear.bias is None or editor.weight(linear.bias) is not None else linear.node
+        groups.setdefault((linear.x, linear.bias is None, linear.weight.dtype, alone), []).append(linear)
+    for group in groups.values():
+        stacked = _stack(editor, weights, group)
+        if group[0].rows == 1:
+            _lower_row(editor, weights, group, stacked)
+            continue
+        for linear in group:
+            if linear.blocked and not weights.release and editor.can_derive(linear.weight):
+                _lower_blocked(editor, weights, linear)
+            else:
+                _lower_rows(editor, linear)
+
+
+def _stack(editor: Editor, weights: PackedWeights, group: list[Linear]) -> Prepared | None:
+    """The group's weights by columns, if that is their layout; `release` gives it to other row counts as well."""
+    out, width = sum(linear.weight.shape[0] for linear in group), group[0].weight.shape[1]
+    by_columns = out >= width * (1 if group[0].weight.dtype == torch.float32 else _BF16_COLUMNS_FROM)
+    wanted = by_columns and (group[0].rows == 1 or weights.release)
+    if not wanted or not all(editor.can_derive(linear.weight) for linear in group):
+        return None
+    whole = all(editor.is_bound(linear.weight) for linear in group)
+    if weights.release and not whole and group[0].rows > 1:
+        return None
+    return weights.columns(tuple(linear.weight for linear in group), adopt=weights.release and whole)
+
+
+def _match(editor: Editor, node: fx.Node) -> Linear | None:
+    """The linear that this node computes, if its weight is a bound one."""
+    if node.target is _aten.linear.default:
+        x, weight = node.args[0], editor.weight(node.args[1])
+    elif node.target is _aten.addmm.default and not node.kwargs:
+        x, weight = node.args[1], _transposed(editor.weight(node.args[2]))
+    elif node.target in (_aten.mm.default, _aten.matmul.default):
+        x, weight = node.args[0], _transposed(editor.weight(node.args[1]))
+    else:
+        return None
+    if weight is None or weight.dim() != 2 or not isinstance(x, fx.Node) or x.meta["val"].dim() == 0:
+        return None
+    bias = _bias(node)
+    rows = math.prod(x.meta["val"].shape[:-1])
+    if rows == 0 or weight.numel() == 0 or not weight.dtype.is_floating_point:
+        return None
+    if bias is not None and bias.meta["val"].shape != (weight.shape[0],):
+        return None
+    return Linear(node, weight, rows)
+
+
+def _bias(node: fx.Node) -> fx.Node | None:
+    if node.target is _aten.addmm.default:
+        return node.args[0]  # type: ignore[return-value]
+    if node.target is _aten.linear.default:
+        return (node.args[2] if len(node.args) > 2 else node.kwargs.get("bias"))  # type: ignore[return-value]
+    return None
+
+
+def _transposed(weight: torch.Tensor | None) -> torch.Tensor | None:
+    return weight.t() if weight is not None and weight.dim() == 2 else None
+
+
+def _lower_row(editor: Editor, weights: PackedWeights, group: list[Linear], stacked: Prepared | None) -> None:
+    """One row: a product of matrix and vector, for all linears of the group at once where they are stacked."""
+    if stacked is None:
+        for linear in group:
+            matrix = editor.bind("weight", linear.weight)
+            _one_product(editor, linear, matrix)
+        return
+    matrix = editor.bind_prepared("columns", stacked)
+    if len(group) == 1:
+        _one_product(editor, group[0], matrix)
+        return
+    first = group[0]
+    vector = editor.before(first.node).flat_view(first.x, [first.weight.shape[1]])
+    if first.bias is None:
+        product = editor.call(_aten.mv.default, matrix, vector)
+    else:
+        biases = [editor.weight(linear.bias) for linear in group]
+        if any(bias is None or not editor.can_derive(bias) for bias in biases):
+            joined = editor.call(_aten.cat.default, [linear.bias for linear in group])
+        else:
+            joined = editor.bind_prepared("bias", weights.derive("bias", tuple(biases), _join))  # type: ignore[arg-type]
+        product = editor.call(_aten.addmv.default, joined, matrix, vector)
+    offset = 0
+    for linear in group:
+        out = linear.weight.shape[0]
+        part = editor.call(_aten.slice.Tensor, product, 0, offset, offset + out)
+        editor.replace(linear.node, editor.flat_view(part, list(linear.node.meta["val"].shape)))
+        offset += out
+
+
+def _one_product(editor: Editor, linear: Linear, matrix: fx.Node) -> None:
+    """`mv`, with the bias or a residual added by the same call."""
+    out, width = linear.weight.shape
+    last, residual = _residual(linear)
+    addend = linear.bias if residual is None else residual
+    vector = editor.before(last).flat_view(linear.x, [width])
+    if addend is None:
+        product = editor.call(_aten.mv.default, matrix, vector)
+    else:
+        product = editor.call(_aten.addmv.default, editor.flat_view(addend, [out]), matrix, vector)
+    editor.replace(last, editor.flat_view(product, list(last.meta["val"].shape)))
+
+
+def _lower_rows(editor: Editor, linear: Linear) -> None:
+    """Several rows on the plain weight: one matrix product."""
+    out, width = linear.weight.shape
+    last, residual = _residual(linear)
+    matrix = editor.before(last).call(_aten.t.default, editor.bind("weight", linear.weight))
+    rows = editor.flat_view(linear.x, [linear.rows, width])
+    if residual is not None:
+        product = editor.call(_aten.addmm.default, editor.flat_view(residual, [linear.rows, out]), rows, matrix)
+    elif linear.bias is not None:
+        product = editor.call(_aten.addmm.default, linear.bias, rows, matrix)
+    else:
+        product = editor.call(_aten.mm.default, rows, matrix)
+    editor.replace(last, editor.flat_view(product, list(last.meta["val"].shape)))
+
+
+def _lower_blocked(editor: Editor, weights: PackedWeights, linear: Linear) -> None:
+    """Several rows in oneDNN's layout, with what follows fused into the call where oneDNN offers it."""
+    result = torch.empty(linear.node.meta["val"].shape, dtype=linear.weight.dtype, device="meta")
+    packed = editor.bind_prepared("packed", weights.blocked(linear.weight))
+    user = next(iter(linear.node.users), linear.node)
+    alone = len(linear.node.users) == 1
+    if alone and user.target in (_aten.add.Tensor, _aten.mul.Tensor) and not user.kwargs:
+        other = user.args[0] if user.args[1] is linear.node else user.args[1]
+        if isinstance(other, fx.Node) and other is not linear.node and _same(other, linear.node):
+            how = "add" if user.target is _aten.add.Tensor else "mul"
+            arguments = (linear.x, other, packed, linear.bias, how)
+            editor.before(user).replace(user, editor.opaque(packed_linear_binary, arguments, like=result))
+            return
+    activation = _ACTIVATIONS.get(user.target, "none") if alone else "none"
+    last = user if activation != "none" else linear.node
+    algorithm = str(user.kwargs.get("approximate", "none")) if activation == "gelu" else ""
+    arguments = (linear.x, packed, linear.bias, activation, [], algorithm)  # type: ignore[assignment]
+    editor.before(last).replace(last, editor.opaque(packed_linear, arguments, like=result))
+
+
+def _residual(linear: Linear) -> tuple[fx.Node, fx.Node | None]:
+    """The node that ends the linear and what it adds: a plain sum with a tensor of the same shape."""
+    user = next(iter(linear.node.users), linear.node)
+    if len(linear.node.users) != 1 or user.target is not _aten.add.Tensor or user.kwargs or linear.bias is not None:
+        return linear.node, None
+    other = user.args[0] if user.args[1] is linear.node else user.args[1]
+    if not isinstance(other, fx.Node) or other is linear.node or not _same(other, linear.node):
+        return linear.node, None
+    return user, other
+
+
+def _same(one: fx.Node, two: fx.Node) -> bool:
+    a, b = one.meta["val"], two.meta["val"]
+    return bool(a.shape == b.shape and a.dtype == b.dtype and a.is_contiguous() and b.is_contiguous())
+
+
+def _join(*biases: torch.Tensor) -> torch.Tensor:
+    return torch.cat([bias.detach() for bias in biases])

@@ -1,0 +1,82 @@
+"""Between plan and hardware: what a device is asked for, and what it gives back.
+
+A plan's Record step hands a device one static `Segment`. The device records it once, with weights and state bound
+by address, and gives a `Recording` that is replayed for every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.fx import GraphModule
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One static piece of a program, ready to be recorded.
+
+    Placeholders that are not in `bound` are the inputs of each call, in graph order.
+
+    Attributes:
+        graph: functional ATen with static shapes; every node has `meta["val"]` (a FakeTensor, an int, or a tuple of
+            them). It may call shared region bodies with `gaudicc.program.call_region(body, *operands)`, whose tuple
+            is read by `operator.getitem`.
+        bound: placeholder name -> weight, constant or state tensor, bound once by address.
+        state: placeholder name of a state buffer -> index of the output that is its new value.
+    """
+
+    graph: GraphModule
+    bound: Mapping[str, torch.Tensor]
+    state: Mapping[str, int]
+
+
+class Recording(Protocol):
+    """A recorded segment.
+
+    Attributes:
+        bytes_held: bytes this recording holds besides the bound tensors and what it shares with other recordings.
+    """
+
+    bytes_held: int
+
+    def replay(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Runs the segment once.
+
+        Args:
+            *inputs: the placeholders that are not bound, in graph order, of the recorded shapes, dtypes and strides.
+
+        Returns:
+            The outputs that are not new values of state, in graph order.
+
+        Raises:
+            ShapeError: an input is not of the recorded shape, dtype or device.
+        """
+        ...
+
+
+class Device(Protocol):
+    """Something that segments can be recorded on.
+
+    Attributes:
+        name: what the user calls it, e.g. `cpu`.
+    """
+
+    name: str
+
+    def record(self, segment: Segment, *, borrow: bool = False) -> Recording:
+        """Records one segment.
+
+        Args:
+            segment: what to record.
+            borrow: outputs may be buffers of the recording, valid until its next replay, instead of fresh storage.
+
+        Returns:
+            The recording.
+
+        Raises:
+            LoweringError: the segment holds something that this device cannot record.
+        """
+        ...

@@ -1,0 +1,170 @@
+"""Checks of one program against the one before it: shapes and numerics, on CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import fx
+
+from gaudicc.errors import InputError, NumericsError, PostconditionError, Where
+from gaudicc.program import Program, call_region, output_of, where
+from gaudicc.rewriter import fake_mode_of, propagate, shape_text
+
+# Largest difference allowed, relative to the largest magnitude, of a pass that only rounds.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+class Level(IntEnum):
+    """How much is checked after each pass; each level holds the ones before it."""
+
+    STRUCTURE = 0
+    SHAPES = 1
+    OPS = 2
+    NUMERICS = 3
+
+    @classmethod
+    def parse(cls, name: str) -> Level:
+        """The level of a name.
+
+        Raises:
+            InputError: no such level.
+        """
+        if name.upper() not in cls.__members__:
+            raise InputError(f"no verify level {name!r}", hint=f"choose one of {', '.join(n.lower() for n in cls.__members__)}")
+        return cls[name.upper()]
+
+
+def shapes(program: Program, stage: str) -> None:
+    """Propagates fake values afresh and compares dtype, shape and strides of every node.
+
+    Raises:
+        PostconditionError: a node's recorded value differs from what its op computes.
+    """
+    root = program.copy().root
+    recorded = {
+        (name, node.name): node.meta["val"]
+        for name, module in program.graphs()
+        for node in module.graph.nodes
+        if "val" in node.meta
+    }
+    values = [node.meta["val"] for node in root.graph.nodes if node.op == "placeholder"]
+    propagate(root, values, fake_mode_of(root.graph))
+    for name, module in Program(root, (), (), {}, program.calling).graphs():
+        for node in module.graph.nodes:
+            old, new = recorded.get((name, node.name)), node.meta.get("val")
+            if old is not None and _signature(old) != _signature(new):
+                raise PostconditionError(
+                    f"pass {stage} left a wrong type on {node.name}: {_signature(old)}, the op gives {_signature(new)}",
+                    where=where(node, f"the checks after {stage}"),
+                    hint=f"let {stage} create nodes through the rewriter",
+                )
+
+
+def _signature(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        unbacked = any("u" in str(size) for size in value.shape)  # every propagation names data-dependent sizes afresh
+        return str(value.dtype) if unbacked else f"{shape_text(value)} strides {tuple(str(step) for step in value.stride())}"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(_signature(item) for item in value)
+    return type(value).__name__
+
+
+def numerics(before: Program, after: Program, stage: str, *, bitwise: bool) -> None:
+    """Runs both programs on the example inputs, and on a second size where sizes are dynamic, and compares.
+
+    Raises:
+        NumericsError: outputs differ; names the first node that does, with both values.
+        InputError: the weights are on the meta device, so that nothing can be run.
+    """
+    if any(tensor.is_meta for tensor in before.tensors.values()):
+        raise InputError("numerics cannot be verified with weights on the meta device", hint="use verify='ops'")
+    for inputs in _examples(after):
+        old, new = before.run(inputs), after.run(inputs)
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
+            if difference := differs(a, b, bitwise=bitwise):
+                raise NumericsError(
+                    f"pass {stage} changed output {index}: {difference}{_first_divergence(before, after, inputs, bitwise)}",
+                    where=Where(stage=stage),
+                    hint="compare `compiled.trace[...]` before and after, or declare the pass ROUNDING",
+                )
+
+
+def differs(old: Any, new: Any, *, bitwise: bool) -> str | None:
+    """How two values differ, or None if they are equal (bitwise, or within the dtype's tolerance)."""
+    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
+        return None if old == new else f"{old} became {new}"
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return f"{shape_text(old)} became {shape_text(new)}"
+    if torch.equal(old, new) or not old.numel():
+        return None
+    both_nan = old.isnan() & new.isnan() if old.dtype.is_floating_point else torch.zeros_like(old, dtype=torch.bool)
+    wrong = (old != new) & ~both_nan
+    if not wrong.any():
+        return None
+    if not bitwise and old.dtype in TOLERANCE and torch.equal(old.isfinite(), new.isfinite()):
+        finite = old.isfinite()
+        gap = (old[finite].double() - new[finite].double()).abs().max().item()
+        scale = max(old[finite].double().abs().max().item(), 1.0)
+        if gap <= TOLERANCE[old.dtype] * scale and torch.equal(old[~finite & ~both_nan], new[~finite & ~both_nan]):
+            return None
+    at = tuple(int(i) for i in wrong.nonzero()[0])
+    return f"{int(wrong.sum())} of {old.numel()} values, first at {at}: {old[at].item()} became {new[at].item()}"
+
+
+def _examples(program: Program) -> Iterator[Mapping[str, torch.Tensor]]:
+    yield program.example
+    if not program.dimensions:
+        return
+    grown = dict(program.example)
+    for dim in program.dimensions:
+        for name, position in dim.positions:
+            size = grown[name].shape[position]
+            other = size + 1 if dim.high < 0 or size < dim.high else max(size - 1, dim.low)
+            index = torch.arange(other) % max(size, 1)
+            grown[name] = grown[name].index_select(position, index)
+    yield grown
+
+
+def _first_divergence(before: Program, after: Program, inputs: Mapping[str, torch.Tensor], bitwise: bool) -> str:
+    """Names the first node that both programs have and whose values differ."""
+    old = dict(_values(before.root, _feed(before, inputs), "root"))
+    for (path, node), value in _values(after.root, _feed(after, inputs), "root"):
+        known = next((v for (p, n), v in old.items() if p == path and n.name == node.name), None)
+        if known is not None and (difference := differs(known, value, bitwise=bitwise)):
+            return f"; the first node to differ is {node.name} in {path} ({where(node)}): {difference}"
+    return ""
+
+
+def _feed(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    bound = program.bound()
+    return [bound[spec.name] if spec.name in bound else inputs[spec.name] for spec in program.inputs]
+
+
+def _values(module: fx.GraphModule, feed: list[Any], path: str) -> Iterator[tuple[tuple[str, fx.Node], Any]]:
+    """Every tensor that a run computes, in order, bodies included."""
+    known: dict[fx.Node, Any] = {}
+    values = iter(feed)
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            if node.op == "output":
+                return
+            args = fx.map_arg(node.args, known.__getitem__)
+            if node.op == "placeholder":
+                known[node] = next(values)
+            elif node.op == "get_attr":
+                known[node] = getattr(module, str(node.target))
+            elif node.target is call_region:
+                body, *operands = args
+                inner = f"{path}/{node.name}"
+                results = dict(_values(body, operands, inner))
+                by_node = {n: v for (p, n), v in results.items() if p == inner}
+                by_node |= dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), operands, strict=True))
+                known[node] = tuple(fx.map_arg(output_of(body.graph).args[0], by_node.__getitem__))
+                yield from results.items()
+            else:
+                known[node] = node.target(*args, **fx.map_arg(node.kwargs, known.__getitem__))
+            if isinstance(known[node], torch.Tensor) and node.op == "call_function":
+                yield (path, node), known[node]

@@ -1,0 +1,47 @@
+"""The passes, one a file, and the default pipeline: two tuples that read down the page."""
+
+from gaudicc.passes.assign_engines import AssignEngines
+from gaudicc.passes.clean_up import CleanUp
+from gaudicc.passes.decompose import Decompose
+from gaudicc.passes.insert_bucket_guards import InsertBucketGuards
+from gaudicc.passes.legalize_ops import LegalizeOps
+from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
+from gaudicc.passes.recognize_attention import RecognizeAttention
+from gaudicc.passes.recognize_norm import RecognizeNorm
+from gaudicc.passes.specialize import Specialize
+from gaudicc.pipeline import Pass
+
+# Once, on symbolic shapes. Recognition comes before decomposition, which would destroy what it looks for.
+SYMBOLIC: tuple[Pass, ...] = (
+    RecognizeAttention(),  # SDPA or matmul-softmax-matmul -> gaudicc.attention
+    RecognizeNorm(),  # written-out RMS norm -> gaudicc.rms_norm
+    Decompose(),  # composites the target does not register -> their parts
+    CleanUp(),  # no-ops, repeats, constants
+    InsertBucketGuards(),  # what every call must satisfy
+)
+
+# Once per bucket, on static shapes. Legality depends on sizes, so legalisation comes late and its check is the authority.
+STATIC: tuple[Pass, ...] = (
+    Specialize(),  # the bucket's sizes in place of symbols
+    CleanUp(),  # what became constant or no-op with it
+    LowerSemanticOps(),  # fused kernel or plain ATen
+    LegalizeOps(),  # unsupported ops -> supported ones, or a refusal
+    AssignEngines(),  # MME, TPC or none
+)
+
+DEFAULT_PIPELINE: tuple[Pass, ...] = (*SYMBOLIC, *STATIC)
+
+__all__ = [
+    "DEFAULT_PIPELINE",
+    "STATIC",
+    "SYMBOLIC",
+    "AssignEngines",
+    "CleanUp",
+    "Decompose",
+    "InsertBucketGuards",
+    "LegalizeOps",
+    "LowerSemanticOps",
+    "RecognizeAttention",
+    "RecognizeNorm",
+    "Specialize",
+]

@@ -1,0 +1,48 @@
+"""decompose: composite ops that the target has no kernel for -> their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from gaudicc.invariants import DECOMPOSED, FUNCTIONAL, TYPED, WELL_FORMED, Invariant, needs_decomposition
+from gaudicc.pipeline import GraphPass, Numerics
+from gaudicc.program import Program, is_op, op_name
+from gaudicc.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class Decompose(GraphPass):
+    """Breaks composite ATen ops into their parts, unless the target registers a kernel of its own for them.
+
+    PyTorch would do the same at run time, one dispatch at a time; a recorded graph and the target's table know parts only.
+    `linear` and `matmul` stay whole: Gaudi registers them, and the matrix engine wants to see them.
+
+        %3 = aten.diff(%x, 1, -1, %p)      ->      %2 = aten.cat([%p, %x], -1); ...; %3 = aten.sub.Tensor(%5, %6)
+
+    Refuses nothing: a composite has parts by definition, and whether they are legal is for later passes to say.
+    """
+
+    name: ClassVar[str] = "decompose"
+    requires: ClassVar[frozenset[Invariant]] = frozenset({WELL_FORMED, TYPED, FUNCTIONAL})
+    ensures: ClassVar[frozenset[Invariant]] = frozenset({DECOMPOSED})
+    numerics: ClassVar[Numerics] = Numerics.BITWISE
+
+    def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
+        """Breaks each composite into parts in one go, since tracing decomposes the parts' own composites too."""
+        counts: dict[str, int] = {}
+        for node in [n for n in rewriter.graph.nodes if is_op(n) and needs_decomposition(n, program)]:
+            counts[op_name(node)] = counts.get(op_name(node), 0) + 1
+            call = partial(_call, node.target)
+            result = rewriter.inline(call, node.args, node.kwargs, like=node, composites=False)
+            if isinstance(result, tuple):
+                rewriter.replace_outputs(node, result)
+            else:
+                rewriter.replace(node, result)
+        yield from (f"{op} decomposed {count} times" for op, count in sorted(counts.items()))
+
+
+def _call(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return op(*args, **kwargs)

@@ -1,0 +1,119 @@
+"""recognize-attention: SDPA, or attention written out, with or without repeated heads -> `gaudicc::attention`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
+from gaudicc.kernels import attention
+from gaudicc.pipeline import GraphPass, Numerics
+from gaudicc.program import Program, val
+from gaudicc.rewriter import Rewriter
+from gaudicc.rules.match import argument, calls, through_casts, unrepeated
+
+aten = torch.ops.aten
+_MATMULS = (aten.matmul.default, aten.bmm.default)
+_SOFTMAXES = (aten.softmax.int, aten._softmax.default)
+
+
+@dataclass(frozen=True)
+class _Found:
+    end: fx.Node
+    q: fx.Node
+    k: fx.Node
+    v: fx.Node
+    mask: fx.Node | None
+    causal: bool
+    scale: float
+
+
+@dataclass(frozen=True)
+class RecognizeAttention(GraphPass):
+    """Recognises attention as one op over query heads and grouped key/value heads.
+
+    The split for MME and TPC, the fused kernel and the padding rules all need to see attention whole; and `repeat_kv`
+    would copy keys and values once per group.
+
+        %3 = aten.reshape(aten.expand(aten.unsqueeze(%k, 2), ...), ...)
+        %5 = aten.scaled_dot_product_attention(%q, %3, %4, %mask)    ->    %5 = gaudicc.attention(%q, %k, %v, %mask, False, 0.25)
+
+    Refuses dropout, ranks other than 4, and a softmax over another dim than the keys; each near miss is noted in the trace.
+    """
+
+    name: ClassVar[str] = "recognize-attention"
+    requires: ClassVar[frozenset[Invariant]] = frozenset({WELL_FORMED, TYPED, FUNCTIONAL})
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
+        """Fused calls first, then every softmax between two matmuls."""
+        for node in calls(rewriter.graph, aten.scaled_dot_product_attention.default):
+            yield from self._apply(rewriter, node, _fused(node))
+        for node in calls(rewriter.graph, *_SOFTMAXES):
+            yield from self._apply(rewriter, node, _written_out(node))
+
+    def _apply(self, rewriter: Rewriter, node: fx.Node, found: _Found | str | None) -> Iterator[str]:
+        if isinstance(found, str):
+            yield f"{node.name} is no attention: {found}"
+        elif found is not None:
+            (k, repeats), (v, repeats_v) = unrepeated(found.k), unrepeated(found.v)
+            if repeats != repeats_v:
+                k, v = found.k, found.v
+            args = (found.q, k, v, found.mask, found.causal, found.scale)
+            rewriter.replace(found.end, rewriter.emit(attention, *args, like=found.end))
+
+
+def _fused(node: fx.Node) -> _Found | str:
+    q, k, v = node.args[:3]
+    assert isinstance(q, fx.Node), "the schema says tensor"
+    assert isinstance(k, fx.Node), "the schema says tensor"
+    assert isinstance(v, fx.Node), "the schema says tensor"
+    if argument(node, 4, "dropout_p", 0.0):
+        return "it drops out"
+    if val(q).dim() != 4:
+        return f"it has rank {val(q).dim()}"
+    scale = argument(node, 6, "scale")
+    if scale is None:
+        scale = 1.0 / math.sqrt(val(q).shape[-1])
+    if not isinstance(scale, (int, float)):
+        return "its scale is not a number"
+    mask = argument(node, 3, "attn_mask")
+    return _Found(node, q, k, v, mask, bool(argument(node, 5, "is_causal", False)), float(scale))
+
+
+def _written_out(softmax: fx.Node) -> _Found | str | None:
+    """matmul(softmax(matmul(q, k^T) * scale + mask), v), the scores rounded or not around the softmax."""
+    weights = softmax
+    while len(weights.users) == 1 and (user := next(iter(weights.users))).target in (aten.to.dtype, aten.dropout.default):
+        weights = user
+    end = next(iter(weights.users)) if len(weights.users) == 1 else None
+    if end is None or end.target not in _MATMULS or end.args[0] is not weights:
+        return None
+    scores = through_casts(softmax.args[0])  # type: ignore[arg-type]
+    if val(softmax).dim() != 4 or argument(softmax, 1, "dim") not in (-1, 3):
+        return f"the softmax is over dim {argument(softmax, 1, 'dim')} of rank {val(softmax).dim()}"
+    mask: Any = None
+    scale = 1.0
+    if scores.target is aten.add.Tensor and all(isinstance(arg, fx.Node) for arg in scores.args) and not scores.kwargs:
+        scores, mask = _scores_and_mask(*scores.args)  # type: ignore[arg-type]
+    if scores.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(scores.args[1], (int, float)):
+        scale = scores.args[1] if scores.target is aten.mul.Tensor else 1.0 / scores.args[1]
+        scores = scores.args[0]  # type: ignore[assignment]
+    if scores.target not in _MATMULS:
+        return f"its scores come from {scores.target}, not from a matmul"
+    q, keys = scores.args
+    if not isinstance(keys, fx.Node) or keys.target is not aten.transpose.int or {d % 4 for d in keys.args[1:]} != {2, 3}:  # type: ignore[operator]
+        return "its keys are not transposed"
+    if val(scores).dtype != val(end).dtype:
+        return "its scores are not of the output's dtype"
+    return _Found(end, q, keys.args[0], end.args[1], mask, False, float(scale))  # type: ignore[arg-type]
+
+
+def _scores_and_mask(a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
+    computed = (*_MATMULS, aten.mul.Tensor, aten.div.Tensor)
+    return (b, a) if b.target in _MATMULS and a.target not in computed else (a, b)

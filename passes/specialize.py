@@ -1,0 +1,106 @@
+"""specialize: one bucket's sizes put in place of the symbols."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gaudicc.errors import InternalError
+from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, SHAPES_GUARDED, STATIC, TYPED, WELL_FORMED, Invariant
+from gaudicc.pipeline import Numerics, PassResult
+from gaudicc.program import InputKind, Program, call_region, val
+from gaudicc.rewriter import Rewriter, propagate
+
+_NUMBERS = (int, float, bool)
+
+
+@dataclass(frozen=True)
+class Specialize:
+    """Puts the sizes of one bucket in place of the symbols; size arithmetic disappears.
+
+    A recorded graph has fixed shapes; and what Gaudi supports depends on sizes, so all static passes need them.
+
+        %0: int = aten.sym_size.int(%ids, 1); %9 = aten.view(%8, [2, %0, -1, 16])    ->    %9 = aten.view(%8, [2, 128, -1, 16])
+
+    Refuses a bucket that leaves a dimension out.
+
+    Attributes:
+        sizes: dimension name -> size, one entry per dimension of the program.
+    """
+
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    name: ClassVar[str] = "specialize"
+    requires: ClassVar[frozenset[Invariant]] = frozenset(
+        {WELL_FORMED, TYPED, FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, SHAPES_GUARDED}
+    )
+    ensures: ClassVar[frozenset[Invariant]] = frozenset({STATIC})
+    breaks: ClassVar[frozenset[Invariant]] = frozenset()
+    numerics: ClassVar[Numerics] = Numerics.BITWISE
+
+    def run(self, program: Program) -> PassResult:
+        """Propagates fake tensors of the bucket's sizes, then replaces every node that turned into a number."""
+        if not program.dimensions:
+            return PassResult(program, False)
+        sizes = dict(self.sizes)
+        if missing := [dim.name for dim in program.dimensions if dim.name not in sizes]:
+            raise InternalError(f"the bucket {sizes} leaves out {missing[0]}")
+        example = dict(program.example)
+        for dim in program.dimensions:
+            for name, position in dim.positions:
+                example[name] = _resized(example[name], position, sizes[dim.name])
+        mode = FakeTensorMode(allow_non_fake_inputs=False)
+        bound = program.bound()
+        values = [
+            mode.from_tensor(example[spec.name] if spec.kind is InputKind.USER else bound[spec.name], static_shapes=True)
+            for spec in program.inputs
+        ]
+        propagate(program.root, values, mode)
+        for _, module in program.graphs():
+            _replace_numbers(module)
+        _drop_size_operands(program.root)
+        return PassResult(replace(program, dimensions=(), example=example), True)
+
+
+def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """The example repeated or cut to a size, so that later numerics checks have values in range."""
+    if tensor.shape[dim] == size:
+        return tensor
+    shape = list(tensor.shape)
+    if not tensor.shape[dim]:
+        shape[dim] = size
+        return tensor.new_zeros(shape)
+    return tensor.index_select(dim, torch.arange(size) % tensor.shape[dim])
+
+
+def _replace_numbers(module: fx.GraphModule) -> None:
+    rewriter = Rewriter(module)
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and isinstance(val(node), _NUMBERS):
+            rewriter.replace(node, val(node))
+    rewriter.finish()
+
+
+def _drop_size_operands(module: fx.GraphModule) -> None:
+    """Bodies took sizes as operands; now that they are numbers, the operands go."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.target is call_region:
+            calls.setdefault(str(node.args[0].target), []).append(node)
+    for name, sites in calls.items():
+        body = getattr(module, name)
+        placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
+        sizes = [i for i, node in enumerate(placeholders) if isinstance(val(node), _NUMBERS)]
+        rewriter = Rewriter(body)
+        for i in sizes:
+            rewriter.replace(placeholders[i], val(placeholders[i]))
+        rewriter.finish()
+        _drop_size_operands(body)
+        for site in sites:
+            operands: list[Any] = [arg for i, arg in enumerate(site.args[1:]) if i not in sizes]
+            site.args = (site.args[0], *operands)
+    module.recompile()
