@@ -1,1 +1,23 @@
-"""gaudicc compiles PyTorch models for inference on Intel Gaudi."""
+"""gaudicc compiles PyTorch models for inference on Intel Gaudi.
+
+The public names are loaded when first used, so that `gaudicc --help` does not pay for torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gaudicc.check import check
+    from gaudicc.compiled import CompiledModel, load
+    from gaudicc.compiler import compile
+
+__all__ = ["CompiledModel", "check", "compile", "load"]
+
+_HOMES = {"compile": "compiler", "CompiledModel": "compiled", "load": "compiled", "check": "check"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gaudicc' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"gaudicc.{_HOMES[name]}"), name)

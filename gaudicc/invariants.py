@@ -166,6 +166,8 @@ def verdict_of(node: fx.Node, program: Program) -> Verdict:
         return Verdict(Support.NO, Engine.UNKNOWN, "the program has no target", "gaudicc", "")
     op = node.target
     assert isinstance(op, torch._ops.OpOverload), "asked for ops only"
+    if node.meta.get("engine") is Engine.HOST:
+        return Verdict(Support.PRESUMED, Engine.HOST, f"{op_name(node)} is left on the host", "gaudicc", "")
     if op.namespace == "gaudicc":
         fused = fused_op(program.target, op)
         return fused[1] if fused else program.target.lookup(op)

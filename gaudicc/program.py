@@ -6,17 +6,19 @@ body that several identical layers share is one GraphModule, and each layer is a
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from gaudicc.errors import Where
+from gaudicc.errors import InputError, Where
 
 if TYPE_CHECKING:
     from gaudicc.targets import Target
@@ -72,6 +74,23 @@ class OutputSpec:
     target: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of the model's own signature.
+
+    Attributes:
+        name: its name.
+        kind: one of `inspect.Parameter`'s kinds, by name (`POSITIONAL_OR_KEYWORD`).
+        required: it has no default.
+        default: the default, a plain value.
+    """
+
+    name: str
+    kind: str
+    required: bool = True
+    default: Any = None
+
+
 @dataclass(frozen=True)
 class Calling:
     """How the model is called: from Python arguments to the root graph's user inputs and back.
@@ -82,6 +101,7 @@ class Calling:
         static: leaf index -> the value every call must have (numbers, strings, None).
         out_spec: pytree of the output.
         literals: leaf index of the output -> value, where an output is not a tensor.
+        parameters: the model's own signature.
     """
 
     in_spec: pytree.TreeSpec
@@ -89,6 +109,33 @@ class Calling:
     static: Mapping[int, Any]
     out_spec: pytree.TreeSpec
     literals: Mapping[int, Any] = field(default_factory=dict)
+    parameters: tuple[Parameter, ...] = ()
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        """The model's signature as Python knows it."""
+        return inspect.Signature([_parameter(entry) for entry in self.parameters])
+
+
+def _parameter(entry: Parameter) -> inspect.Parameter:
+    default = inspect.Parameter.empty if entry.required else entry.default
+    return inspect.Parameter(entry.name, getattr(inspect.Parameter, entry.kind), default=default)
+
+
+def bind(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The canonical form of a call: two calls that mean the same, by position, keyword or default, give the same.
+
+    Raises:
+        InputError: the arguments do not fit the signature.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"the arguments do not fit the model: {error}", hint=f"its signature is {signature}") from error
+    bound.apply_defaults()
+    return bound.args, dict(sorted(bound.kwargs.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from gaudicc.program import Program, is_op, op_name, where
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules import index_generation, integers, slicing
 from gaudicc.rules.rule import Rule
-from gaudicc.targets import Support
+from gaudicc.targets import Engine, Support
 
 ALL_RULES: tuple[Rule, ...] = (*index_generation.RULES, *slicing.RULES, *integers.RULES)
 
@@ -37,10 +37,12 @@ class LegalizeOps(GraphPass):
     Attributes:
         rules: tried in order; the first whose check passes is applied.
         rounds: a bound on the fixpoint; reaching it means that two rules undo each other.
+        host: leave what cannot be made legal on the host, as a step of its own between recorded graphs, instead of refusing it.
     """
 
     rules: tuple[Rule, ...] = field(default=ALL_RULES, repr=False)
     rounds: int = 8
+    host: bool = False
 
     name: ClassVar[str] = "legalize-ops"
     requires: ClassVar[frozenset[Invariant]] = frozenset({WELL_FORMED, TYPED, FUNCTIONAL, STATIC})
@@ -77,6 +79,10 @@ class LegalizeOps(GraphPass):
             self._splice(rewriter, node, table[node.target])
             return f"{op_name(node)}: PyTorch's decomposition"
         reasons = [verdict_of(node, program).reason, *misfits]
+        if self.host:
+            node.meta["engine"] = Engine.HOST
+            rewriter.modified = True
+            return f"{op_name(node)} left on the host ({reasons[0]})"
         raise UnsupportedOpError("; ".join(reasons), where=where(node, self.name))
 
     def _splice(self, rewriter: Rewriter, node: fx.Node, rewrite: Any) -> None:

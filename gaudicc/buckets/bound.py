@@ -5,8 +5,8 @@ Lagrangian relaxation of the k-median problem: with "each cell is served once" p
     L(u) = sum(u) + reduced cost of the fixed boxes + the k - fixed most negative reduced costs,
 
 where the reduced cost of box j is `sum over cells of min(0, price[i, j] - u[i])`. No plan costs less than L(u).
-Subgradient steps of Polyak's length, each with momentum from those before, raise it. As any u is valid, u may be capped; below the cap only the pairs of cell
-and box whose price is under it count, a small part of all.
+Subgradient steps of Polyak's length, each with momentum from those before, raise it. As any u is valid, u may be
+capped; below the cap only the pairs of cell and box whose price is under it count, a small part of all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaudicc.buckets.grid import Grid
-from gaudicc.buckets.space import Floats
+from gaudicc.buckets.space import Floats, totals
 
 ITERATIONS = 500
 MOMENTUM = 0.9
@@ -59,14 +59,15 @@ class Relaxation:
         reduced = np.zeros(len(self.grid.boxes))
         reduced[self.used] = np.add.reduceat(saved, self.starts)
         fixed, free = self.grid.fixed, count - self.grid.fixed
-        opened = np.arange(fixed)
+        opened: NDArray[np.int64] = np.arange(fixed)
         if free > 0:
             order = np.argsort(reduced[fixed:])[:free] + fixed
             opened = np.concatenate([opened, order[reduced[order] < 0]])
         is_open = np.zeros(len(reduced), dtype=bool)
         is_open[opened] = True
         served = self.cell[(saved < 0) & is_open[self.box]]
-        return float(u.sum() + reduced[opened].sum()), opened, 1.0 - np.bincount(served, minlength=len(u))
+        slope = 1.0 - totals(served, np.ones(len(served)), len(u))
+        return float(u.sum() + reduced[opened].sum()), opened, slope
 
 
 def lower_bound(grid: Grid, chosen: NDArray[np.int64], iterations: int = ITERATIONS) -> Bound:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaudicc.buckets.dynamic_program import optimal_sizes
-from gaudicc.buckets.space import Floats, Rows, Sample, Space
+from gaudicc.buckets.space import Floats, Rows, Sample, Space, totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ def build_grid(space: Space, sample: Sample, fixed: Rows, worst_padding: float |
     real_cost = space.cost_of(sample.shapes)
     extent = tuple(len(level) for level in levels)
     keys, inverse = np.unique(np.ravel_multi_index(tuple(index.T), extent), return_inverse=True)
-    weights = np.bincount(inverse, sample.weights, len(keys))
-    real = np.bincount(inverse, sample.weights * real_cost, len(keys)) / np.maximum(weights, 1e-300)
+    weights = totals(inverse, sample.weights, len(keys))
+    real = totals(inverse, sample.weights * real_cost, len(keys)) / np.maximum(weights, 1e-300)
     smallest = np.full(len(keys), np.inf)
     np.minimum.at(smallest, inverse, real_cost)
     corners = np.stack(np.unravel_index(keys, extent), axis=1)
@@ -74,7 +74,7 @@ def _levels(space: Space, sample: Sample, fixed: Rows, dim: int) -> NDArray[np.i
     """One axis' sizes: by the dynamic program with the other dims at their mean, the largest seen, the fixed ones."""
     values, inverse = np.unique(sample.shapes[:, dim], return_inverse=True)
     if len(values) > space.levels[dim]:
-        weights = np.bincount(inverse, sample.weights, len(values))
+        weights = totals(inverse, sample.weights, len(values))
         mean = sample.weights @ sample.shapes / sample.weights.sum()
         rows = np.broadcast_to(mean, (len(values), len(mean))).copy()
         rows[:, dim] = values

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gaudicc.buckets.space import Floats, Rows, Sample, Space, total_cost
 from gaudicc.buckets.strategies import Buckets, Strategy, expand, exponential, linear, padding_aware
@@ -23,10 +23,14 @@ PEERS: tuple[Strategy, ...] = ("exp", "lin", "pad")
 PERCENTS = (2, 5, 10, 15, 20, 25, 30, 40, 50)
 CAPS = (2, 4, 8, 16, 32, 64)
 """Absolute caps on padding that are tried: the limit over each of these."""
-SURVIVORS = 4
-"""Lists kept per dim and length, the best on that dim alone (the other dims unpadded)."""
-SLACK = 3
+Lists = tuple[tuple[int, ...], ...]
+"""One list of sizes per dim."""
+CHUNK = 256
+"""Lists priced at a time, to bound memory."""
+SLACK = 4
 """A product may be this many times over the count before buckets that nobody needs are removed."""
+DRAWS = 3000
+"""Shapes the knobs are searched on, drawn by weight where the sample has more."""
 
 
 def default_buckets(space: Space, strategy: Strategy, count: int) -> Rows:
@@ -43,31 +47,86 @@ def best_default(space: Space, sample: Sample, count: int) -> Rows:
 
 
 def tuned_buckets(space: Space, sample: Sample, counts: Sequence[int]) -> dict[int, Rows]:
-    """The best product of lists for each count, all knobs of all three strategies searched on the sample.
+    """The best product of lists found for each count, with all knobs of all three strategies searched on the sample.
+
+    The search goes dim by dim: all lists that the knobs can make are tried for one dim, the others held, until no dim
+    improves; it starts from several divisions of the count over the dims.
 
     Args:
         space: legal shapes and cost.
         sample: the training half, in aligned sizes.
         counts: numbers of buckets.
     """
-    best: dict[int, tuple[float, Rows]] = {}
+    sample = _thinned(sample)
+    best: dict[int, tuple[float, Lists]] = {}
     for strategy in PEERS:
-        lists = [_lists(space, sample, dim, strategy, max(counts)) for dim in range(len(space.dims))]
-        for option in _products(space, sample, lists, max(counts)):
-            for count in counts:
-                if option.count <= count and (count not in best or option.cost < best[count][0]):
-                    best[count] = (option.cost, needed_product(space, option.lists))
-    return {count: boxes for count, (_, boxes) in best.items()}
+        axes = [_axis(space, sample, dim, strategy, max(counts)) for dim in range(len(space.dims))]
+        for count in sorted(counts):
+            found = min(_descend(space, sample, axes, start, count) for start in _starts(axes, count))
+            options = [found, *(option for smaller, option in best.items() if smaller <= count)]
+            best[count] = min(options)
+    return {count: needed_product(space, lists) for count, (_, lists) in best.items()}
 
 
-def _lists(space: Space, sample: Sample, dim: int, strategy: Strategy, most: int) -> list[tuple[int, ...]]:
-    """Every list one dim can get from a strategy's knobs; per length the best few by cost on this dim alone."""
-    ranked: dict[int, list[tuple[float, tuple[int, ...]]]] = defaultdict(list)
-    for sizes in set(_knobs(space, dim, strategy, most)):
-        rows = sample.shapes.copy()
-        rows[:, dim] = _rounded(sizes, sample.shapes[:, dim], split=dim == space.split)
-        ranked[len(sizes)].append((float(space.cost_of(rows) @ sample.weights), sizes))
-    return [sizes for options in ranked.values() for _, sizes in sorted(options)[:SURVIVORS]]
+def _thinned(sample: Sample) -> Sample:
+    if len(sample.shapes) <= DRAWS:
+        return sample
+    rng = np.random.default_rng(0)
+    return Sample.of(sample.shapes[rng.choice(len(sample.shapes), DRAWS, p=sample.weights / sample.weights.sum())])
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """The lists that one dim can get, shortest first.
+
+    Attributes:
+        lists: sizes of each list.
+        lengths: their number [lists].
+        rounded: each shape's size rounded up within each list [lists, shapes].
+        alone: cost of each list with the other dims unpadded [lists].
+    """
+
+    lists: list[tuple[int, ...]]
+    lengths: NDArray[np.int64]
+    rounded: NDArray[np.int64]
+    alone: Floats
+
+
+def _axis(space: Space, sample: Sample, dim: int, strategy: Strategy, most: int) -> _Axis:
+    lists = sorted(set(_knobs(space, dim, strategy, most)), key=lambda sizes: (len(sizes), sizes))
+    rounded = np.stack([_rounded(sizes, sample.shapes[:, dim], split=dim == space.split) for sizes in lists])
+    real = [sample.shapes[:, i] for i in range(len(space.dims))]
+    alone = np.array([space.cost(*real[:dim], row, *real[dim + 1 :]) @ sample.weights for row in rounded])
+    return _Axis(lists, np.array([len(sizes) for sizes in lists]), rounded, alone)
+
+
+def _starts(axes: list[_Axis], count: int) -> Iterator[Lists]:
+    """Divisions of the count over the dims, each dim with the best list of its length on that dim alone."""
+    lengths = [sorted({1 << i for i in range(8) if 1 << i <= min(count, int(axis.lengths.max()))}) for axis in axes]
+    for division in itertools.product(*lengths):
+        if count // 2 < math.prod(division) <= count:
+            within = [np.flatnonzero(axis.lengths <= n) for axis, n in zip(axes, division, strict=True)]
+            yield tuple(a.lists[w[a.alone[w].argmin()]] for a, w in zip(axes, within, strict=True))
+
+
+def _descend(space: Space, sample: Sample, axes: list[_Axis], lists: Lists, count: int) -> tuple[float, Lists]:
+    """Replaces one dim's list by the best there is for it, in turn, until nothing improves."""
+    cost, since = np.inf, 0
+    for dim in itertools.cycle(range(len(axes))):
+        reach = SLACK * count / math.prod(len(sizes) for i, sizes in enumerate(lists) if i != dim)
+        tried = int(np.searchsorted(axes[dim].lengths, max(reach, 1), side="right"))
+        costs = _costs(space, sample, lists, dim, axes[dim], tried)
+        for option in np.argsort(costs, kind="stable"):
+            if costs[option] >= cost * (1 - 1e-9):
+                break
+            candidate = (*lists[:dim], axes[dim].lists[option], *lists[dim + 1 :])
+            if len(needed_product(space, candidate)) <= count:
+                cost, lists, since = float(costs[option]), candidate, 0
+                break
+        since += 1
+        if since > len(axes):
+            return cost, lists
+    raise AssertionError("unreachable: the cycle has no end")
 
 
 def _rounded(sizes: Sequence[int], column: Rows, split: bool) -> Rows:
@@ -102,50 +161,40 @@ def _by_knobs(strategy: Strategy, low: int, step: int, high: int, most: int) -> 
             yield padding_aware(low, step, high, percent, math.ceil(high / cap))
 
 
-@dataclass(frozen=True, slots=True)
-class _Product:
-    lists: tuple[tuple[int, ...], ...]
-    count: int
-    cost: float
-
-
-def _products(
-    space: Space, sample: Sample, lists: list[list[tuple[int, ...]]], most: int
-) -> Iterator[_Product]:
-    """Every product of one list per dim within reach of `most` buckets, with its cost on the sample.
+def _costs(space: Space, sample: Sample, lists: Lists, dim: int, axis: _Axis, tried: int) -> Floats:
+    """Weighted cost of the first `tried` lists of one dim, the other dims rounded in `lists`.
 
     A cost that does not fall with size makes rounding up each dim by itself the cheapest box of a product, save for a
     split batch, where every smaller batch is tried.
     """
-    inner = sorted(lists[-1], key=len)
-    lengths = np.array([len(sizes) for sizes in inner])
-    rounded = np.stack([_rounded(sizes, sample.shapes[:, -1], split=False) for sizes in inner])
-    for outer in itertools.product(*lists[:-1]):
-        reach = int(np.searchsorted(lengths, SLACK * most / math.prod(map(len, outer)), side="right"))
-        if not reach:
-            continue
-        costs = _product_costs(space, sample, outer, rounded[:reach])
-        for last, cost in zip(inner[:reach], costs, strict=True):
-            count = len(needed_product(space, (*outer, last)))
-            if count <= most:
-                yield _Product((*outer, last), count, float(cost))
+    columns = [_rounded(sizes, sample.shapes[:, i], split=i == space.split) for i, sizes in enumerate(lists)]
+    costs = np.empty(tried)
+    for chunk in range(0, tried, CHUNK):
+        part = slice(chunk, min(chunk + CHUNK, tried))
+        if dim != space.split:
+            columns[dim] = axis.rounded[part]
+        if space.split is None:
+            costs[part] = np.asarray(space.cost(*columns)) @ sample.weights
+        else:
+            choices = axis.lists[part] if dim == space.split else [lists[space.split]]
+            per_choice = [_cheapest_split(space, sample, columns, sizes) for sizes in choices]
+            costs[part] = np.concatenate([np.atleast_2d(prices) for prices in per_choice]) @ sample.weights
+    return costs
 
 
-def _product_costs(space: Space, sample: Sample, outer: tuple[tuple[int, ...], ...], last: Rows) -> Floats:
-    """Weighted cost for each row of last-dim sizes [lists, shapes], the other dims rounded in `outer`."""
-    columns = [_rounded(s, sample.shapes[:, i], split=i == space.split) for i, s in enumerate(outer)]
-    if space.split is None:
-        return np.asarray(space.cost(*columns, last)) @ sample.weights
+def _cheapest_split(space: Space, sample: Sample, columns: list[Rows], sizes: tuple[int, ...]) -> Floats:
+    """Cost of every shape at the batch size that serves it for least, in one call or several."""
+    assert space.split is not None
     batch = sample.shapes[:, space.split]
     options = []
-    for size in outer[space.split]:
-        columns[space.split] = np.full(len(batch), size)
-        options.append(space.cost(*columns, last) * -(-batch // size))
-    cheapest: Floats = np.minimum.reduce(options) @ sample.weights
-    return cheapest
+    for size in sizes:
+        calls = -(-batch // size)
+        others = [np.full(len(batch), size) if i == space.split else column for i, column in enumerate(columns)]
+        options.append(space.cost(*others) * calls)
+    return np.asarray(np.minimum.reduce(options))
 
 
-def needed_product(space: Space, lists: tuple[tuple[int, ...], ...]) -> Rows:
+def needed_product(space: Space, lists: Lists) -> Rows:
     """The boxes of a product that some legal shape rounds up to."""
     below = [(low, *(size + align for size in sizes[:-1])) for sizes, low, align in
              zip(lists, space.low, space.align, strict=True)]  # fmt: skip

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gaudicc.buckets.bound import lower_bound
-from gaudicc.buckets.bucket import BucketSet, Cost
+from gaudicc.buckets.bucket import Bucket, BucketSet, Cost
 from gaudicc.buckets.dynamic_program import optimal_sizes
 from gaudicc.buckets.grid import Grid, build_grid
 from gaudicc.buckets.search import Chosen, cost_of, greedy, interchange, perturbed
-from gaudicc.buckets.space import Rows, Sample, Space, as_rows, log_uniform, total_cost
+from gaudicc.buckets.space import Rows, Sample, Space, log_uniform, total_cost
 from gaudicc.buckets.strategies import Range
 from gaudicc.errors import InputError
 
@@ -84,7 +85,9 @@ class Planner:
         self, space: Space, sample: Sample, kept: Rows | None = None, worst_padding: float | None = None
     ) -> None:
         if (sample.shapes > np.array(space.limit)).any():
-            raise InputError(f"the sample holds shapes over the limits {dict(zip(space.dims, space.limit, strict=True))}")
+            raise InputError(
+                f"the sample holds shapes over the limits {dict(zip(space.dims, space.limit, strict=True))}"
+            )
         if worst_padding is not None and worst_padding < 1:
             raise InputError(f"worst_padding is padded over real cost, so at least 1; got {worst_padding}")
         self.space, self.sample = space, sample.rounded(space)
@@ -127,7 +130,9 @@ class Planner:
         chosen, bound = self._search(count, bounded)
         grid_cost = cost_of(self.grid, chosen)
         self._check_padding(chosen, count)
-        return self._finish(tighten(self.space, self.grid.boxes[chosen], self.sample, len(self.fixed)), grid_cost, bound)
+        return self._finish(
+            tighten(self.space, self.grid.boxes[chosen], self.sample, len(self.fixed)), grid_cost, bound
+        )
 
     def _search(self, count: int, bounded: bool) -> tuple[Chosen, float]:
         grid = self.grid
@@ -159,10 +164,8 @@ class Planner:
 
     def _exact(self, count: int) -> Plan:
         """The dynamic program on all distinct sizes: no plan of this many buckets is better."""
-        values, inverse = np.unique(
-            np.concatenate([self.sample.shapes[:, 0], [self.space.limit[0]]]), return_inverse=True
-        )
-        weights = np.bincount(inverse, np.concatenate([self.sample.weights, [0.0]]), len(values))
+        whole = self.sample.joined(Sample(np.array([self.space.limit]), np.zeros(1)))
+        values, weights = whole.shapes[:, 0], whole.weights
         sizes = optimal_sizes(values, weights, self.space.cost_of(values[:, None]), count)[-1]
         boxes = sizes[::-1, None]
         cost = total_cost(self.space, boxes, self.sample)
@@ -174,7 +177,7 @@ class Planner:
 
 
 def tighten(space: Space, boxes: Rows, sample: Sample, fixed: int) -> Rows:
-    """Shrinks every box but the first `fixed` to the join of the shapes that are cheapest in it, until nothing moves."""
+    """Shrinks every box but the first `fixed` to the join of the shapes it serves, until nothing moves."""
     boxes = boxes.copy()
     while True:
         owner = space.serve(boxes, sample.shapes).argmin(axis=1)
@@ -198,13 +201,13 @@ def with_prior(space: Space, real: Sample, replays: list[Sample], rng: np.random
     """The sample to plan on: half the stream that was seen, half its resampled replays, and a little of everything.
 
     The replays keep a plan of many buckets from fitting the accidents of one stream; the 2 % that are log-uniform over
-    all legal shapes give sizes that were never seen a bucket not too far above them.
+    all legal shapes give sizes that were never seen a bucket not too far above them. Weights sum to those of `real`.
     """
     share = 1.0 - PRIOR_SHARE
     parts = [real.scaled(share / 2 if replays else share)]
     parts += [replayed.scaled(share / 2 / len(replays)) for replayed in replays]
     parts.append(log_uniform(space, PRIOR_SHAPES, rng).scaled(PRIOR_SHARE))
-    return parts[0].joined(*parts[1:])
+    return parts[0].joined(*parts[1:]).scaled(float(real.weights.sum()))
 
 
 def plan_log_uniform(ranges: Mapping[str, Range], count: int, cost: Cost) -> BucketSet:
@@ -216,23 +219,19 @@ def plan_log_uniform(ranges: Mapping[str, Range], count: int, cost: Cost) -> Buc
         cost: cost of one call at a bucket.
     """
     dims = tuple(ranges)
-    per_dim = max(8, round(4000 ** (1 / len(dims))))
 
-    def columns(*sizes: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        from gaudicc.buckets.bucket import Bucket
-
+    def columns(*sizes: Any) -> Any:
         rows = np.stack(np.broadcast_arrays(*sizes), axis=-1).round().astype(np.int64)
         return np.array([cost(Bucket(dims, tuple(map(int, row)))) for row in rows])
 
-    steps = [max(r.step, 1) for r in ranges.values()]
     space = Space(
-        dims, tuple(r.min for r in ranges.values()), tuple(r.max for r in ranges.values()), tuple(steps),
-        (per_dim,) * len(dims), cost=columns,
-    )  # fmt: skip
-    sample = log_uniform(space, PRIOR_SHAPES, np.random.default_rng(SEED))
-    return BucketSet(
-        [b for b in Planner(space, sample).plan(count, bounded=False).buckets], cost=cost
+        dims,
+        low=tuple(r.min for r in ranges.values()),
+        limit=tuple(r.max for r in ranges.values()),
+        align=tuple(max(r.step, 1) for r in ranges.values()),
+        levels=(max(8, round(4000 ** (1 / len(dims)))),) * len(dims),
+        cost=columns,
     )
-
-
-__all__ = ["Plan", "Planner", "as_rows", "plan_log_uniform", "tighten", "with_prior"]
+    sample = log_uniform(space, PRIOR_SHAPES, np.random.default_rng(SEED))
+    boxes = Planner(space, sample).plan(count, bounded=False).boxes
+    return BucketSet([Bucket(dims, tuple(map(int, box))) for box in boxes], cost)

@@ -150,8 +150,10 @@ def replay(trace: Trace, server: Server) -> Steps:
 
 
 class _Replay:
-    """One replay's state. Decode steps cost O(1): a sequence gains a block every 128th step, so the number of
-    sequences that gain one is counted per step number modulo 128.
+    """One replay's state.
+
+    A decode step costs O(1): a sequence gains a block every 128th step, so the number of sequences that gain one is
+    counted per step number modulo 128.
     """
 
     def __init__(self, trace: Trace, server: Server) -> None:
@@ -250,6 +252,4 @@ class _Replay:
         prefill = np.array(self.prefill, dtype=np.float64).reshape(-1, 4)
         decode = np.array(self.decode, dtype=np.float64).reshape(-1, 3)
         keep = slice(1, 4) if self.server.max_prefill_seqs > 1 else slice(2, 4)
-        return Steps(
-            prefill[:, 0], prefill[:, keep].astype(np.int64), decode[:, 0], decode[:, 1:].astype(np.int64)
-        )
+        return Steps(prefill[:, 0], prefill[:, keep].astype(np.int64), decode[:, 0], decode[:, 1:].astype(np.int64))

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaudicc.buckets.grid import Grid
-from gaudicc.buckets.space import Floats
 
 Chosen = NDArray[np.int64]
 SWAPS = 400
@@ -59,7 +58,8 @@ class _Interchange:
     """
 
     def __init__(self, grid: Grid, chosen: Chosen) -> None:
-        self.grid, self.chosen = grid, chosen.copy()
+        self.grid = grid
+        self.chosen: Chosen = chosen.copy()
         self.gain = np.zeros(len(grid.boxes))
         self.loss = np.zeros((len(grid.boxes), len(chosen)))
         cells = np.arange(len(grid.cells))
@@ -78,10 +78,8 @@ class _Interchange:
         added, removed = np.unravel_index(int(net.argmax()), net.shape)
         if net[added, removed] <= 1e-9 * self.first_price.sum():
             return False
-        touched = (self.first == removed) | (self.second == removed) | (
-            self.grid.price[:, added] < self.second_price
-        )  # fmt: skip
-        cells = np.flatnonzero(touched)
+        closer = self.grid.price[:, added] < self.second_price
+        cells = np.flatnonzero((self.first == removed) | (self.second == removed) | closer)
         self._tally(cells, -1.0)
         self.chosen[removed] = added
         self._rank(cells)
@@ -115,6 +113,6 @@ def perturbed(chosen: Chosen, grid: Grid, share: float, rng: np.random.Generator
     outside = np.setdiff1d(np.arange(grid.fixed, len(grid.boxes)), chosen)
     if not len(free) or len(outside) < len(leaving):
         return chosen
-    result = chosen.copy()
+    result: Chosen = chosen.copy()
     result[leaving] = rng.choice(outside, size=len(leaving), replace=False)
     return result

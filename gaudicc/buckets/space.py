@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,11 +57,12 @@ class Space:
     def round_up(self, rows: Rows) -> Rows:
         """Sizes rounded up to `align` and clipped into the limits: what even a perfect plan pays."""
         align = np.array(self.align)
-        return np.clip(-(-rows // align) * align, self.low, self.limit)
+        rounded: Rows = np.clip(-(-rows // align) * align, self.low, self.limit)
+        return rounded
 
     def is_legal(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows lie within the limits and can be scheduled."""
-        inside = ((rows >= self.low) & (rows <= self.limit)).all(axis=1)
+        inside = np.logical_and(rows >= np.array(self.low), rows <= np.array(self.limit)).all(axis=1)
         return inside if self.legal is None else inside & self.legal(rows)
 
     def cover(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class Space:
 
         A bucket that is too small in the split dim serves a shape in several calls.
         """
-        price = np.broadcast_to(self.cost_of(boxes), (len(shapes), len(boxes))).copy()
+        price: Floats = np.broadcast_to(self.cost_of(boxes), (len(shapes), len(boxes))).copy()
         for i in range(len(self.dims)):
             if i == self.split:
                 price *= np.maximum(1, -(-shapes[:, i, None] // np.maximum(boxes[None, :, i], 1)))
@@ -110,7 +110,7 @@ class Sample:
             raise InputError("a sample's weights cannot be negative")
         extent = tuple(int(size) + 1 for size in shapes.max(axis=0))
         keys, inverse = np.unique(np.ravel_multi_index(tuple(shapes.T), extent), return_inverse=True)
-        return cls(np.stack(np.unravel_index(keys, extent), axis=1), np.bincount(inverse, counted, len(keys)))
+        return cls(np.stack(np.unravel_index(keys, extent), axis=1), totals(inverse, counted, len(keys)))
 
     def scaled(self, total: float) -> Sample:
         """The same shapes with weights that sum to `total`."""
@@ -124,6 +124,11 @@ class Sample:
     def rounded(self, space: Space) -> Sample:
         """The sample in the space's aligned sizes."""
         return Sample.of(space.round_up(self.shapes), self.weights)
+
+
+def totals(group: NDArray[np.int64], weights: Floats, count: int) -> Floats:
+    """Sum of the weights of each group 0 .. count - 1."""
+    return np.bincount(group, weights, count).astype(np.float64)
 
 
 def log_uniform(space: Space, count: int, rng: np.random.Generator) -> Sample:
@@ -142,9 +147,3 @@ def total_cost(space: Space, boxes: Rows, sample: Sample) -> float:
 def waste(space: Space, boxes: Rows, sample: Sample) -> float:
     """Padded cost over real cost, less one, in percent; the sample is taken as it is, so round it first."""
     return 100.0 * (total_cost(space, boxes, sample) / float(space.cost_of(sample.shapes) @ sample.weights) - 1.0)
-
-
-def as_rows(buckets: BucketSet | list[tuple[int, ...]]) -> Rows:
-    """Sizes of buckets as an integer array [m, dims]."""
-    rows: list[Any] = [b.sizes for b in buckets] if isinstance(buckets, BucketSet) else list(buckets)
-    return np.array(rows, dtype=np.int64)

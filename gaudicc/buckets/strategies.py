@@ -47,7 +47,7 @@ class Buckets:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise InputError(f"unknown bucketing strategy {self.strategy!r}", hint=f"use one of {', '.join(STRATEGIES)}")
+            raise InputError(f"unknown bucketing strategy {self.strategy!r}", hint=f"use one of {STRATEGIES}")
         if self.max_graphs < 1:
             raise InputError(f"max_graphs must be at least 1, got {self.max_graphs}")
 
@@ -120,7 +120,7 @@ def expand(spec: Buckets, bounds: Mapping[str, tuple[int, int]], cost: Cost = pr
     axes = [_axis(spec.strategy, r, n) for r, n in zip(ranges.values(), divide(ranges, spec.max_graphs), strict=True)]
     if (count := math.prod(map(len, axes))) > spec.max_graphs:
         raise InputError(
-            f"strategy {spec.strategy!r} with these steps needs {count} buckets, more than max_graphs={spec.max_graphs}",
+            f"{spec.strategy!r} with these steps needs {count} buckets, more than max_graphs={spec.max_graphs}",
             hint="leave step out, make it larger, or raise max_graphs",
         )
     return BucketSet((Bucket(tuple(ranges), sizes) for sizes in itertools.product(*axes)), cost)
@@ -140,7 +140,7 @@ def divide(ranges: Mapping[str, Range], max_graphs: int) -> list[int]:
     limits = [(r.max - r.min) // max(r.step, 1) + 2 for r in ranges.values()]
 
     def spacing(i: int, r: Range) -> float:
-        return float((r.max + 1) / (r.min + 1)) ** (1 / counts[i])
+        return float(((r.max + 1) / (r.min + 1)) ** (1 / counts[i]))
 
     open_dims = [i for i, r in enumerate(ranges.values()) if r.max > r.min]
     while open_dims:

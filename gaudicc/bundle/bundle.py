@@ -14,10 +14,12 @@ import torch
 from gaudicc.bundle import files, programs
 from gaudicc.bundle.item import Item, error, parse, render
 from gaudicc.bundle.tensors import TensorWriter, read_tensors
+from gaudicc.errors import BundleError
 from gaudicc.program import Program
 
 FORMAT = "gaudicc-bundle"
 VERSION = 1
+_UNSAVED = "nothing was written; save the program as it was before this step, or without what is named here"
 
 JSON = object  # what json.dumps takes: None, truth values, numbers, strings, lists and dicts with string keys
 
@@ -49,7 +51,7 @@ def write_bundle(path: Path, programs_by_key: Mapping[str, Program], manifest: M
         raise error(
             f"the programs make {len(text)} bytes of JSON, more than {files.MAX_JSON}", str(path), "save fewer buckets"
         )
-    _decode(parse(text, f"{path} (as it would be saved)"), tensors.tensors)  # what cannot be read is not written
+    _check(path, text, tensors)
     files.save(path, text, str(table["file"]), tensors)
 
 
@@ -82,9 +84,15 @@ def _encode(path: Path, key: str, program: Program, tensors: TensorWriter) -> di
     try:
         return programs.encode(key, program, tensors)
     except TypeError as problem:
-        raise error(
-            f"the program {key!r} cannot be saved: {problem}", str(path), "save the program before this step"
-        ) from problem
+        raise error(f"the program {key!r} cannot be saved: {problem}", str(path), _UNSAVED) from problem
+
+
+def _check(path: Path, text: bytes, tensors: TensorWriter) -> None:
+    """What cannot be read back is not written."""
+    try:
+        _decode(parse(text, f"{path}: "), tensors.tensors)
+    except BundleError as problem:
+        raise BundleError(problem.what, where=problem.where, hint=_UNSAVED) from problem
 
 
 def _top(root: Item) -> dict[str, Item]:

@@ -19,7 +19,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 def error(what: str, place: str, hint: str | None = None) -> BundleError:
     """A BundleError that points at a file or at a place in the JSON."""
-    return BundleError(what, where=Where(source=place.removesuffix(": "), stage="the reading of a bundle"), hint=hint)
+    return BundleError(
+        what, where=Where(source=place.removesuffix(": "), stage="saving or loading a bundle"), hint=hint
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from gaudicc.errors import (
     UnsupportedInputError,
     Where,
 )
-from gaudicc.program import Program
+from gaudicc.program import Parameter, Program
 
 Model = Any  # nn.Module | Callable | ExportedProgram | str | Path: isinstance decides, and says what else was given
 
@@ -97,7 +97,7 @@ def _capture_module(
         exported = _export(module, args, kwargs, shapes)
     example = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: x is None)
     names = names_of(exported, shapes, args, kwargs, form.positional)
-    program = from_exported(exported, paths, tuple(example), names)
+    program = from_exported(exported, paths, tuple(example), form.parameters, names)
     lost = specialized(exported, paths) if auto else ()
     program.notes = (*refusals.hooks_of(module), *(f"size fixed by the model: {entry}" for entry in lost))
     return program
@@ -123,9 +123,14 @@ def _from_exported_program(exported: ExportedProgram) -> Program:
             "the exported program carries no example inputs", hint="export it again with torch.export.export"
         )
     args, kwargs = exported.example_inputs
-    leaves = refusals.leaf_paths([f"args[{i}]" for i in range(len(args))], args, kwargs)
+    leaves = refusals.leaf_paths([f"arg{i}" for i in range(len(args))], args, kwargs)
     paths = tuple(path for path, _ in leaves)
-    return from_exported(exported, paths, tuple(leaf for _, leaf in leaves))
+    # An exported program has forgotten the names of positional arguments.
+    parameters = (
+        *(Parameter(f"arg{i}", "POSITIONAL_ONLY") for i in range(len(args))),
+        *(Parameter(name, "KEYWORD_ONLY") for name in sorted(kwargs)),
+    )
+    return from_exported(exported, paths, tuple(leaf for _, leaf in leaves), parameters)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from gaudicc.program import (
     InputSpec,
     OutputKind,
     OutputSpec,
+    Parameter,
     Program,
     output_of,
     outputs_of,
@@ -40,6 +41,7 @@ def from_exported(
     exported: ExportedProgram,
     paths: tuple[str, ...],
     example: tuple[Any, ...],
+    parameters: tuple[Parameter, ...],
     names: Mapping[str, str] | None = None,
 ) -> Program:
     """Turns an exported program into a Program.
@@ -48,6 +50,7 @@ def from_exported(
         exported: what torch.export returned; made functional here where it mutates anything.
         paths: the path of every leaf of its inputs.
         example: the example value of every leaf.
+        parameters: the model's own signature.
         names: symbol -> the user's name of that size.
 
     Raises:
@@ -65,7 +68,7 @@ def from_exported(
     _drop_unused(root, inputs, outputs)
     kept = tuple(spec for spec in inputs if spec.name in {n.name for n in root.graph.nodes if n.op == "placeholder"})
     static = {i: value for i, value in enumerate(example) if not isinstance(value, torch.Tensor)}
-    calling = Calling(exported.call_spec.in_spec, paths, static, exported.call_spec.out_spec, literals)
+    calling = Calling(exported.call_spec.in_spec, paths, static, exported.call_spec.out_spec, literals, parameters)
     by_path = dict(zip(paths, example, strict=True))
     root.recompile()
     split_regions(root)

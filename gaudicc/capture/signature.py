@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from gaudicc.errors import InputError
+from gaudicc.capture.refusals import is_static
+from gaudicc.errors import InputError, UnsupportedInputError
+from gaudicc.program import Parameter, bind
 
 
 class FunctionModule(nn.Module):
@@ -40,22 +42,19 @@ class CallForm:
         self.signature = inspect.signature(function)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.positional = [p.name for p in self.signature.parameters.values() if p.kind in kinds]
-        self._fast = [p.name for p in self.signature.parameters.values()]
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The canonical (args, kwargs).
+        """The canonical (args, kwargs); see `gaudicc.program.bind`."""
+        return bind(self.signature, args, kwargs)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The signature as data.
 
         Raises:
-            InputError: the arguments do not fit the signature.
+            UnsupportedInputError: a default is no plain value.
         """
-        try:
-            bound = self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise InputError(
-                f"the arguments do not fit the model: {error}", hint=f"its signature is forward{self.signature}"
-            ) from error
-        bound.apply_defaults()
-        return bound.args, bound.kwargs
+        return tuple(_parameter(entry) for entry in self.signature.parameters.values())
 
     def complete_shapes(self, spec: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Spells out `dynamic_shapes` for every argument of the canonical form, as torch.export wants it.
@@ -84,6 +83,17 @@ class CallForm:
             shapes[variadic] = tuple(_full(None, value) for value in rest)
         shapes.update({name: _full(spec.get(name), value) for name, value in kwargs.items()})
         return shapes
+
+
+def _parameter(entry: inspect.Parameter) -> Parameter:
+    if entry.default is inspect.Parameter.empty:
+        return Parameter(entry.name, entry.kind.name)
+    if any(not is_static(leaf) for leaf in pytree.tree_leaves(entry.default)):
+        raise UnsupportedInputError(
+            f"the default of argument {entry.name} is a {type(entry.default).__qualname__}",
+            hint="use a plain default and make the object inside forward",
+        )
+    return Parameter(entry.name, entry.kind.name, required=False, default=entry.default)
 
 
 def _full(spec: Any, value: Any) -> Any:

@@ -150,7 +150,7 @@ def _vector(name: str, op_class: OpClass, elements: int, operands: int = 1) -> O
 
 
 def _normalise_head(elements: int) -> tuple[OpWork, ...]:
-    """x / norm(x): the rows' norms read the table once, the division reads and writes it."""
+    """Division of a table by the norms of its rows: the norms read it once, the division reads and writes it."""
     return (
         OpWork("head_norm", OpClass.REDUCTION, elements=elements, read_bytes=2 * elements),
         _vector("head_divide", OpClass.ELEMENTWISE, elements),

@@ -23,6 +23,8 @@ VENDOR_LIVE_SLICES = 3
 _NOISE = (0.05, 0.2)
 # How much longer than the current one a run may be for the walk of swaps to go on from it; shrinks to 0.
 _SLACK = 0.05
+# Tasks simulated at most by each search; bounds the time spent on a large graph.
+_EFFORT = 30_000
 
 
 def program_schedule(tasks: Sequence[Task], limits: Limits = UNLIMITED) -> Timeline:
@@ -31,15 +33,16 @@ def program_schedule(tasks: Sequence[Task], limits: Limits = UNLIMITED) -> Timel
 
 
 def list_schedule(
-    tasks: Sequence[Task], limits: Limits = UNLIMITED, *, restarts: int = 100, swaps: int = 300, seed: int = 0
+    tasks: Sequence[Task], limits: Limits = UNLIMITED, *, restarts: int = 100, swaps: int = 800, seed: int = 0
 ) -> Timeline:
     """List scheduling by longest remaining path, improved by restarts and by swaps on the critical path.
 
     Args:
         tasks: the tasks.
         limits: memory and hand-off.
-        restarts: runs with noise on the priorities.
-        swaps: neighbours tried of the best run: two tasks that follow each other on an engine change places.
+        restarts: runs with noise on the priorities, fewer for a large graph.
+        swaps: neighbours tried of the best run, fewer for a large graph: two tasks that follow each other on an engine
+            change places.
         seed: of the noise. Both searches stop early once the lower bound is met.
 
     Returns:
@@ -50,13 +53,14 @@ def list_schedule(
     best = min(dispatch(graph, path, limits), program_schedule(_topological(tasks), limits), key=_makespan)
     target, longest = lower_bound(tasks, limits.handoff) * (1 + 1e-12), max(path.values(), default=0.0)
     noise = random.Random(seed)
-    for restart in range(restarts):
+    affordable = _EFFORT // max(1, len(graph))
+    for restart in range(min(restarts, affordable)):
         if best.makespan <= target:
             return best
         spread = _NOISE[restart % len(_NOISE)] * longest
         priority = {name: length + noise.gauss(0.0, spread) for name, length in path.items()}
         best = min(best, dispatch(graph, priority, limits), key=_makespan)
-    return _swap(graph, best, limits, swaps, target, noise)
+    return _swap(graph, best, limits, min(swaps, affordable), target, noise)
 
 
 def _swap(

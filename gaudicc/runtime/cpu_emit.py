@@ -137,7 +137,8 @@ class Emitter:
         arguments = [self._constant(buffer, self.plan.writes[node].name)]
         arguments += [self._value(arg) for arg in node.args[1:]]
         arguments += [f"{key}={self._value(value)}" for key, value in node.kwargs.items()]
-        self._line(f"{self._constant(WRITERS[node.target])}({', '.join(arguments)})")
+        writer = self._constant(WRITERS[node.target], f"{_short_name(node.target)}_")
+        self._line(f"{writer}({', '.join(arguments)})")
 
     def _check_indices(self, node: fx.Node, before: int) -> None:
         for index, size, low in _indices(node):

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gaudicc.targets.dtypes import COMPLEX, code
+from gaudicc.targets.fused import fused_op
 from gaudicc.targets.model import Mode, Support, Verdict
 from gaudicc.targets.target import HOST, Target, op_name, with_composite_parts
 
@@ -65,10 +66,24 @@ class OpCall:
             return (*operands, asked)
         return tuple(operands) or _implied(self.op, named)
 
-    def map(self, change: Callable[[object], object]) -> OpCall:
-        """The call with every leaf of its arguments changed."""
-        args = tuple(map_values(value, change) for value in self.args)
-        return OpCall(self.op, args, {name: map_values(value, change) for name, value in self.kwargs.items()})
+    def map(self, change: Callable[[object], object], *, keep_written: bool = False) -> OpCall:
+        """The call with every leaf of its arguments changed, or only of those that the op does not write to."""
+        kept = self._written_names() if keep_written else set()
+        names = [argument.name for argument in self.op._schema.arguments]
+        args = tuple(
+            value if name in kept else map_values(value, change) for name, value in zip(names, self.args, strict=False)
+        )
+        kwargs = {name: value if name in kept else map_values(value, change) for name, value in self.kwargs.items()}
+        return OpCall(self.op, args, kwargs)
+
+    def written(self) -> list[torch.Tensor]:
+        """The tensor operands that the op writes to."""
+        named = self.named()
+        return list(tensors_in([named.get(name) for name in self._written_names()]))
+
+    def _written_names(self) -> set[str]:
+        arguments = self.op._schema.arguments
+        return {each.name for each in arguments if each.alias_info is not None and each.alias_info.is_write}
 
     def run(self) -> object:
         """Run it."""
@@ -121,7 +136,9 @@ def judge_call(target: Target, call: OpCall, mode: Mode = Mode.LAZY) -> Verdict:
 
 
 def own_verdict(target: Target, call: OpCall, mode: Mode = Mode.LAZY) -> Verdict:
-    """The verdict on the call's op itself, its parts unseen."""
+    """The verdict on the call's op itself, its parts unseen; a semantic op is judged as the fused kernel it maps to."""
+    if fused := _as_fused(target, call, mode):
+        return fused
     sizes = tuple(tuple(tensor.shape) for tensor in call.tensors())
     verdict = target.lookup(call.op, call.dtypes(), mode, sizes, call.named())
     if verdict.support not in (Support.NO, Support.PRESUMED) or verdict.dynamic:
@@ -130,6 +147,12 @@ def own_verdict(target: Target, call: OpCall, mode: Mode = Mode.LAZY) -> Verdict
     # In compile mode AOTAutograd decomposes what upstream calls composite, even where the device has a kernel.
     decomposed = mode is Mode.COMPILE and call.op._can_decompose()
     return replace(verdict, composite=True) if decomposed or (unknown and can_decompose(call.op)) else verdict
+
+
+def _as_fused(target: Target, call: OpCall, mode: Mode) -> Verdict | None:
+    symbolic = any(isinstance(size, torch.SymInt) for tensor in call.tensors() for size in tensor.shape)
+    fused = fused_op(target, call.op, mode, dtypes=call.dtypes(), symbolic=symbolic)
+    return replace(fused[1], reason=f"{op_name(call.op)} as {fused[1].reason}") if fused else None
 
 
 def can_decompose(op: OpOverload) -> bool:

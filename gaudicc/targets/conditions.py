@@ -69,7 +69,7 @@ def _none_index(call: Call) -> bool:
 
 
 def _rank_over_five(call: Call) -> bool:
-    return bool(call.sizes) and len(call.sizes[0]) > 5  # type: ignore[index]
+    return call.sizes is not None and any(len(shape) > 5 for shape in call.sizes[:1])
 
 
 def _long_stable_sort(call: Call) -> bool:

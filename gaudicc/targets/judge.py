@@ -84,8 +84,9 @@ class Judge:
         if reads_host(op):
             raise _refused(op, f"{op_name(op)} reads a value on the host, which splits a recorded graph", place)
         if not verdict.legal and verdict.composite and not verdict.dynamic and can_decompose(op):
+            narrowed = call.map(self._narrow_argument, keep_written=True)
             with _Parts(self, op, place):
-                return run_parts(call.map(self._narrow_argument))
+                return run_parts(narrowed)
         if verdict.support is Support.PRESUMED:
             self.presumed[op_name(op)] += 1
         elif not verdict.legal:
@@ -105,16 +106,16 @@ class Judge:
 
     def run(self, call: OpCall) -> object:
         """Run a call without judging it: arguments and results are narrowed."""
-        mutates = call.op._schema.is_mutable
+        name, written = op_name(call.op), call.written()
         # An in-place op must meet the caller's own tensors; what it wrote is narrowed afterwards.
-        result = call.run() if mutates else call.map(self._narrow_argument).run()
-        if mutates:
-            for tensor in call.tensors():
-                narrowed = self._narrow(tensor, op_name(call.op))
-                if narrowed is not tensor and isinstance(narrowed, torch.Tensor):
-                    tensor.copy_(narrowed)
-            return result
-        return map_values(result, lambda leaf: self._narrow(leaf, op_name(call.op)))
+        result = call.map(self._narrow_argument, keep_written=True).run()
+        for tensor in written:
+            narrowed = self._narrow(tensor, name)
+            if narrowed is not tensor and isinstance(narrowed, torch.Tensor):
+                tensor.copy_(narrowed)
+        return map_values(
+            result, lambda leaf: leaf if any(leaf is each for each in written) else self._narrow(leaf, name)
+        )
 
     def _unsupported(self, call: OpCall, verdict: Verdict, place: Where | None) -> object:
         if self.on_unsupported == "error" or _complex_in((call.args, dict(call.kwargs))):

@@ -34,6 +34,8 @@ class Engine(Enum):
     """A matrix product with a vector epilogue: `linear` and `addmm` add their bias on the TPC."""
     NONE = "none"
     """A view, a logical concat, or arithmetic on sizes: no unit is busy."""
+    HOST = "host"
+    """Left on the host by `on_unsupported="host"`."""
     UNKNOWN = "unknown"
     """Decided by the parts of a composite op."""
 

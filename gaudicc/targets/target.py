@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TABLES = Path(__file__).parent
 SHIPPED_OVERLAYS = ("supplement.json", "reported_bad.json")
-UNKNOWN_RELEASE = "1.19.0"
+RELEASE = "1.19.0"
 
 # Arithmetic on sizes and containers that the host does before a recorded graph runs.
 HOST = frozenset(
@@ -72,13 +72,13 @@ class Target:
         call = Call(tuple(code(dtype) for dtype in dtypes), mode, sizes, arguments)
         if name in HOST or is_arithmetic(op):
             reason = "arithmetic on sizes or containers, done by the host; nothing reaches the device"
-            return Verdict(Support.EVIDENCED, Engine.NONE, reason, "torch.fx", UNKNOWN_RELEASE)
+            return Verdict(Support.EVIDENCED, Engine.NONE, reason, "torch.fx", RELEASE)
         if name.startswith("gaudicc::"):
             reason = "a semantic op of gaudicc must be lowered before it can run on the device"
-            return Verdict(Support.NO, Engine.UNKNOWN, reason, "gaudicc", UNKNOWN_RELEASE)
+            return Verdict(Support.NO, Engine.UNKNOWN, reason, "gaudicc", RELEASE)
         if held := COMPLEX.intersection(call.dtypes):
             reason = f"the device holds no complex tensor ({min(held)}); the bridge raises"
-            return Verdict(Support.NO, Engine.NONE, reason, "backend/helpers/tensor_utils.cpp", UNKNOWN_RELEASE)
+            return Verdict(Support.NO, Engine.NONE, reason, "backend/helpers/tensor_utils.cpp", RELEASE)
         for overlay in self.overlays.get(name, ()):
             if _applies(overlay, call):
                 return _of_overlay(overlay, call)
@@ -147,7 +147,7 @@ def _of_overlay(row: OverlayRow, call: Call) -> Verdict:
 def _of_table(rows: Mapping[str, Row], name: str, call: Call) -> Verdict:
     row = rows.get(name)
     if row is None:
-        return Verdict(Support.NO, Engine.UNKNOWN, f"no source knows {name}", "none of the sources", UNKNOWN_RELEASE)
+        return Verdict(Support.NO, Engine.UNKNOWN, f"no source knows {name}", "none of the sources", RELEASE)
     functional = _functional(rows, name)
     if call.mode is Mode.COMPILE and row.compile is Compile.FUNCTIONALIZED and functional is not None:
         return _of_table(rows, functional, call)

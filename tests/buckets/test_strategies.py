@@ -58,8 +58,10 @@ def test_strategies_stay_within_max_graphs_and_cover(first, second, graphs, word
 
 
 def test_explicit_ranges_and_per_dim_values():
-    chosen = parse_buckets(Buckets("lin", min=128, step={"seq": 128}, max={"seq": 512, "batch": 128}), {
-        "batch": (128, 128), "seq": (1, 512)})
+    chosen = parse_buckets(
+        Buckets("lin", min=128, step={"seq": 128}, max={"seq": 512, "batch": 128}),
+        {"batch": (128, 128), "seq": (1, 512)},
+    )
     assert [b["seq"] for b in chosen] == [128, 256, 384, 512]
 
 

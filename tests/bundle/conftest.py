@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Small, with all that a bundle must hold: regions, state, tied weights, sizes, nested outputs, a static argument."""
+    """Small, with all that a bundle must hold: regions, state, tied weights, sizes, nested outputs, static values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,9 +95,7 @@ def content(saved_folder: dict[str, bytes]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def doctor(
-    saved_folder: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Any], Path]:
+def doctor(saved_folder: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
     """Writes a folder bundle with another bundle.json (a value, or the text itself)."""
     path = tmp_path_factory.mktemp("doctored")
     for name, data in saved_folder.items():

@@ -124,6 +124,23 @@ def test_in_place_ops_reach_the_callers_tensor_narrowed() -> None:
     assert wide.tolist() == [torch.tensor(1 / 3).item()]
 
 
+def test_in_place_ops_leave_what_they_only_read_alone() -> None:
+    judge = Judge(TARGET)
+    x, y = torch.tensor([1]), torch.tensor([2**32 + 5])
+    judge.call(aten.add_.Tensor, (x, y))
+    assert (x.tolist(), y.tolist()) == ([6], [2**32 + 5])
+
+
+def test_composites_of_int64_tensors_read_nothing_on_the_host() -> None:
+    x = torch.arange(6).view(2, 3)
+    for op, args in ((aten.stack.default, ([x, x],)), (aten.reshape.default, (x, [6])), (aten.diagonal.default, (x,))):
+        judge = Judge(TARGET)
+        result = judge.call(op, args)
+        assert isinstance(result, torch.Tensor)
+        assert torch.equal(result, op(*args))
+        assert judge.calls <= 2, "only the parts are counted, not our own range check"
+
+
 def test_views_alias_their_base() -> None:
     x = torch.arange(6)
     view = Judge(TARGET).call(aten.view.default, (x, [2, 3]))

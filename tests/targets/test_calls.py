@@ -88,6 +88,39 @@ def test_bool_values_are_no_bool_index(gaudi3: Target) -> None:
     assert judge_call(gaudi3, OpCall(aten.index_put.default, (X[0, 0], [mask], X[0, 0, 0]))).dynamic
 
 
+def test_semantic_ops_are_judged_as_their_fused_kernel(gaudi3: Target) -> None:
+    from gaudicc.kernels.norm import rms_norm
+
+    verdict = judge_call(gaudi3, OpCall(rms_norm, (X, torch.ones(4), 1e-6, True)))
+    assert (verdict.support, verdict.engine) == (Support.EVIDENCED, Engine.TPC)
+    assert "hpu::rms_norm" in verdict.reason
+    wide = judge_call(gaudi3, OpCall(rms_norm, (X.to(torch.complex64), torch.ones(4), 1e-6, True)))
+    assert wide.support is Support.NO
+
+
+def test_training_flags_of_embedding_fall_back(gaudi3: Target) -> None:
+    weight, index = torch.ones(4, 2), torch.tensor([1])
+    assert judge_call(gaudi3, OpCall(aten.embedding.default, (weight, index))).legal
+    for flag in ("scale_grad_by_freq", "sparse"):
+        verdict = judge_call(gaudi3, OpCall(aten.embedding.default, (weight, index), {flag: True}))
+        assert (verdict.support, verdict.dynamic) == (Support.NO, False)
+
+
+def test_randperm_is_clustered_for_int64_only(gaudi3: Target) -> None:
+    for dtype, mode, legal in (
+        (torch.int64, Mode.COMPILE, True),
+        (torch.int32, Mode.COMPILE, False),
+        (torch.int32, Mode.LAZY, True),
+    ):
+        verdict = judge_call(gaudi3, OpCall(aten.randperm.default, (5,), {"dtype": dtype}), mode)
+        assert verdict.legal is legal, (dtype, mode)
+
+
+def test_views_decompose_into_views_in_compile_mode(gaudi3: Target) -> None:
+    for op, args in ((aten.t.default, (X[0],)), (aten.squeeze.dim, (X, 0)), (aten.unbind.int, (X,))):
+        assert judge_call(gaudi3, OpCall(op, args), Mode.COMPILE).legal
+
+
 def test_none_index_matters_in_compile_mode_only(gaudi3: Target) -> None:
     call = OpCall(aten.index.Tensor, (X, [None, torch.tensor([0])]))
     assert judge_call(gaudi3, call, Mode.LAZY).support is Support.PRESUMED

@@ -1,16 +1,18 @@
 import json
 import math
 import operator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gaudicc.targets import Engine, Mode, Support, Target, load_target, op_name
 from gaudicc.targets.dtypes import CODES, COMPLEX
 from gaudicc.targets.fused import FUSED, fused_op
+from gaudicc.targets.model import OverlayRow
 from gaudicc.targets.target import HOST
 
 F32, BF16, I64, I32, BOOL = torch.float32, torch.bfloat16, torch.int64, torch.int32, torch.bool
@@ -197,15 +199,21 @@ def test_fused_ops(gaudi3: Target) -> None:
     assert symbolic[1].support is Support.NO
 
 
-@settings(max_examples=30)
 @given(st.sampled_from(OVERLOADS), st.sampled_from(list(Support)), st.sampled_from([F32, BF16, I64]))
-def test_overlay_wins(tmp_path_factory: pytest.TempPathFactory, op: str, support: Support, dtype: torch.dtype) -> None:
-    file = tmp_path_factory.mktemp("overlay") / "mine.json"
-    row = {"op": op_name(op), "support": support.value, "reason": "tried", "source": "me", "release": "1.24.0"}
-    file.write_text(json.dumps({"format": 1, "rows": [row]}))
-    verdict = load_target("gaudi3", file).lookup(op, (dtype,))
-    if op_name(op) not in HOST:
+def test_overlay_wins(op: str, support: Support, dtype: torch.dtype) -> None:
+    name = op_name(op)
+    row = OverlayRow(name, support, (), tuple(Mode), None, Engine.TPC, False, "tried", "me", "1.24.0")
+    mine = replace(TARGET, overlays={name: (row, *TARGET.overlays.get(name, ()))})
+    verdict = mine.lookup(op, (dtype,))
+    if name not in HOST:
         assert (verdict.support, verdict.source, verdict.release) == (support, "me", "1.24.0")
+
+
+def test_the_users_overlay_is_above_the_shipped_ones(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    row = {"op": "aten::triu_indices", "support": "evidenced", "reason": "mended", "source": "me", "release": "1.24.0"}
+    file.write_text(json.dumps({"format": 1, "rows": [row]}))
+    assert load_target("gaudi3", file).lookup("aten.triu_indices.default", (I64,)).legal
 
 
 def test_overlay_speaks_only_of_its_dtypes_and_modes(tmp_path: Path, gaudi3: Target) -> None:

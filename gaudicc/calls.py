@@ -1,0 +1,168 @@
+"""One call of a compiled model: arguments -> checked inputs and logical sizes; results -> the model's own output type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from gaudicc.errors import AutocastError, GradError, InputError, ShapeError, Where
+from gaudicc.program import InputKind, OutputKind, Program, val
+from gaudicc.rewriter import shape_text
+
+
+class Prologue:
+    """Checks a call against the guards and gives the logical size of every dimension.
+
+    Args:
+        program: the symbolic program; its placeholders say what each input must be.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        placeholders = {node.name: node for node in program.root.graph.nodes if node.op == "placeholder"}
+        where = {place: dim for dim in program.dimensions for place in dim.positions}
+        leaves = {path: i for i, path in enumerate(program.calling.paths)}
+        self._inputs: list[tuple[int, str, torch.dtype, torch.device, list[Any]]] = []
+        for spec in program.inputs:
+            if spec.kind is InputKind.USER:
+                value = val(placeholders[spec.name])
+                sizes: list[Any] = [
+                    where.get((spec.name, i), size if isinstance(size, int) else None) for i, size in enumerate(value.shape)
+                ]
+                self._inputs.append((leaves[spec.source], spec.source, value.dtype, value.device, sizes))
+
+    def bind(self, leaves: Sequence[Any]) -> tuple[list[torch.Tensor], dict[str, int]]:
+        """Checks the leaves of the arguments.
+
+        Args:
+            leaves: in the order of the calling's `in_spec`.
+
+        Returns:
+            The tensors in the order of the user inputs, and dimension name -> logical size.
+
+        Raises:
+            InputError: a static argument differs from the one at compile time, a tensor is missing or of another dtype.
+            ShapeError: a size is out of range, or equal sizes differ.
+        """
+        for index, expected in self.program.calling.static.items():
+            if not _same(leaves[index], expected):
+                self._refuse_static(index, leaves[index], expected)
+        tensors: list[torch.Tensor] = []
+        sizes: dict[str, int] = {}
+        for index, path, dtype, device, wanted in self._inputs:
+            given = leaves[index]
+            if not isinstance(given, torch.Tensor) or given.dtype != dtype or given.device != device:
+                raise InputError(
+                    f"argument {path} is {_kind(given)}, not {dtype} on {device}",
+                    where=Where(stage="the call"),
+                    hint="convert it before the call, or compile again with such an example",
+                )
+            if given.requires_grad:
+                raise GradError(f"argument {path} requires grad", where=Where(stage="the call"))
+            shape = given.shape
+            if len(shape) != len(wanted):
+                raise self._shape_error(path, given, "rank")
+            for position, (size, want) in enumerate(zip(shape, wanted, strict=True)):
+                if isinstance(want, int):
+                    if size != want:
+                        raise self._shape_error(path, given, position)
+                elif want is not None:
+                    known = sizes.setdefault(want.name, size)
+                    if known != size or not want.low <= size <= want.high:
+                        raise self._range_error(path, position, size, want, known)
+            tensors.append(given)
+        return tensors, sizes
+
+    def _refuse_static(self, index: int, given: Any, expected: Any) -> None:
+        path = self.program.calling.paths[index]
+        hint = "such arguments are fixed when the model is compiled: compile once per value, or make it a tensor"
+        raise InputError(
+            f"argument {path} is {_kind(given)}, it was {expected!r} when the model was compiled",
+            where=Where(stage="the call"),
+            hint=hint,
+        )
+
+    def _shape_error(self, path: str, given: torch.Tensor, position: int | str) -> ShapeError:
+        wanted = next(sizes for _, source, _, _, sizes in self._inputs if source == path)
+        shown = [size if isinstance(size, int) else getattr(size, "name", "?") for size in wanted]
+        hint = "compile it with an example of this rank"
+        if isinstance(position, int):
+            name = f"{path.split('[', 1)[0].split('.', 1)[0]}_{position}"
+            bound = max(given.shape[position], int(wanted[position]))
+            hint = (
+                f'compile with dynamic_shapes={{"{path}": {{{position}: Dim("{name}", min=1, max={bound})}}}} '
+                "(from torch.export import Dim), and with buckets=[...] that hold the sizes you serve"
+            )
+        return ShapeError(
+            f"argument {path} has shape {list(given.shape)}, the model was compiled for {shown}",
+            where=Where(stage="the call"),
+            hint=hint,
+        )
+
+    def _range_error(self, path: str, position: int, size: int, dim: Any, known: int) -> ShapeError:
+        if known != size:
+            what = f"{path}.shape[{position}] is {size}, but another input says {dim.name} is {known}"
+            return ShapeError(what, where=Where(stage="the call"), hint="these sizes were declared equal")
+        return ShapeError(
+            f"{path}.shape[{position}] is {size}, {dim.name} runs from {dim.low} to {dim.high}",
+            where=Where(stage="the call"),
+            hint="raise the bound of this Dim in dynamic_shapes and compile again",
+        )
+
+    def __str__(self) -> str:
+        """The guards as the Python that a reader may run in his head, one assertion a line."""
+        lines = [f"assert {guard.text}  # {guard.reason}" for guard in self.program.guards]
+        lines += [
+            f"assert {self.program.calling.paths[index]} == {value!r}  # fixed at compile time"
+            for index, value in self.program.calling.static.items()
+        ]
+        return "\n".join(lines)
+
+
+def refuse_ambient() -> None:
+    """Refuses a call inside an autocast region: it would not change what was recorded.
+
+    Raises:
+        AutocastError: autocast is active for the CPU.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        raise AutocastError("autocast is active around the call", where=Where(stage="the call"))
+
+
+def unflatten(program: Program, results: Sequence[torch.Tensor], leaves: Sequence[Any]) -> Any:
+    """Gives results back in the model's own type, and writes inputs that the model mutates.
+
+    Args:
+        program: the symbolic program.
+        results: one tensor per output spec that is no state write.
+        leaves: the leaves of the arguments, for mutated inputs.
+
+    Returns:
+        The output as the model would have returned it.
+    """
+    users: list[Any] = []
+    kinds = [spec for spec in program.outputs if spec.kind is not OutputKind.STATE]
+    for spec, result in zip(kinds, results, strict=True):
+        if spec.kind is OutputKind.USER:
+            users.append(result)
+        elif spec.kind is OutputKind.INPUT:
+            leaves[program.calling.paths.index(str(spec.target))].copy_(result)
+    for index, literal in sorted(program.calling.literals.items()):
+        users.insert(index, literal)
+    return pytree.tree_unflatten(users, program.calling.out_spec)
+
+
+def _same(given: Any, expected: Any) -> bool:
+    return given is expected or (type(given) is type(expected) and bool(given == expected))
+
+
+def _kind(value: Any) -> str:
+    return f"{shape_text(value)} on {value.device}" if isinstance(value, torch.Tensor) else f"{value!r}"
+
+
+def inputs_by_name(program: Program, tensors: Sequence[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """User input name -> tensor."""
+    return dict(zip((spec.name for spec in program.user_inputs()), tensors, strict=True))

@@ -1,0 +1,255 @@
+"""What the user holds after compiling: called like the model, and open to inspection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from gaudicc.buckets import Bucket, BucketSet
+from gaudicc.calls import Prologue, refuse_ambient, unflatten
+from gaudicc.certificate import Certificate, certify
+from gaudicc.errors import BucketMissError, InputError, Where
+from gaudicc.invariants import CATALOGUE, Invariant
+from gaudicc.lower import lower
+from gaudicc.plan import Plan, Record
+from gaudicc.program import InputKind, Program, bind
+from gaudicc.runtime.device import Device
+from gaudicc.runtime.runner import Counters, Runner
+from gaudicc.runtime.select import open_device
+from gaudicc.trace import CompileTrace
+
+
+@dataclass
+class Stats(Counters):
+    """Counters of a compiled model.
+
+    Attributes:
+        calls: calls that ran.
+        misses: calls refused because no bucket fits.
+        padded: elements of all user inputs that were launched.
+        real: elements of all user inputs that were given.
+        bytes_held: bytes that the recordings hold.
+    """
+
+    calls: int = 0
+    misses: int = 0
+    padded: int = 0
+    real: int = 0
+    bytes_held: int = 0
+
+
+class CompiledModel:
+    """A compiled model. Call it with the arguments of the model it was compiled from.
+
+    Attributes:
+        program: the symbolic program, after its passes.
+        buckets: the buckets it can serve.
+        trace: one record per pass.
+        stats: counters.
+        notes: what capture and device selection have to say.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        programs: Mapping[Bucket, Program],
+        buckets: BucketSet,
+        trace: CompileTrace,
+        device: Device,
+        *,
+        ensured: frozenset[Invariant],
+        borrow: bool = False,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.program = program
+        self.buckets = buckets
+        self.trace = trace
+        self.stats = Stats()
+        self.notes = notes
+        self._programs = dict(programs)
+        self._plans = {bucket: lower(static, bucket) for bucket, static in programs.items()}
+        self._device = device
+        self._ensured = ensured
+        self._borrow = borrow
+        self._state = {
+            spec.source: program.tensors[spec.source].clone() for spec in program.inputs if spec.kind is InputKind.STATE
+        }
+        self._runners: dict[Bucket, Runner] = {}
+        self._recording = threading.Lock()
+        self._prologue = Prologue(program)
+        self._signature = program.calling.signature
+        self._in_spec = program.calling.in_spec
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model.
+
+        Raises:
+            InputError: arguments that the model does not take, or static ones that differ from those at compile time.
+            ShapeError: a size that no guard admits; BucketMissError: no bucket for it.
+            AutocastError: autocast is active.
+        """
+        refuse_ambient()
+        leaves, spec = pytree.tree_flatten(bind(self._signature, args, kwargs))
+        if spec != self._in_spec:
+            raise InputError(
+                "the arguments are nested otherwise than at compile time",
+                where=Where(stage="the call"),
+                hint=f"the model was compiled for {self._in_spec}",
+            )
+        tensors, sizes = self._prologue.bind(leaves)
+        bucket = self._choose(sizes)
+        results = self._runner(bucket).run(tensors)
+        self.stats.calls += 1
+        elements = sum(tensor.numel() for tensor in tensors)
+        self.stats.real += elements
+        self.stats.padded += elements
+        return unflatten(self.program, results, leaves)
+
+    def _choose(self, sizes: Mapping[str, int]) -> Bucket:
+        bucket = Bucket(self.buckets.dims, tuple(sizes[dim] for dim in self.buckets.dims))
+        if bucket not in self._programs:
+            self.stats.misses += 1
+            raise BucketMissError(
+                f"no bucket is {bucket}", where=Where(stage="the call"), hint=f"the buckets are {'; '.join(map(str, self.buckets))}"
+            )
+        return bucket
+
+    def _runner(self, bucket: Bucket) -> Runner:
+        runner = self._runners.get(bucket)
+        if runner is None:
+            with self._recording:
+                runner = self._runners.get(bucket) or self._record(bucket)
+        return runner
+
+    def _record(self, bucket: Bucket) -> Runner:
+        static = self._programs[bucket]
+        bound = static.bound()
+        bound |= {spec.name: self._state[spec.source] for spec in static.inputs if spec.kind is InputKind.STATE}
+        runner = Runner(self._plans[bucket], bound, self._device, self.stats, borrow=self._borrow)
+        self.stats.bytes_held += runner.bytes_held
+        self._runners[bucket] = runner
+        return runner
+
+    def warm_up(self, progress: Callable[[int, int, Bucket], None] | None = None) -> None:
+        """Records every bucket, so that no later call does.
+
+        Args:
+            progress: called before each bucket with how many are done, how many there are, and the bucket.
+        """
+        for done, bucket in enumerate(self.buckets):
+            if progress is not None:
+                progress(done, len(self.buckets), bucket)
+            self._runner(bucket)
+
+    def plan(self, bucket: Bucket | Mapping[str, int] | None = None) -> Plan:
+        """The plan of a bucket; of the only one, if there is one.
+
+        Raises:
+            BucketMissError: there is no such bucket.
+        """
+        return self._plans[self._named(bucket)]
+
+    def graph(self, bucket: Bucket | Mapping[str, int] | None = None) -> fx.GraphModule | dict[str, fx.GraphModule]:
+        """The graph recorded for a bucket: a GraphModule, or one per segment where the plan has several."""
+        graphs = [step.graph for step in self.plan(bucket).all_steps() if isinstance(step, Record)]
+        return graphs[0] if len(graphs) == 1 else {f"segment_{i}": graph for i, graph in enumerate(graphs)}
+
+    def static_program(self, bucket: Bucket | Mapping[str, int] | None = None) -> Program:
+        """The static program of a bucket, after all passes."""
+        return self._programs[self._named(bucket)]
+
+    def _named(self, bucket: Bucket | Mapping[str, int] | None) -> Bucket:
+        if bucket is None:
+            if len(self.buckets) != 1:
+                raise BucketMissError("no bucket was named", hint=f"name one of {'; '.join(map(str, self.buckets))}")
+            return next(iter(self.buckets))
+        found = bucket if isinstance(bucket, Bucket) else Bucket.of(bucket)
+        if found not in self._programs:
+            raise BucketMissError(f"no bucket is {found}", hint=f"the buckets are {'; '.join(map(str, self.buckets))}")
+        return found
+
+    @property
+    def guards(self) -> str:
+        """The prologue as Python: what every call is checked for before a bucket is chosen."""
+        return str(self._prologue)
+
+    @property
+    def certificate(self) -> Certificate:
+        """What is proved, per bucket, what was assumed, what is not."""
+        return certify(self._programs, self._plans, self._ensured)
+
+    def session(self) -> CompiledModel:
+        """The same compiled model with state of its own, starting from the model's; weights and programs are shared."""
+        return CompiledModel(
+            self.program, self._programs, self.buckets, self.trace, self._device,
+            ensured=self._ensured, borrow=self._borrow, notes=self.notes,
+        )  # fmt: skip
+
+    def report(self, folder: str | Path) -> Path:
+        """Writes one self-contained HTML page: passes with their diffs, guards, buckets, certificate.
+
+        Args:
+            folder: made if it is not there.
+
+        Returns:
+            The page.
+        """
+        from gaudicc.report import write_report  # needs jinja2, which a server need not load
+
+        return write_report(Path(folder), self.trace, guards=self.guards, certificate=str(self.certificate), plans=map(str, self._plans.values()))
+
+    def save(self, path: str | Path) -> None:
+        """Writes a bundle: programs as data, tensors as safetensors, no code.
+
+        Args:
+            path: a folder, or a file that ends in `.zip`.
+        """
+        from gaudicc.bundle import write_bundle
+
+        programs = {"symbolic": self.program, **{f"bucket:{bucket}": static for bucket, static in self._programs.items()}}
+        manifest = {
+            "buckets": [list(bucket.sizes) for bucket in self.buckets],
+            "dims": list(self.buckets.dims),
+            "proved": sorted(invariant.name for invariant in self._ensured),
+            "notes": list(self.notes),
+        }
+        write_bundle(Path(path), programs, manifest)
+
+
+def load(path: str | Path, *, device: str = "auto", outputs: str = "fresh") -> CompiledModel:
+    """Loads a bundle. Runs no code from it, and needs none of the model's.
+
+    Args:
+        path: what `CompiledModel.save` wrote.
+        device: as in `compile`.
+        outputs: as in `compile`.
+
+    Returns:
+        The compiled model, without the trace of its passes.
+
+    Raises:
+        BundleError: the bundle is damaged, doctored, or of another version.
+    """
+    from gaudicc.bundle import read_bundle
+
+    programs, manifest = read_bundle(Path(path))
+    opened, chosen = open_device(device)
+    dims = tuple(manifest["dims"])
+    buckets = [Bucket(dims, tuple(sizes)) for sizes in manifest["buckets"]]
+    known = {invariant.name: invariant for invariant in CATALOGUE}
+    return CompiledModel(
+        programs["symbolic"],
+        {bucket: programs[f"bucket:{bucket}"] for bucket in buckets},
+        BucketSet(buckets),
+        CompileTrace(),
+        opened,
+        ensured=frozenset(known[name] for name in manifest["proved"]),
+        borrow=outputs == "borrow",
+        notes=(chosen, *manifest["notes"]),
+    )

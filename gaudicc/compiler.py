@@ -1,0 +1,144 @@
+"""compile(): capture -> pipeline -> plan per bucket -> lower -> CompiledModel. Read this file first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gaudicc.buckets import Bucket, BucketForm, BucketSet, parse_buckets
+from gaudicc.capture import capture
+from gaudicc.compiled import CompiledModel
+from gaudicc.errors import InputError, PipelineError
+from gaudicc.passes import DEFAULT_PIPELINE
+from gaudicc.passes.legalize_ops import LegalizeOps
+from gaudicc.passes.specialize import Specialize
+from gaudicc.pipeline import Observer, Pass, Pipeline
+from gaudicc.program import Program
+from gaudicc.runtime.select import open_device
+from gaudicc.targets import load_target
+from gaudicc.trace import CompileTrace
+from gaudicc.verify import Level
+
+log = logging.getLogger("gaudicc")
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    target: str = "gaudi3",
+    buckets: BucketForm = None,
+    device: str = "auto",
+    passes: Sequence[Pass] | None = None,
+    verify: str = "ops",
+    on_unsupported: str = "error",
+    outputs: str = "fresh",
+    observer: Observer | None = None,
+    dump: str | Path | None = None,
+) -> CompiledModel:
+    """Compiles a PyTorch model for inference on Gaudi.
+
+    Args:
+        model: an nn.Module in eval mode, a function, an ExportedProgram, or the path of a trusted `.pt2` file.
+        example_inputs: a tuple of positional arguments, or a dict of keyword arguments.
+        example_kwargs: keyword arguments.
+        dynamic_shapes: None for static shapes; "auto"; or by argument name, `{"ids": {1: Dim("seq", min=1, max=512)}}`.
+        target: the chip whose op table decides what is legal: `gaudi2` or `gaudi3`.
+        buckets: the physical sizes to record: a list of `{dim: size}`, a strategy word (`exp`, `lin`, `pad`, `optimal`) or
+            `Buckets`. None with dynamic dims: `exp`, at most 32 graphs.
+        device: where it runs: `auto` (a real Gaudi if one answers, else cpu), `cpu`.
+        passes: the passes in order, `DEFAULT_PIPELINE` by default; from `Specialize` on they run per bucket.
+        verify: what is checked after each pass: `structure`, `shapes`, `ops`, `numerics`.
+        on_unsupported: `error`, or `host` to leave such ops on the host between recorded graphs.
+        outputs: `fresh` storage for every call, or `borrow`: valid until the next call.
+        observer: called with the record of each pass as it ends.
+        dump: a folder for the printed program of every stage.
+
+    Returns:
+        The compiled model: called like the model.
+
+    Raises:
+        GaudiccError: a subclass that says what is wrong, where, and what to do.
+    """
+    level = Level.parse(verify)
+    _one_of("on_unsupported", on_unsupported, ("error", "host"))
+    _one_of("outputs", outputs, ("fresh", "borrow"))
+    chip = load_target(target)
+    opened, chosen = open_device(device)
+    log.info(chosen)
+    symbolic, static = split_pipeline(DEFAULT_PIPELINE if passes is None else passes, host=on_unsupported == "host")
+
+    program = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
+    program.target = chip
+    bucket_set = plan_buckets(program, buckets)
+
+    observers = (observer,) if observer else ()
+    program, records = symbolic.run(program, level=level, observers=observers)
+    programs: dict[Bucket, Program] = {}
+    for bucket in bucket_set:
+        pipeline = _for_bucket(static, bucket)
+        programs[bucket], more = pipeline.run(program, level=level, observers=observers)
+        records += more
+    trace = CompileTrace(records)
+    if dump is not None:
+        trace.dump(Path(dump))
+    return CompiledModel(
+        program, programs, bucket_set, trace, opened, ensured=static.ensured, borrow=outputs == "borrow", notes=(chosen, *program.notes)
+    )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}", hint=f"choose one of {', '.join(allowed)}")
+
+
+def split_pipeline(passes: Sequence[Pass], *, host: bool = False) -> tuple[Pipeline, Pipeline]:
+    """Divides passes into the symbolic stretch and the one that runs per bucket, and proves both orders.
+
+    Args:
+        passes: in order; `Specialize` begins the second stretch.
+        host: let `LegalizeOps` leave ops on the host.
+
+    Raises:
+        PipelineError: `Specialize` is missing, or the order cannot be proved.
+    """
+    steps = [replace(step, host=True) if host and isinstance(step, LegalizeOps) else step for step in passes]
+    cut = next((i for i, step in enumerate(steps) if isinstance(step, Specialize)), None)
+    if cut is None:
+        raise PipelineError("the passes lack specialize", hint="put Specialize() where shapes become numbers")
+    symbolic = Pipeline(tuple(steps[:cut]))
+    return symbolic, Pipeline(tuple(steps[cut:]), initial=symbolic.ensured, phase="static")
+
+
+def _for_bucket(static: Pipeline, bucket: Bucket) -> Pipeline:
+    sizes = tuple(bucket.as_dict().items())
+    steps = tuple(replace(step, sizes=sizes) if isinstance(step, Specialize) else step for step in static.passes)
+    return Pipeline(steps, initial=static.initial, phase=str(bucket) or "static")
+
+
+def plan_buckets(program: Program, form: BucketForm) -> BucketSet:
+    """The buckets of a program: one without dims when it is static.
+
+    Raises:
+        InputError: the form does not fit the dimensions, or a dimension has no upper bound.
+    """
+    if not program.dimensions:
+        if form is not None:
+            raise InputError("buckets are given, but no size is dynamic", hint="name the dynamic sizes in dynamic_shapes")
+        return BucketSet([Bucket((), ())])
+    listed = [dict(entry) for entry in form] if isinstance(form, (list, tuple)) and all(isinstance(e, Mapping) for e in form) else []
+    bounds: dict[str, tuple[int, int]] = {}
+    for dim in program.dimensions:
+        given = [entry[dim.name] for entry in listed if dim.name in entry]
+        high = dim.high if dim.high >= 0 else max(given, default=-1)
+        if high < 0:
+            raise InputError(f"size {dim.name} has no upper bound", hint="give its Dim a max, or list the buckets")
+        bounds[dim.name] = (dim.low, high)
+    return parse_buckets(form, bounds)
+
+

@@ -1,0 +1,142 @@
+"""Lowering: a static Program -> the Plan of one bucket. Cuts the root graph where ops stay on the host."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from gaudicc.buckets import Bucket
+from gaudicc.errors import LoweringError
+from gaudicc.plan import BufferKind, HostOp, Plan, Record, Ref, Step
+from gaudicc.program import InputKind, OutputKind, Program, call_region, outputs_of, source_of, val, where
+from gaudicc.rewriter import Rewriter
+from gaudicc.targets import Engine
+
+_KINDS = {InputKind.USER: BufferKind.INPUT, InputKind.STATE: BufferKind.STATE}
+
+
+def lower(program: Program, bucket: Bucket) -> Plan:
+    """Turns a static program into a plan.
+
+    Args:
+        program: after the static pipeline; every op has an engine, HOST for those left on the host.
+        bucket: the sizes it was specialised to.
+
+    Raises:
+        LoweringError: a value that crosses a cut is not a tensor.
+    """
+    if any(_on_host(node) for _, module in program.graphs() for node in module.graph.nodes):
+        program = program.copy()
+        _inline_host_regions(program.root)
+    kinds = {spec.name: _KINDS.get(spec.kind, BufferKind.BOUND) for spec in program.inputs}
+    groups = _groups(program.root)
+    if len(groups) == 1 and not _on_host(groups[0][0] if groups[0] else None):
+        steps: list[Step] = [_whole(program)]
+    else:
+        steps = [_host(group[0]) if _on_host(group[0]) else _segment(program, group) for group in groups]
+    outputs = tuple(
+        _name(value)
+        for value, spec in zip(outputs_of(program.root.graph), program.outputs, strict=True)
+        if spec.kind is not OutputKind.STATE
+    )
+    state = _state_placeholders(program)
+    writes = tuple(
+        (state[str(spec.target)], _name(value))
+        for value, spec in zip(outputs_of(program.root.graph), program.outputs, strict=True)
+        if spec.kind is OutputKind.STATE and len(steps) > 1
+    )
+    written = {name for step in steps for name in getattr(step, "outputs", ())}
+    buffers = {**kinds, **{name: BufferKind.VALUE for name in written if name not in kinds}}
+    return Plan(bucket, buffers, tuple(steps), outputs, writes)
+
+
+def _name(value: Any) -> str:
+    """The buffer of a value: named as its node."""
+    if not isinstance(value, fx.Node):
+        raise LoweringError(f"output {value!r} is not a tensor")
+    return value.name
+
+
+def _on_host(node: fx.Node | None) -> bool:
+    return node is not None and node.meta.get("engine") is Engine.HOST
+
+
+def _groups(root: fx.GraphModule) -> list[list[fx.Node]]:
+    """Nodes in order, cut before and after each host op. `getitem` of a host op stays with it."""
+    groups: list[list[fx.Node]] = [[]]
+    for node in root.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if _on_host(node):
+            groups += [[node], []]
+        elif node.target is operator.getitem and _on_host(node.args[0]):
+            groups[-2].append(node)
+        else:
+            groups[-1].append(node)
+    return [group for group in groups if group] or [[]]
+
+
+def _whole(program: Program) -> Record:
+    """One Record for everything: state is written by the device, in place where it can."""
+    state = _state_placeholders(program)
+    outputs = tuple(
+        state[str(spec.target)] if spec.kind is OutputKind.STATE else _name(value)
+        for value, spec in zip(outputs_of(program.root.graph), program.outputs, strict=True)
+    )
+    return Record(program.root, tuple(spec.name for spec in program.inputs), outputs)
+
+
+def _state_placeholders(program: Program) -> dict[str, str]:
+    return {spec.source: spec.name for spec in program.inputs if spec.kind is InputKind.STATE}
+
+
+def _segment(program: Program, group: list[fx.Node]) -> Record:
+    inside = set(group)
+    reads = list(dict.fromkeys(arg for node in group for arg in node.all_input_nodes if arg not in inside and arg.op != "get_attr"))
+    results = [n for n in group if n.op != "get_attr" and any(user not in inside for user in n.users)]
+    results = [node for node in results if not isinstance(val(node), (tuple, list))]
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in reads:
+        values[node] = graph.placeholder(node.name)
+        values[node].meta = dict(node.meta)
+    for node in group:
+        values[node] = graph.node_copy(node, values.__getitem__)
+    graph.output(tuple(values[node] for node in results))
+    children = {name: child for name, child in program.root.named_children()}
+    module = fx.GraphModule(children, graph)
+    module.recompile()
+    return Record(module, tuple(_name(node) for node in reads), tuple(_name(node) for node in results))
+
+
+def _host(node: fx.Node) -> HostOp:
+    items = {int(user.args[1]): _name(user) for user in node.users if user.target is operator.getitem}  # type: ignore[arg-type]
+    value = val(node)
+    outputs = tuple(items.get(i, f"{node.name}_{i}") for i in range(len(value))) if isinstance(value, (tuple, list)) else (node.name,)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: Ref(_name(n)))
+    moved = sum(_bytes(val(arg)) for arg in node.all_input_nodes) + _bytes(value)
+    return HostOp(node.target, tuple(args), dict(kwargs), outputs, moved, source_of(node))
+
+
+def _bytes(value: Any) -> int:
+    return sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def _inline_host_regions(root: fx.GraphModule) -> None:
+    """Inlines the calls of bodies that hold a host op: a recorded graph cannot be left in its middle."""
+    rewriter = Rewriter(root)
+    for node in list(root.graph.nodes):
+        if node.target is not call_region:
+            continue
+        body = getattr(root, str(node.args[0].target))
+        _inline_host_regions(body)
+        if any(_on_host(inner) for inner in body.graph.nodes):
+            if any(inner.op == "get_attr" for inner in body.graph.nodes):
+                raise LoweringError("a host op sits beside a nested region", where=where(node, "lowering"))
+            rewriter.replace_outputs(node, rewriter.splice(body, node.args[1:], like=node, keep_provenance=True))
+    rewriter.finish()
+

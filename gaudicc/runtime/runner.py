@@ -1,0 +1,169 @@
+"""Carries out a Plan: records its segments on a device once, then replays them for every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gaudicc.errors import LoweringError, StateError, Where
+from gaudicc.plan import Barrier, BufferKind, HostBranch, HostLoop, HostOp, Plan, Record, Ref, Step
+from gaudicc.runtime.device import Device, Recording, Segment
+
+
+@dataclass
+class Counters:
+    """What a runner did since it was made.
+
+    Attributes:
+        records: recordings made.
+        replays: recordings replayed.
+        host_ops: ops run on the host.
+        host_bytes: bytes that a real device would have moved for them.
+    """
+
+    records: int = 0
+    replays: int = 0
+    host_ops: int = 0
+    host_bytes: int = 0
+
+
+Values = dict[str, Any]
+
+
+class Runner:
+    """One plan on one device.
+
+    Args:
+        plan: what to do.
+        bound: buffer name -> tensor, for everything bound once: weights, constants and state.
+        device: records the segments.
+        counters: counted into; shared by the runners of a model.
+        borrow: outputs may be the recordings' own buffers, valid until the next run.
+
+    Attributes:
+        bytes_held: bytes that the recordings hold.
+    """
+
+    def __init__(
+        self, plan: Plan, bound: Mapping[str, torch.Tensor], device: Device, counters: Counters, *, borrow: bool = False
+    ) -> None:
+        self.plan = plan
+        self.inputs = [name for name, kind in plan.buffers.items() if kind is BufferKind.INPUT]
+        self._bound = dict(bound)
+        self._counters = counters
+        self._borrow = borrow
+        self.bytes_held = 0
+        self._only: Recording | None = None
+        if len(plan.steps) == 1 and isinstance(plan.steps[0], Record):
+            self._only = self._record(plan.steps[0], device)
+        else:
+            self._steps = tuple(self._prepare(step, device) for step in plan.steps)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Carries the plan out once.
+
+        Args:
+            inputs: one tensor per input buffer, in order, of the bucket's shapes.
+
+        Returns:
+            The plan's outputs.
+        """
+        if self._only is not None:
+            self._counters.replays += 1
+            return self._only.replay(*inputs)
+        values: Values = {**self._bound, **dict(zip(self.inputs, inputs, strict=True))}
+        for step in self._steps:
+            step(values)
+        for state, name in self.plan.writes:
+            self._bound[state].copy_(values[name])
+        return tuple(self._fresh(values, name) for name in self.plan.outputs)
+
+    def _fresh(self, values: Values, name: str) -> torch.Tensor:
+        shared = self.plan.buffers[name] is not BufferKind.VALUE
+        result: torch.Tensor = values[name].clone() if shared else values[name]
+        return result
+
+    def _record(self, step: Record, device: Device) -> Recording:
+        placeholders = [node.name for node in step.graph.graph.nodes if node.op == "placeholder"]
+        names = dict(zip(placeholders, step.inputs, strict=True))
+        bound = {name: self._bound[buffer] for name, buffer in names.items() if buffer in self._bound}
+        state = {
+            name: step.outputs.index(buffer) for name, buffer in names.items() if buffer in step.outputs
+        }
+        recording = device.record(Segment(step.graph, bound, state), borrow=self._borrow and len(self.plan.steps) == 1)
+        self._counters.records += 1
+        self.bytes_held += recording.bytes_held
+        return recording
+
+    def _prepare(self, step: Step, device: Device) -> Callable[[Values], None]:
+        if isinstance(step, Record):
+            return self._replay_step(step, device)
+        if isinstance(step, HostOp):
+            return self._host_step(step)
+        if isinstance(step, HostBranch):
+            return self._branch_step(step, device)
+        if isinstance(step, HostLoop):
+            return self._loop_step(step, device)
+        if isinstance(step, Barrier):
+            return lambda values: None  # the CPU device is synchronous
+        raise LoweringError(f"unknown step {type(step).__name__}", where=Where(stage="the runner"))
+
+    def _replay_step(self, step: Record, device: Device) -> Callable[[Values], None]:
+        recording = self._record(step, device)
+        wanted = [name for name in step.inputs if name not in self._bound]
+        outputs = [name for name in step.outputs if name not in self._bound]
+
+        def replay(values: Values) -> None:
+            self._counters.replays += 1
+            values.update(zip(outputs, recording.replay(*[values[name] for name in wanted]), strict=True))
+
+        return replay
+
+    def _host_step(self, step: HostOp) -> Callable[[Values], None]:
+        def run(values: Values) -> None:
+            args, kwargs = _resolve((step.args, step.kwargs), values)
+            with torch.no_grad():
+                result = step.op(*args, **kwargs)
+            self._counters.host_ops += 1
+            self._counters.host_bytes += step.bytes_moved
+            results = result if isinstance(result, (tuple, list)) else (result,)
+            values.update(zip(step.outputs, results, strict=True))
+
+        return run
+
+    def _branch_step(self, step: HostBranch, device: Device) -> Callable[[Values], None]:
+        then = [self._prepare(inner, device) for inner in step.then]
+        otherwise = [self._prepare(inner, device) for inner in step.otherwise]
+
+        def branch(values: Values) -> None:
+            for inner in then if bool(values[step.condition]) else otherwise:
+                inner(values)
+
+        return branch
+
+    def _loop_step(self, step: HostLoop, device: Device) -> Callable[[Values], None]:
+        body = [self._prepare(inner, device) for inner in step.body]
+
+        def loop(values: Values) -> None:
+            for _ in range(step.limit):
+                for inner in body:
+                    inner(values)
+                if not bool(values[step.condition]):
+                    return
+            raise StateError(f"a loop did not end within {step.limit} repetitions", hint="raise the declared maximum")
+
+        return loop
+
+
+def _resolve(arg: Any, values: Values) -> Any:
+    if isinstance(arg, Ref):
+        return values[arg.name]
+    if isinstance(arg, (tuple, list)):
+        return type(arg)(_resolve(item, values) for item in arg)
+    if isinstance(arg, dict):
+        return {key: _resolve(item, values) for key, item in arg.items()}
+    return arg
+
