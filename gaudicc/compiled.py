@@ -65,6 +65,7 @@ class CompiledModel:
         *,
         ensured: frozenset[Invariant],
         borrow: bool = False,
+        own_state: bool = True,
         notes: tuple[str, ...] = (),
     ) -> None:
         self.program = program
@@ -77,9 +78,8 @@ class CompiledModel:
         self._device = device
         self._ensured = ensured
         self._borrow = borrow
-        self._state = {
-            spec.source: program.tensors[spec.source].clone() for spec in program.inputs if spec.kind is InputKind.STATE
-        }
+        states = {spec.source: program.tensors[spec.source] for spec in program.inputs if spec.kind is InputKind.STATE}
+        self._state = {source: tensor.clone() if own_state else tensor for source, tensor in states.items()}
         self._runners: dict[Bucket, Runner] = {}
         self._recording = threading.Lock()
         self._prologue = Prologue(program)

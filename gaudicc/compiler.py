@@ -38,6 +38,7 @@ def compile(
     verify: str = "ops",
     on_unsupported: str = "error",
     outputs: str = "fresh",
+    own_state: bool = True,
     observer: Observer | None = None,
     dump: str | Path | None = None,
 ) -> CompiledModel:
@@ -56,6 +57,7 @@ def compile(
         verify: what is checked after each pass: `structure`, `shapes`, `ops`, `numerics`.
         on_unsupported: `error`, or `host` to leave such ops on the host between recorded graphs.
         outputs: `fresh` storage for every call, or `borrow`: valid until the next call.
+        own_state: give the compiled model buffers of its own, starting from the model's; False writes the model's own.
         observer: called with the record of each pass as it ends.
         dump: a folder for the printed program of every stage.
 
@@ -88,8 +90,9 @@ def compile(
     if dump is not None:
         trace.dump(Path(dump))
     return CompiledModel(
-        program, programs, bucket_set, trace, opened, ensured=static.ensured, borrow=outputs == "borrow", notes=(chosen, *program.notes)
-    )
+        program, programs, bucket_set, trace, opened,
+        ensured=static.ensured, borrow=outputs == "borrow", own_state=own_state, notes=(chosen, *program.notes),
+    )  # fmt: skip
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -62,9 +62,8 @@ def tuned_buckets(space: Space, sample: Sample, counts: Sequence[int]) -> dict[i
     for strategy in PEERS:
         axes = [_axis(space, sample, dim, strategy, max(counts)) for dim in range(len(space.dims))]
         for count in sorted(counts):
-            found = min(_descend(space, sample, axes, start, count) for start in _starts(axes, count))
-            options = [found, *(option for smaller, option in best.items() if smaller <= count)]
-            best[count] = min(options)
+            found = [_descend(space, sample, axes, start, count) for start in _starts(axes, count)]
+            best[count] = min(found + [option for smaller, option in best.items() if smaller <= count])
     return {count: needed_product(space, lists) for count, (_, lists) in best.items()}
 
 
@@ -104,8 +103,8 @@ def _starts(axes: list[_Axis], count: int) -> Iterator[Lists]:
     """Divisions of the count over the dims, each dim with the best list of its length on that dim alone."""
     lengths = [sorted({1 << i for i in range(8) if 1 << i <= min(count, int(axis.lengths.max()))}) for axis in axes]
     for division in itertools.product(*lengths):
-        if count // 2 < math.prod(division) <= count:
-            within = [np.flatnonzero(axis.lengths <= n) for axis, n in zip(axes, division, strict=True)]
+        within = [np.flatnonzero(axis.lengths <= n) for axis, n in zip(axes, division, strict=True)]
+        if count // 2 < math.prod(division) <= count and all(map(len, within)):
             yield tuple(a.lists[w[a.alone[w].argmin()]] for a, w in zip(axes, within, strict=True))
 
 
@@ -141,7 +140,8 @@ def _knobs(space: Space, dim: int, strategy: Strategy, most: int) -> Iterator[tu
     ends = range(1, space.limit[dim] + 1) if dim == space.split else (space.limit[dim],)
     for high in ends:
         minima = sorted({low, *(align << i for i in range(20) if low <= align << i < high)})
-        steps = sorted({align * max(1, round(1.25**i)) for i in range(60) if align * 1.25**i <= high})
+        ratio = 2.0 if strategy == "exp" else 1.25  # exp only rounds to its step, lin and pad advance by it
+        steps = sorted({align * round(ratio**i) for i in range(60) if align * ratio**i <= high})
         for smallest, step in itertools.product(minima, steps):
             for sizes in _by_knobs(strategy, smallest, step, high, most):
                 aligned = tuple(dict.fromkeys(min(-(-size // align) * align, space.limit[dim]) for size in sizes))
@@ -151,7 +151,8 @@ def _knobs(space: Space, dim: int, strategy: Strategy, most: int) -> Iterator[tu
 
 def _by_knobs(strategy: Strategy, low: int, step: int, high: int, most: int) -> Iterator[tuple[int, ...]]:
     if strategy == "exp":
-        yield from (exponential(low, step, high, count) for count in range(1, most + 1) if step <= 8 * max(low, 1))
+        counts = sorted({*range(1, min(most, 24) + 1), *(int(24 * 1.05**i) for i in range(1, 60)), most})
+        yield from (exponential(low, step, high, count) for count in counts if count <= most)
     elif (high - low) // step > 8 * most and strategy == "lin":
         return
     elif strategy == "lin":

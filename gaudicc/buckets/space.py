@@ -62,7 +62,7 @@ class Space:
 
     def is_legal(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows lie within the limits and can be scheduled."""
-        inside = np.logical_and(rows >= np.array(self.low), rows <= np.array(self.limit)).all(axis=1)
+        inside: NDArray[np.bool_] = np.all((rows >= self.low) & (rows <= self.limit), axis=1)
         return inside if self.legal is None else inside & self.legal(rows)
 
     def cover(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gaudicc.buckets.cost import BLOCK
 from gaudicc.errors import InputError
 
 COLUMNS = ("arrival_s", "input_len", "output_len")
@@ -70,14 +71,26 @@ def with_cached_prefixes(trace: Trace, share: float, most: float, block: int, rn
     return Trace(trace.arrival, trace.input_len, trace.output_len, np.where(hit, cached, 0))
 
 
-def resampled(trace: Trace, rng: np.random.Generator, block: int = 50) -> Trace:
-    """Another trace of the same traffic: runs of `block` consecutive requests, drawn with replacement, with their gaps.
+def resampled(trace: Trace, rng: np.random.Generator, run: int = 50, neighbours: int = 50) -> Trace:
+    """Another trace of the same traffic: runs of consecutive requests, drawn with replacement, with their gaps.
 
-    A plan trained on the one trace that happened would fit its accidents; see docs/buckets.md.
+    A plan trained on the one trace that happened would fit its accidents. Each request's cached share is that of
+    another request of about its length, so that prefixes are drawn anew as well; see docs/buckets.md.
+
+    Args:
+        trace: what was seen.
+        rng: source of the draws.
+        run: consecutive requests drawn together.
+        neighbours: how many ranks of prompt length away a cached share may come from.
     """
     n = len(trace)
-    starts = rng.integers(0, max(1, n - block + 1), size=-(-n // block))
-    picked = np.minimum(starts[:, None] + np.arange(block), n - 1).ravel()[:n]
+    starts = rng.integers(0, max(1, n - run + 1), size=-(-n // run))
+    picked = np.minimum(starts[:, None] + np.arange(run), n - 1).ravel()[:n]
     gaps = np.diff(trace.arrival, prepend=trace.arrival[0])[picked]
-    drawn = trace[picked]
-    return Trace(np.cumsum(gaps), drawn.input_len, drawn.output_len, drawn.cached_len)
+    order = np.argsort(trace.input_len, kind="stable")
+    rank = np.empty(n, dtype=np.int64)
+    rank[order] = np.arange(n)
+    donor = order[np.clip(rank[picked] + rng.integers(-neighbours, neighbours + 1, size=n), 0, n - 1)]
+    share = trace.cached_len[donor] / np.maximum(trace.input_len[donor], 1)
+    cached = (share * trace.input_len[picked] / BLOCK).astype(np.int64) * BLOCK
+    return Trace(np.cumsum(gaps), trace.input_len[picked], trace.output_len[picked], cached)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,24 +29,33 @@ class Stage:
     """Constants fitted together.
 
     Attributes:
-        names: the constants.
+        start: the constants, each with the value that the search starts from.
         rows: which calibration rows show them.
         chip: the chip whose rows are used; None for each chip's own.
     """
 
-    names: tuple[str, ...]
+    start: Mapping[str, float]
     rows: Callable[[Run], bool]
     chip: str | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the constants."""
+        return tuple(self.start)
+
 
 STAGES = (
-    Stage(("mme.sustained",), lambda run: run.kind == "gemm"),
+    Stage({"mme.sustained": 0.9}, lambda run: run.kind == "gemm"),
     Stage(
-        ("host.handoff_seconds", "host.step_seconds"),
+        {"host.handoff_seconds": 3e-6, "host.step_seconds": 2e-3},
         lambda run: run.kind == "decode" and run.cards == 1,
     ),
-    Stage(("memory.cache_efficiency",), lambda run: run.kind == "static" and run.cards == 1, "gaudi2"),
-    Stage(("network.efficiency", "network.latency"), lambda run: run.cards > 1 and run.kind != "prefill", "gaudi2"),
+    Stage({"memory.cache_efficiency": 0.9}, lambda run: run.kind == "static" and run.cards == 1, "gaudi2"),
+    Stage(
+        {"network.efficiency": 0.9, "network.latency": 3e-6},
+        lambda run: run.cards > 1 and run.kind != "prefill",
+        "gaudi2",
+    ),
 )
 
 
@@ -65,12 +74,15 @@ def fit(chip: Chip, runs: Sequence[Run]) -> Chip:
     """Fits the constants of one chip, stage by stage.
 
     Args:
-        chip: where to start from.
+        chip: the machine; its fitted constants are not looked at.
         runs: rows to use; validation rows among them are not looked at.
 
     Returns:
         The chip with the constants of all stages that have rows replaced.
     """
+    for stage in STAGES:
+        for name, value in stage.start.items():
+            chip = chip.with_value(name, value)
     calibration = [run for run in runs if run.calibrates and run.chip == chip.name]
     for stage in STAGES:
         rows = [run for run in calibration if stage.rows(run)]

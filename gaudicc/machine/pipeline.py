@@ -17,9 +17,8 @@ from gaudicc.machine.cost import Engine
 from gaudicc.machine.simulate import UNLIMITED, Limits, dispatch
 from gaudicc.machine.timeline import Event, Task, Timeline, graph_of, tails
 
-# Growth of the interval after a failed attempt, and how often to try before giving up overlap.
-_GROWTH = 1.01
-_ATTEMPTS = 200
+# Growth of the interval after a failed attempt.
+_GROWTH = 1.005
 _ROUNDING = 1e-9
 
 
@@ -99,15 +98,16 @@ def pipeline(body: Sequence[Task], carried: Sequence[Carried] = (), limits: Limi
         if edge.source not in graph or edge.reader not in graph or edge.distance < 1:
             raise InputError(f"the carried dependence {edge.source!r} -> {edge.reader!r} is not one of this body")
     bound = interval_bound(body, carried, limits.handoff)
+    serial = _serial(graph, body, bound, limits)
     interval = bound
-    for _ in range(_ATTEMPTS):
+    while interval < serial.interval:
         starts = _place(graph, carried, interval, limits.handoff)
         if starts is not None:
             found = Pipelined(interval, bound, starts, tuple(body))
             if found.buffer_bytes() <= limits.buffer_bytes:
                 return found
         interval *= _GROWTH
-    return _serial(graph, body, bound, limits)
+    return serial
 
 
 def interval_bound(body: Sequence[Task], carried: Sequence[Carried], handoff: float = 0.0) -> float:
@@ -206,7 +206,7 @@ def _peak_bytes(schedule: Pipelined) -> int:
 
 
 def _serial(graph: nx.DiGraph, body: Sequence[Task], bound: float, limits: Limits) -> Pipelined:
-    """One iteration after the other."""
+    """One iteration after the other, each as list scheduling has it."""
     alone = dispatch(graph, tails(graph, limits.handoff), limits)
     if alone.spilled_bytes:
         raise InputError(f"one iteration needs more than the {limits.buffer_bytes:.0f} bytes of on-chip memory")

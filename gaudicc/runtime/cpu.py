@@ -77,6 +77,7 @@ class CpuRecording:
             tensor.numel() * tensor.element_size() for node, tensor in flat.bound.items() if "hoisted" in node.meta
         )
         self._weights = weights
+        self._held = editor.held
         self._prepared = {node: editor.prepared[node] for node in editor.prepared if node.users}
         self._sources = tuple({id(s): s for p in self._prepared.values() for s in p.sources}.values())
         self._state = {segment.bound[name].untyped_storage().data_ptr() for name in segment.state}
@@ -98,7 +99,9 @@ class CpuRecording:
             InputError: the number of inputs is another one.
         """
         if len(inputs) != self._inputs:
-            raise InputError(f"{len(inputs)} inputs given, the recording takes {self._inputs}", where=Where(stage="replay"))
+            raise InputError(
+                f"{len(inputs)} inputs given, the recording takes {self._inputs}", where=Where(stage="replay")
+            )
         if torch.is_autocast_enabled("cpu"):
             raise AutocastError("autocast is active around a replay", where=Where(stage="replay"))
         if self._state:

@@ -23,14 +23,14 @@ packed_linear_binary = torch.ops.mkldnn._linear_pointwise.binary
 
 
 def pack_linear(weight: torch.Tensor) -> torch.Tensor:
-    """oneDNN's own layout of a `[out, in]` weight; it is the same one for every row count above 1 (measured)."""
+    """The layout that oneDNN prefers for a `[out, in]` weight; it is the same one for every row count above 1 (measured)."""
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
     return packed
 
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs linears of this dtype on this CPU."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -120,7 +120,9 @@ _CALLEES: dict[Any, Callee] = {
     ),
 }
 
-_MAYBE_VIEWS = frozenset({"reshape", "contiguous", "to", "flatten", "_reshape_alias", "conj", "resolve_conj", "resolve_neg"})
+_MAYBE_VIEWS = frozenset(
+    {"reshape", "contiguous", "to", "flatten", "_reshape_alias", "conj", "resolve_conj", "resolve_neg"}
+)
 
 WRITERS: dict[Any, Callable[..., Any]] = {
     _aten.index_copy.default: torch.Tensor.index_copy_,

@@ -22,6 +22,7 @@ class Editor:
     Attributes:
         flat: the graph.
         prepared: placeholder -> the derived tensor it stands for.
+        held: derived tensors that weights live in, kept for other recordings to find.
 
     Args:
         flat: the graph.
@@ -31,6 +32,7 @@ class Editor:
     def __init__(self, flat: Flat, holder: Any) -> None:
         self.flat = flat
         self._holder = holder
+        self.held: list[Prepared] = []
         self.prepared: dict[fx.Node, Prepared] = {}
         self._point: fx.Node | None = None
         self._moved: set[fx.Node] = set()
@@ -165,8 +167,11 @@ def _view_or_reshape(value: torch.Tensor, size: Any) -> Any:
 
 
 def _same_elements(base: Any, value: torch.Tensor) -> bool:
-    return isinstance(base, torch.Tensor) and base.is_contiguous() and base.numel() == value.numel() and (
-        base.dtype == value.dtype
+    return (
+        isinstance(base, torch.Tensor)
+        and base.is_contiguous()
+        and base.numel() == value.numel()
+        and (base.dtype == value.dtype)
     )
 
 

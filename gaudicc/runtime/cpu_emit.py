@@ -189,8 +189,7 @@ class Emitter:
             if self.plan.home.get(source) is not Home.LOCAL or source.op != "call_function" or source in kept:
                 continue
             if max((self.plan.order[user] for user in source.users), default=-1) <= self.plan.order[node]:
-                if source is not node or f"{source.name} = " in self._lines[-1]:
-                    self._line(f"del {source.name}")
+                self._line(f"del {source.name}")
 
     def _buffer(self, node: fx.Node) -> torch.Tensor:
         value = node.meta["val"]

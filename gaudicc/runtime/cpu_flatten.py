@@ -145,6 +145,7 @@ def _attribute(flat: Flat, module: fx.GraphModule, node: fx.Node) -> Any:
 def _copy_call(flat: Flat, node: fx.Node, environment: dict[fx.Node, Any]) -> Any:
     target: Any = node.target
     value = node.meta.get("val")
+    args: Any
     args, kwargs = fx.map_arg((node.args, node.kwargs), environment.__getitem__)
     if target in _DROPPED:
         return None

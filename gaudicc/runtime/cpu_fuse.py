@@ -63,7 +63,7 @@ def _fuse_rms_norm(editor: Editor, node: fx.Node, weights: PackedWeights) -> Non
             continue
         for x, factor in (scaled.args, reversed(scaled.args)):  # type: ignore[union-attr]
             eps = _mean_square_eps(x, factor)
-            if eps is not None and _is_row(x, weight, node):
+            if isinstance(x, fx.Node) and eps is not None and _is_row(x, weight, node):
                 width = weight.shape[0]
                 scale = weights.derive("root-width", (weight,), lambda w: w.detach() * math.sqrt(w.shape[0]))
                 floor = editor.bind("eps", torch.tensor(math.sqrt(width * eps)))
@@ -100,11 +100,18 @@ def _fuse_rotary(editor: Editor, node: fx.Node) -> None:
     direct, turned = node.args
     x, cos = direct.args  # type: ignore[union-attr]
     joined, sin = turned.args  # type: ignore[union-attr]
-    if not (isinstance(x, fx.Node) and isinstance(cos, fx.Node) and isinstance(sin, fx.Node) and _is_half_turn(joined, x)):
+    if not (
+        isinstance(x, fx.Node) and isinstance(cos, fx.Node) and isinstance(sin, fx.Node) and _is_half_turn(joined, x)
+    ):
         return
     value = x.meta["val"]
     widths = {n.meta["val"].shape[-1] for n in (x, cos, sin)}
-    if widths == {value.shape[-1]} and is_dense(node.meta["val"]) and node.meta["val"].shape == value.shape and _one_dtype(x, cos, sin):
+    if (
+        widths == {value.shape[-1]}
+        and is_dense(node.meta["val"])
+        and node.meta["val"].shape == value.shape
+        and _one_dtype(x, cos, sin)
+    ):
         halves, sines = editor.before(node).halves(x), editor.halves(sin)
         editor.replace(node, editor.opaque(rotary, (x, halves, cos, sines), like=node.meta["val"]))
 
@@ -137,7 +144,8 @@ def _fuse_attention(editor: Editor, node: fx.Node, masks: dict[fx.Node, fx.Node]
     """The kernel that PyTorch would choose is called by itself, and a boolean mask is converted once for all layers."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    query, key, value, mask = (given.get(name) for name in names[:4])
+    query, key, value = given["query"], given["key"], given["value"]
+    mask = given.get("attn_mask")
     grouped = bool(given.get("enable_gqa"))
     if given.get("dropout_p"):
         return
@@ -157,12 +165,12 @@ def _fuse_attention(editor: Editor, node: fx.Node, masks: dict[fx.Node, fx.Node]
     editor.replace(node, editor.call(operator.getitem, both, 0))
 
 
-def _unrepeated(node: fx.Node) -> fx.Node | None:
+def _unrepeated(node: fx.Node) -> Any:
     """Keys or values before each head was repeated for its group of query heads; the kernel does that by itself."""
-    cloned = node.args[0] if node.target in (_aten._unsafe_view.default, _aten.view.default) else None
+    cloned: Any = node.args[0] if node.target in (_aten._unsafe_view.default, _aten.view.default) else None
     if not _of(cloned, _aten.clone.default) or not _of(cloned.args[0], _aten.expand.default):
         return None
-    inserted = cloned.args[0].args[0]
+    inserted: Any = cloned.args[0].args[0]
     if not isinstance(inserted, fx.Node) or inserted.target is not _aten.unsqueeze.default or inserted.args[1] != 2:
         return None
     base = inserted.args[0]
@@ -187,8 +195,13 @@ def _flash_takes(query: fx.Node, key: fx.Node, value: fx.Node, mask: fx.Node | N
     if mask is None:
         return True
     m = mask.meta["val"]
-    return m.dim() in (2, 4) and m.dtype in (torch.bool, q.dtype) and all(
-        have in (1, want) for have, want in zip(reversed(m.shape), (k.shape[2], q.shape[2], q.shape[1], q.shape[0]), strict=False)
+    return (
+        m.dim() in (2, 4)
+        and m.dtype in (torch.bool, q.dtype)
+        and all(
+            have in (1, want)
+            for have, want in zip(reversed(m.shape), (k.shape[2], q.shape[2], q.shape[1], q.shape[0]), strict=False)
+        )
     )
 
 

@@ -92,7 +92,9 @@ def _stack(editor: Editor, weights: PackedWeights, group: list[Linear]) -> Prepa
     whole = all(editor.is_bound(linear.weight) for linear in group)
     if weights.release and not whole and group[0].rows > 1:
         return None
-    return weights.columns(tuple(linear.weight for linear in group), adopt=weights.release and whole)
+    stacked = weights.columns(tuple(linear.weight for linear in group), adopt=weights.release and whole)
+    editor.held.append(stacked)
+    return stacked
 
 
 def _match(editor: Editor, node: fx.Node) -> Linear | None:
@@ -120,7 +122,7 @@ def _bias(node: fx.Node) -> fx.Node | None:
     if node.target is _aten.addmm.default:
         return node.args[0]  # type: ignore[return-value]
     if node.target is _aten.linear.default:
-        return (node.args[2] if len(node.args) > 2 else node.kwargs.get("bias"))  # type: ignore[return-value]
+        return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")  # type: ignore[return-value]
     return None
 
 

@@ -40,8 +40,10 @@ class Prepared:
         return 0 if self._adopted() else self.value.numel() * self.value.element_size()
 
     def adopt(self) -> None:
-        """Moves the weights into the derived tensor, a stack of them along dim 0: they keep values and shapes, their
-        plain copies are freed and their strides change."""
+        """Moves the weights into the derived tensor, a stack of them along dim 0.
+
+        They keep values and shapes; their plain copies are freed and their strides change.
+        """
         offset = 0
         for source in self.sources:
             source.data = self.value[offset : offset + source.shape[0]]

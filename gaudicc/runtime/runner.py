@@ -90,9 +90,7 @@ class Runner:
         placeholders = [node.name for node in step.graph.graph.nodes if node.op == "placeholder"]
         names = dict(zip(placeholders, step.inputs, strict=True))
         bound = {name: self._bound[buffer] for name, buffer in names.items() if buffer in self._bound}
-        state = {
-            name: step.outputs.index(buffer) for name, buffer in names.items() if buffer in step.outputs
-        }
+        state = {name: step.outputs.index(buffer) for name, buffer in names.items() if buffer in step.outputs}
         recording = device.record(Segment(step.graph, bound, state), borrow=self._borrow and len(self.plan.steps) == 1)
         self._counters.records += 1
         self.bytes_held += recording.bytes_held
@@ -166,4 +164,3 @@ def _resolve(arg: Any, values: Values) -> Any:
     if isinstance(arg, dict):
         return {key: _resolve(item, values) for key, item in arg.items()}
     return arg
-

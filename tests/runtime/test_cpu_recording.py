@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,11 @@ from hypothesis import strategies as st
 from torch import fx
 
 from gaudicc.errors import AutocastError, InputError, LoweringError, ShapeError, StateError
+from gaudicc.program import call_region
 from gaudicc.runtime.cpu import CpuDevice, CpuRecording
 from gaudicc.runtime.device import Segment
 
 aten = torch.ops.aten
-
-
-def call_region(body: fx.GraphModule, *operands: Any) -> Any:
-    return body(*operands)
 
 
 class Build:
@@ -93,7 +91,14 @@ def assert_same(mine: Any, theirs: Any, atol: float) -> None:
     torch.testing.assert_close(mine, theirs, atol=atol, rtol=1e-5, equal_nan=True)
 
 
-UNARY = (aten.neg.default, aten.tanh.default, aten.sigmoid.default, aten.silu.default, aten.relu.default, aten.sin.default)
+UNARY = (
+    aten.neg.default,
+    aten.tanh.default,
+    aten.sigmoid.default,
+    aten.silu.default,
+    aten.relu.default,
+    aten.sin.default,
+)
 BINARY = (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.maximum.default)
 
 
@@ -120,7 +125,10 @@ def random_segments(draw: st.DrawFn) -> Segment:
             half = build.call(aten.slice.Tensor, turned, 0, 1, 4)
             node = build.call(aten.slice_scatter.default, draw(pick), build.call(aten.t.default, half), 1, 2, 5)
         elif kind == "cat":
-            parts = [build.call(aten.slice.Tensor, draw(pick), 0, 0, 2), build.call(aten.slice.Tensor, draw(pick), 0, 2, 4)]
+            parts = [
+                build.call(aten.slice.Tensor, draw(pick), 0, 0, 2),
+                build.call(aten.slice.Tensor, draw(pick), 0, 2, 4),
+            ]
             node = build.call(aten.cat.default, parts)
         elif kind == "reduce":
             node = build.call(aten.mul.Tensor, draw(pick), build.call(aten.mean.dim, draw(pick), [-1], True))
@@ -154,7 +162,9 @@ def test_outputs_are_fresh_and_alias_nothing() -> None:
     x = build.place("x", torch.randn(3, 4), bind=False)
     w = build.place("w", torch.randn(3, 4), bind=True)
     total = build.call(aten.add.Tensor, x, w)
-    segment = build.segment(x, w, total, build.call(aten.t.default, total), build.call(aten.expand.default, total, [2, 3, 4]))
+    segment = build.segment(
+        x, w, total, build.call(aten.t.default, total), build.call(aten.expand.default, total, [2, 3, 4])
+    )
     recording = check(segment, build.inputs)
     given_x = torch.randn(3, 4)
     first = recording.replay(given_x)
@@ -267,17 +277,16 @@ def test_inputs_with_other_strides_are_brought_to_the_recorded_ones() -> None:
 def test_regions_are_inlined_and_share_only_code() -> None:
     inner = Build()
     x, w = inner.place("x", torch.randn(1, 8), bind=False), inner.place("w", torch.randn(8, 8), bind=False)
-    body = fx.GraphModule({}, inner.graph)
     out = inner.call(aten.tanh.default, inner.call(aten.linear.default, x, w))
     inner.graph.output((out, inner.call(aten.neg.default, out)))
-    body.recompile()
+    body = fx.GraphModule({}, inner.graph)
     build = Build()
     value = build.place("x", torch.randn(1, 8), bind=False)
     for layer in range(3):
         weight = build.place(f"w{layer}", torch.randn(8, 8), bind=True)
         attribute = build.attribute("body", body)
         both = build.call(call_region, attribute, value, weight)
-        value = build.call(__import__("operator").getitem, both, layer % 2)
+        value = build.call(operator.getitem, both, layer % 2)
     segment = build.segment(value)
     recording = check(segment, build.inputs)
     assert recording.source.count("aten_mv(") == 3

@@ -22,14 +22,17 @@ from gaudicc.capture.mend.values import Choice, Maybe, distribute
 _SYMBOL_TYPES = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
 
 
-def function(original: Any) -> Any:
-    """What a rewritten function calls in place of `original`: a helper for a builtin, otherwise `original` itself."""
-    if active() is None:
+def function(original: Any, owner: str, name: str) -> Any:
+    """What a rewritten function calls in place of `original`: a helper for a builtin, otherwise `original` itself.
+
+    Args:
+        original: what the name means where it is called.
+        owner: the module whose function the user most likely means, `builtins` or `math`.
+        name: the name as it is written.
+    """
+    if active() is None or original is not getattr(_OWNERS[owner], name, None):
         return original
-    try:
-        return _HELPERS.get(original, original)
-    except TypeError:  # an unhashable callable is no builtin
-        return original
+    return _HELPERS.get((owner, name), original)
 
 
 def _reads(value: Any) -> bool:
@@ -47,6 +50,18 @@ def _context() -> Context:
 
 def _scalar(value: Any) -> torch.Tensor:
     return value.reshape(()) if isinstance(value, torch.Tensor) else _context().numbers.tensor(value)
+
+
+def method(bound: Any) -> Any:
+    """What a rewritten function calls in place of a bound method: `tolist` of a tensor of unknown length is ours."""
+    owner = getattr(bound, "__self__", None)
+    if getattr(bound, "__name__", "") == "tolist" and isinstance(owner, torch.Tensor) and _is_partial(owner):
+        return lambda: [_listed(item) for item in as_items(_context(), owner)]
+    return bound
+
+
+def _listed(item: Any) -> Any:
+    return Maybe(item.present, item.value.tolist()) if isinstance(item, Maybe) else item.tolist()
 
 
 def int_(*args: Any) -> Any:
@@ -206,28 +221,27 @@ def _of_float(plain: Callable[[float], Any], traced: Callable[[torch.Tensor], to
     return apply
 
 
-_HELPERS: dict[Any, Callable[..., Any]] = {
-    builtins.int: int_,
-    builtins.float: float_,
-    builtins.bool: bool_,
-    builtins.len: len_,
-    builtins.range: range_,
-    builtins.enumerate: enumerate_,
-    builtins.list: list_,
-    builtins.sum: sum_,
-    builtins.any: any_,
-    builtins.all: all_,
-    builtins.min: _extreme(operator.lt, min),
-    builtins.max: _extreme(operator.gt, max),
-    builtins.abs: abs_,
-    builtins.round: round_,
-    builtins.isinstance: isinstance_,
-    math.floor: _of_float(math.floor, torch.floor),
-    math.ceil: _of_float(math.ceil, torch.ceil),
-    math.trunc: _of_float(math.trunc, torch.trunc),
-    math.isnan: _of_float(math.isnan, torch.isnan),
-    math.isinf: _of_float(math.isinf, torch.isinf),
-    math.isfinite: _of_float(math.isfinite, torch.isfinite),
+_OWNERS = {"builtins": builtins, "math": math}
+_HELPERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("builtins", "int"): int_,
+    ("builtins", "float"): float_,
+    ("builtins", "bool"): bool_,
+    ("builtins", "len"): len_,
+    ("builtins", "range"): range_,
+    ("builtins", "enumerate"): enumerate_,
+    ("builtins", "list"): list_,
+    ("builtins", "sum"): sum_,
+    ("builtins", "any"): any_,
+    ("builtins", "all"): all_,
+    ("builtins", "min"): _extreme(operator.lt, min),
+    ("builtins", "max"): _extreme(operator.gt, max),
+    ("builtins", "abs"): abs_,
+    ("builtins", "round"): round_,
+    ("builtins", "isinstance"): isinstance_,
+    ("math", "floor"): _of_float(math.floor, torch.floor),
+    ("math", "ceil"): _of_float(math.ceil, torch.ceil),
+    ("math", "trunc"): _of_float(math.trunc, torch.trunc),
+    ("math", "isnan"): _of_float(math.isnan, torch.isnan),
+    ("math", "isinf"): _of_float(math.isinf, torch.isinf),
+    ("math", "isfinite"): _of_float(math.isfinite, torch.isfinite),
 }
-NAMES = frozenset(helper.__name__ for helper in _HELPERS)
-"""Names under which rewritten code may call one of these."""

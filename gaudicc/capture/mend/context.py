@@ -19,7 +19,7 @@ from gaudicc.capture.mend.numbers import Numbers
 from gaudicc.capture.mend.outcomes import NeedsRewrite, is_user_file, user_stack
 from gaudicc.capture.mend.predicates import Pred, Predicates
 
-UNROLL_LIMIT = 128
+UNROLL_LIMIT = 64
 """Trips after which a loop with a tensor in its test, and no declared maximum, is refused."""
 
 

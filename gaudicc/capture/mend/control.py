@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import BuiltinMethodType
+from types import BuiltinMethodType, FunctionType
 from typing import Any
 
 import torch
+from torch import nn
 
 from gaudicc.capture.mend.context import (
     UNROLL_LIMIT,
@@ -31,9 +32,9 @@ from gaudicc.capture.mend.context import (
     active,
 )
 from gaudicc.capture.mend.merge import fold, install, merge, merge_states
-from gaudicc.capture.mend.outcomes import here, is_path_outcome, is_user_file, refuse_if_caught, source_of
+from gaudicc.capture.mend.outcomes import NeedsRewrite, here, is_path_outcome, is_user_file, refuse_if_caught, source_of
 from gaudicc.capture.mend.truth import truth
-from gaudicc.capture.mend.values import distribute, is_undecided
+from gaudicc.capture.mend.values import distribute, is_partial, is_undecided
 from gaudicc.errors import DynamicControlFlowError, LoopOverflowError, Where
 
 Block = Callable[[], Any]
@@ -172,12 +173,22 @@ def invoke(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     context = active()
     if context is None or not is_undecided((args, kwargs)) or _can_take_undecided(context, function):
         return function(*args, **kwargs)
+    if is_partial((args, kwargs)) and (callee := _user_function(function)) is not None:
+        raise NeedsRewrite(function=callee)
     return distribute(function, args, kwargs)
+
+
+def _user_function(function: Any) -> FunctionType | None:
+    """The Python function that a call of the user's code runs."""
+    function = function.forward if isinstance(function, nn.Module) else function
+    target = getattr(function, "__func__", function)
+    return target if isinstance(target, FunctionType) and is_user_file(target.__code__.co_filename) else None
 
 
 def _can_take_undecided(context: Context, function: Any) -> bool:
     """Whether a callable is rewritten code, or a container method that only stores its arguments."""
-    target = getattr(function, "__func__", function)
+    target = getattr(function, "__func__", function.forward if isinstance(function, nn.Module) else function)
+    target = getattr(target, "__func__", target)
     if isinstance(target, BuiltinMethodType) and isinstance(target.__self__, (list, dict, set)):
         return True
     code = getattr(target, "__code__", None)
@@ -193,8 +204,10 @@ def _returned(context: Context, exits: list[Exit]) -> Any:
     return merged
 
 
-def loop(steps: Iterator[Step], body: Callable[[Any], Any], orelse: Block | None, access: Access) -> Ending:
-    """A `while` or `for` of a rewritten function, during capture."""
+def loop(
+    steps: Iterator[Step], body: Callable[[Any], Any], orelse: Block | None, access: Access, *, items_end: bool
+) -> Ending:
+    """A `while` or `for` of a rewritten function, during capture; `items_end`: a Python iterable ends it at last."""
     context = active()
     assert context is not None
     with context.scope(Kind.LOOP) as scope:
@@ -204,12 +217,13 @@ def loop(steps: Iterator[Step], body: Callable[[Any], Any], orelse: Block | None
             if isinstance(step.go, torch.Tensor):
                 with context.scope(Kind.BRANCH, context.predicates.negate(step.go)):
                     context.leave(Kind.LOOP, None, context.state(access))
-                trips += 1
-                if _exhausted(context, trips):
-                    break
             elif not step.go:
                 scope.exits.append(Exit(context.pred, None, context.state(access)))
                 break
+            if isinstance(step.go, torch.Tensor) or scope.exits and not items_end:
+                trips += 1
+                if _exhausted(context, trips):
+                    break
             ending = _trip(context, scope, step, body, access)
             if ending is not None:
                 break

@@ -154,20 +154,35 @@ class _Mending:
 
     def _rewrite(self, error: BaseException) -> None:
         """Rewrite the function that `error` stopped in."""
+        function = getattr(error, "function", None)
+        if function is not None:
+            code, name, where = function.__code__, function.__qualname__, place_of(function.__code__)
+        else:
+            code, name, where = self._code_at_fault(error)
+        if self._swaps.is_rewritten(code):
+            raise _refusal(error, code, where) from error
+        new = rewritten_code(code, name)
+        if new is None:
+            raise _refusal(error, code, where, "its source is missing") from error
+        self._swaps.replace(code, new)
+        self._rewritten.append(f"{name} ({place_of(code)})")
+
+    def _code_at_fault(self, error: BaseException) -> tuple[CodeType, str, str]:
         frame = getattr(error, "frame", None)
         found = user_frame(error) if frame is None else (frame, frame.f_lineno)
         dynamic = isinstance(error, (NeedsRewrite, DynamicControlFlowError)) or stops_at_data(error)
         if not dynamic or found is None:
             raise error
-        frame, line = found
-        if self._swaps.is_rewritten(frame.f_code):
-            raise _refusal(error, frame, line) from error
-        code, name = frame.f_code, _qualified_name(frame)
-        new = rewritten_code(code, name)
-        if new is None:
-            raise _refusal(error, frame, line, "its source is missing") from error
-        self._swaps.replace(code, new)
-        self._rewritten.append(f"{name} ({code.co_filename}:{code.co_firstlineno})")
+        frame, line = _owner(*found)
+        return frame.f_code, _qualified_name(frame), place(frame, line)
+
+
+def _owner(frame: FrameType, line: int) -> tuple[FrameType, int]:
+    """The function around a comprehension or generator expression: only it can be rewritten."""
+    while frame.f_code.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>") and frame.f_back is not None:
+        frame = frame.f_back
+        line = frame.f_lineno
+    return frame, line
 
 
 def _outputs(context: Context, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -188,10 +203,15 @@ def _qualified_name(frame: FrameType) -> str:
     return f"{found.__name__}.{code.co_name}" if found else code.co_name
 
 
-def _refusal(error: BaseException, frame: FrameType, line: int, why: str = "") -> BaseException:
+def place_of(code: CodeType) -> str:
+    """`file:line` of a function."""
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _refusal(error: BaseException, code: CodeType, source: str, why: str = "") -> BaseException:
     if isinstance(error, DynamicControlFlowError):
-        where = error.where if error.where.source else Where(source=place(frame, line))
+        where = error.where if error.where.source else Where(source=source)
         return DynamicControlFlowError(error.what, where=where, hint=error.todo)
     text = str(error).split("\n", maxsplit=1)[0]
-    what = f"{frame.f_code.co_name} decides on a tensor" + (f" and {why}" if why else f": {text}" if text else "")
-    return DynamicControlFlowError(what, where=Where(source=place(frame, line)))
+    what = f"{code.co_name} decides on a tensor" + (f" and {why}" if why else f": {text}" if text else "")
+    return DynamicControlFlowError(what, where=Where(source=source))

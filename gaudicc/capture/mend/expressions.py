@@ -160,10 +160,11 @@ class ExpressionLowering(ast.NodeTransformer):
             generator = node.args[0]
             node.args = [ast.copy_location(ast.ListComp(generator.elt, generator.generators), generator)]
         self.generic_visit(node)
-        is_math = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)
-        is_math = is_math and function.value.id == "math"  # type: ignore[attr-defined]
-        if is_math or isinstance(function, ast.Name) and function.id in _BUILTINS:
-            node.func = at(function, helper("function", node.func))
+        owner, name = _well_known(function)
+        if name:
+            node.func = at(function, helper("function", node.func, ast.Constant(owner), ast.Constant(name)))
+        elif isinstance(function, ast.Attribute) and function.attr == "tolist":
+            node.func = at(function, helper("method", node.func))
         if isinstance(function, ast.Name) and function.id == "super":
             return node
         node.args = [node.func, *node.args]
@@ -219,6 +220,15 @@ def _index(node: ast.expr) -> ast.expr:
     if isinstance(node, ast.Tuple):
         return ast.Tuple([_index(item) for item in node.elts], ast.Load())
     return node
+
+
+def _well_known(function: ast.expr) -> tuple[str, str]:
+    """Module and name of a builtin or function of `math`, as it is written; empty for anything else."""
+    if isinstance(function, ast.Name) and function.id in _BUILTINS:
+        return "builtins", function.id
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "math":
+        return "math", function.attr
+    return "", ""
 
 
 def _consumes(function: ast.expr) -> bool:

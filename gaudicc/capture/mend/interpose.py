@@ -16,12 +16,11 @@ from torch.overrides import TorchFunctionMode
 from gaudicc.capture.mend.context import Context
 from gaudicc.capture.mend.faults import HARMLESS, safe_arguments
 from gaudicc.capture.mend.internals import is_constant, is_data_dependent, shares_storage, symbol_name
-from gaudicc.capture.mend.iteration import as_items
 from gaudicc.capture.mend.numbers import KINDS
 from gaudicc.capture.mend.operators import fail
 from gaudicc.capture.mend.outcomes import NeedsRewrite, here
 from gaudicc.capture.mend.truth import fresh_test
-from gaudicc.capture.mend.values import Maybe, distribute, first_choice
+from gaudicc.capture.mend.values import Maybe, distribute, first_choice, replace
 from gaudicc.errors import DynamicControlFlowError, Where
 
 _RANDOM = {
@@ -54,13 +53,25 @@ class Interpose(TorchFunctionMode):
             raise NeedsRewrite
         if name in ("_assert", "_assert_async"):
             return self._assert(*args, **kwargs)
-        if name == "tolist" and args[0].dim() and is_data_dependent(args[0].shape[0]):
-            with self:
-                return [item.tolist() if not isinstance(item, Maybe) else Maybe(item.present, item.value.tolist())
-                        for item in as_items(self.context, args[0])]  # fmt: skip
+        if name == "__setitem__" and _selects_by_data(args[1]):
+            return self._store(*args)
         result = self._run(func, name, args, kwargs)
         self._note(func, name, args, kwargs, result)
         return result
+
+    def _store(self, target: torch.Tensor, index: Any, value: Any) -> None:
+        """`target[i] = value` where i was read from a tensor: through a view, which torch can trace."""
+
+        def number(leaf: Any) -> Any:
+            is_index = isinstance(leaf, torch.Tensor)
+            return self.context.numbers.read(leaf.to(torch.int64)) if is_index else leaf
+
+        with self:
+            view = target[replace(index, number)]
+            if isinstance(value, torch.Tensor):
+                view.copy_(value)
+            else:
+                view.fill_(value)
 
     def _again(self, func: Any) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -157,6 +168,16 @@ class Interpose(TorchFunctionMode):
         numel = mask.numel() if isinstance(mask, torch.Tensor) else None
         if isinstance(numel, int):
             self.context.bounds.setdefault(symbol_name(output.shape[0]), numel)
+
+
+def _selects_by_data(index: Any) -> bool:
+    """Whether an index has scalars that depend on data, beside slices and plain numbers only."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    if any(part.dim() or part.dtype in (torch.bool, torch.uint8) for part in tensors):
+        return False
+    plain = not any(isinstance(part, list) for part in parts)
+    return plain and (bool(tensors) or any(is_data_dependent(part) for part in parts))
 
 
 def _drops(name: str, args: Any, kwargs: Any) -> bool:

@@ -56,14 +56,14 @@ def while_(test: Callable[[], Any], body: Block, orelse: Block | None, access: A
         while True:
             yield Step(truth(test()))
 
-    return loop(steps(), lambda _item: body(), orelse, access)
+    return loop(steps(), lambda _item: body(), orelse, access, items_end=False)
 
 
 def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: Access) -> Ending:
     """A `for` statement of a rewritten function."""
     context = active()
     if context is not None:
-        return loop(_steps(context, items), body, orelse, access)
+        return loop(_steps(context, items), body, orelse, access, items_end=True)
     for item in items:
         ending = body(item)
         if ending is Signal.BREAK:

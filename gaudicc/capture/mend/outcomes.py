@@ -7,7 +7,7 @@ import builtins
 import os
 import sys
 from collections.abc import Iterator
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 
 import torch
 
@@ -33,11 +33,12 @@ class NeedsRewrite(BaseException):  # noqa: N818 - past the user's own handlers:
 
     Args:
         frame: the frame of the function; None: the innermost of the user's in the traceback.
+        function: the function itself, where it has not been called yet.
     """
 
-    def __init__(self, frame: FrameType | None = None) -> None:
+    def __init__(self, frame: FrameType | None = None, function: FunctionType | None = None) -> None:
         super().__init__()
-        self.frame = frame
+        self.frame, self.function = frame, function
 
 
 def frames_of(traceback: TracebackType | None) -> list[tuple[FrameType, int]]:

@@ -7,7 +7,7 @@ from builtins import slice
 from collections.abc import Callable
 from typing import Any
 
-from gaudicc.capture.mend.builtin import function
+from gaudicc.capture.mend.builtin import function, method
 from gaudicc.capture.mend.context import Access, Return, Signal
 from gaudicc.capture.mend.control import call, if_, invoke
 from gaudicc.capture.mend.iteration import for_, while_
@@ -45,6 +45,6 @@ def read_name(read: Callable[[], Any], name: str) -> Any:
 
 __all__ = [
     "Access", "Return", "Signal", "all_of", "and_", "any_of", "binary", "bound", "call", "chain", "compare", "contains",
-    "contains_not", "for_", "function", "getitem", "if_", "ifexp", "inplace", "invoke", "is_", "is_not", "not_", "operator",
+    "contains_not", "for_", "function", "getitem", "if_", "ifexp", "inplace", "invoke", "is_", "is_not", "method", "not_", "operator",
     "or_", "read_name", "slice", "store", "test_compare", "test_not", "undefined_local", "while_",
 ]  # fmt: skip

@@ -126,6 +126,11 @@ def is_undecided(tree: object) -> bool:
     return any(isinstance(leaf, (Choice, Maybe, Undefined)) for leaf in _leaves(tree))
 
 
+def is_partial(tree: object) -> bool:
+    """Whether nested lists, tuples and dicts have an element that is there on some paths only."""
+    return any(isinstance(leaf, Maybe) for leaf in _leaves(tree))
+
+
 def replace(tree: Any, change: Callable[[Any], Any]) -> Any:
     """Change every leaf of nested lists, tuples, dicts and slices; a tree without change is returned as it is."""
     if isinstance(tree, (list, tuple)) and type(tree) in (list, tuple, torch.Size):
