@@ -30,7 +30,8 @@ class Prologue:
             if spec.kind is InputKind.USER:
                 value = val(placeholders[spec.name])
                 sizes: list[Any] = [
-                    where.get((spec.name, i), size if isinstance(size, int) else None) for i, size in enumerate(value.shape)
+                    where.get((spec.name, i), size if isinstance(size, int) else None)
+                    for i, size in enumerate(value.shape)
                 ]
                 self._inputs.append((leaves[spec.source], spec.source, value.dtype, value.device, sizes))
 

@@ -54,7 +54,13 @@ class Certificate:
         return {
             "target": self.target,
             "buckets": [
-                {"bucket": b.bucket, "proved": list(b.proved), "evidenced": b.evidenced, "presumed": dict(b.presumed), "host": list(b.host)}
+                {
+                    "bucket": b.bucket,
+                    "proved": list(b.proved),
+                    "evidenced": b.evidenced,
+                    "presumed": dict(b.presumed),
+                    "host": list(b.host),
+                }
                 for b in self.buckets
             ],
             "assumed": list(self.assumed),
@@ -65,7 +71,9 @@ class Certificate:
         lines = [f"certificate for {self.target}"]
         for entry in self.buckets:
             lines.append(f"  {entry.bucket or 'the only shape'}: {', '.join(entry.proved)}")
-            lines.append(f"    {entry.evidenced} calls evidenced, {len(entry.presumed)} ops presumed, {len(entry.host)} on the host")
+            lines.append(
+                f"    {entry.evidenced} calls evidenced, {len(entry.presumed)} ops presumed, {len(entry.host)} on the host"
+            )
             lines += [f"    presumed: {op}: {why}" for op, why in entry.presumed.items()]
             lines += [f"    on the host: {op}" for op in entry.host]
         lines += [f"  assumed: {entry}" for entry in self.assumed]
@@ -76,10 +84,14 @@ ASSUMED = (
     "the target's table: made from public sources for Gaudi software 1.19; later releases may differ",
     "PyTorch's fake implementations give the shapes, dtypes and strides that the kernels give",
 )
-UNPROVED = ("nothing was run on a Gaudi: that the device accepts these graphs is a claim of the table, not an observation",)
+UNPROVED = (
+    "nothing was run on a Gaudi: that the device accepts these graphs is a claim of the table, not an observation",
+)
 
 
-def certify(programs: Mapping[Bucket, Program], plans: Mapping[Bucket, Plan], ensured: frozenset[Invariant]) -> Certificate:
+def certify(
+    programs: Mapping[Bucket, Program], plans: Mapping[Bucket, Plan], ensured: frozenset[Invariant]
+) -> Certificate:
     """Builds the certificate from the static programs.
 
     Args:

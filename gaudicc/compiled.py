@@ -116,7 +116,9 @@ class CompiledModel:
         if bucket not in self._programs:
             self.stats.misses += 1
             raise BucketMissError(
-                f"no bucket is {bucket}", where=Where(stage="the call"), hint=f"the buckets are {'; '.join(map(str, self.buckets))}"
+                f"no bucket is {bucket}",
+                where=Where(stage="the call"),
+                hint=f"the buckets are {'; '.join(map(str, self.buckets))}",
             )
         return bucket
 
@@ -202,7 +204,13 @@ class CompiledModel:
         """
         from gaudicc.report import write_report  # needs jinja2, which a server need not load
 
-        return write_report(Path(folder), self.trace, guards=self.guards, certificate=str(self.certificate), plans=map(str, self._plans.values()))
+        return write_report(
+            Path(folder),
+            self.trace,
+            guards=self.guards,
+            certificate=str(self.certificate),
+            plans=map(str, self._plans.values()),
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes a bundle: programs as data, tensors as safetensors, no code.
@@ -212,7 +220,10 @@ class CompiledModel:
         """
         from gaudicc.bundle import write_bundle
 
-        programs = {"symbolic": self.program, **{f"bucket:{bucket}": static for bucket, static in self._programs.items()}}
+        programs = {
+            "symbolic": self.program,
+            **{f"bucket:{bucket}": static for bucket, static in self._programs.items()},
+        }
         manifest = {
             "buckets": [list(bucket.sizes) for bucket in self.buckets],
             "dims": list(self.buckets.dims),

@@ -132,9 +132,15 @@ def plan_buckets(program: Program, form: BucketForm) -> BucketSet:
     """
     if not program.dimensions:
         if form is not None:
-            raise InputError("buckets are given, but no size is dynamic", hint="name the dynamic sizes in dynamic_shapes")
+            raise InputError(
+                "buckets are given, but no size is dynamic", hint="name the dynamic sizes in dynamic_shapes"
+            )
         return BucketSet([Bucket((), ())])
-    listed = [dict(entry) for entry in form] if isinstance(form, (list, tuple)) and all(isinstance(e, Mapping) for e in form) else []
+    listed = (
+        [dict(entry) for entry in form]
+        if isinstance(form, (list, tuple)) and all(isinstance(e, Mapping) for e in form)
+        else []
+    )
     bounds: dict[str, tuple[int, int]] = {}
     for dim in program.dimensions:
         given = [entry[dim.name] for entry in listed if dim.name in entry]
@@ -143,5 +149,3 @@ def plan_buckets(program: Program, form: BucketForm) -> BucketSet:
             raise InputError(f"size {dim.name} has no upper bound", hint="give its Dim a max, or list the buckets")
         bounds[dim.name] = (dim.low, high)
     return parse_buckets(form, bounds)
-
-

@@ -121,6 +121,12 @@ class BucketMissError(ShapeError):
     hint = "add a bucket that dominates the shape, or raise the bound in dynamic_shapes"
 
 
+class PaddingError(GaudiccError):
+    """Padding cannot be proved harmless for an op."""
+
+    hint = "fix the size in dynamic_shapes, list buckets that need no padding there, or rewrite the line"
+
+
 class TargetError(GaudiccError):
     """The target chip or its table is unknown or malformed."""
 

@@ -59,7 +59,9 @@ def _well_formed(program: Program, module: fx.GraphModule) -> Iterator[Violation
             yield Violation(None, "the placeholders of the root differ from the program's inputs")
         results = next(node for node in reversed(module.graph.nodes) if node.op == "output").args[0]
         if len(results) != len(program.outputs):
-            yield Violation(None, f"the root returns {len(results)} values, the program declares {len(program.outputs)}")
+            yield Violation(
+                None, f"the root returns {len(results)} values, the program declares {len(program.outputs)}"
+            )
 
 
 def _typed(program: Program, module: fx.GraphModule) -> Iterator[Violation]:
@@ -121,7 +123,9 @@ def _ops(module: fx.GraphModule) -> Iterator[fx.Node]:
     return (node for node in module.graph.nodes if is_op(node))
 
 
-WELL_FORMED = Invariant("well-formed", "calls of functions only, attributes are region bodies, signature kept", _well_formed)
+WELL_FORMED = Invariant(
+    "well-formed", "calls of functions only, attributes are region bodies, signature kept", _well_formed
+)
 TYPED = Invariant("typed", "every node has a fake value: dtype, shape and strides", _typed)
 FUNCTIONAL = Invariant("functional", "no op writes to an argument; mutation is an output", _functional)
 NO_DYNAMIC_CONTROL_FLOW = Invariant(
@@ -190,4 +194,3 @@ CATALOGUE = (
     ENGINE_ASSIGNED,
     NO_HOST_READ,
 )
-

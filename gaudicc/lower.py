@@ -96,7 +96,11 @@ def _state_placeholders(program: Program) -> dict[str, str]:
 
 def _segment(program: Program, group: list[fx.Node]) -> Record:
     inside = set(group)
-    reads = list(dict.fromkeys(arg for node in group for arg in node.all_input_nodes if arg not in inside and arg.op != "get_attr"))
+    reads = list(
+        dict.fromkeys(
+            arg for node in group for arg in node.all_input_nodes if arg not in inside and arg.op != "get_attr"
+        )
+    )
     results = [n for n in group if n.op != "get_attr" and any(user not in inside for user in n.users)]
     results = [node for node in results if not isinstance(val(node), (tuple, list))]
     graph = fx.Graph()
@@ -116,14 +120,20 @@ def _segment(program: Program, group: list[fx.Node]) -> Record:
 def _host(node: fx.Node) -> HostOp:
     items = {int(user.args[1]): _name(user) for user in node.users if user.target is operator.getitem}  # type: ignore[arg-type]
     value = val(node)
-    outputs = tuple(items.get(i, f"{node.name}_{i}") for i in range(len(value))) if isinstance(value, (tuple, list)) else (node.name,)
+    outputs = (
+        tuple(items.get(i, f"{node.name}_{i}") for i in range(len(value)))
+        if isinstance(value, (tuple, list))
+        else (node.name,)
+    )
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: Ref(_name(n)))
     moved = sum(_bytes(val(arg)) for arg in node.all_input_nodes) + _bytes(value)
     return HostOp(node.target, tuple(args), dict(kwargs), outputs, moved, source_of(node))
 
 
 def _bytes(value: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+    return sum(
+        leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)
+    )
 
 
 def _inline_host_regions(root: fx.GraphModule) -> None:
@@ -139,4 +149,3 @@ def _inline_host_regions(root: fx.GraphModule) -> None:
                 raise LoweringError("a host op sits beside a nested region", where=where(node, "lowering"))
             rewriter.replace_outputs(node, rewriter.splice(body, node.args[1:], like=node, keep_provenance=True))
     rewriter.finish()
-

@@ -196,7 +196,14 @@ class Pipeline:
             _check(step, held, before, program, touched, level)
             checks = (*sorted(invariant.name for invariant in held), level.name.lower())
             record = PassRecord(
-                step.name, self.phase, spent * 1e3, (time.perf_counter() - started) * 1e3, before, program, checks, result.notes
+                step.name,
+                self.phase,
+                spent * 1e3,
+                (time.perf_counter() - started) * 1e3,
+                before,
+                program,
+                checks,
+                result.notes,
             )
             records.append(record)
             for observer in observers:
@@ -242,7 +249,8 @@ def _check(
                 verb = "does not establish" if invariant in step.ensures else "broke"
                 at = replace(where(violation.node), stage=place.stage) if violation.node is not None else place
                 raise PostconditionError(
-                    f"pass {step.name} {verb} {invariant.name}: {violation.reason}", where=at,
+                    f"pass {step.name} {verb} {invariant.name}: {violation.reason}",
+                    where=at,
                     hint=f"mend {step.name}, or list {invariant.name} in its breaks",
                 )
     if level >= Level.SHAPES and touched:

@@ -1,6 +1,6 @@
 """Program -> text: one line a node, stable from run to run, repeats folded, made to be diffed.
 
-    %12: bf16[1, 32, S, 128] = aten.matmul(%10, %11)  # MME  layers.0.attn  model.py:88
+%12: bf16[1, 32, S, 128] = aten.matmul(%10, %11)  # MME  layers.0.attn  model.py:88
 """
 
 from __future__ import annotations

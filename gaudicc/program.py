@@ -40,6 +40,7 @@ class InputKind(Enum):
     WEIGHT = "weight"
     STATE = "state"
     CONSTANT = "constant"
+    LENGTH = "logical length"
 
 
 class OutputKind(Enum):
@@ -58,7 +59,8 @@ class InputSpec:
     Attributes:
         name: the placeholder's name.
         kind: what is bound to it.
-        source: qualified name of the weight or buffer, or the path of the argument (`input_ids`, `cache[0][1]`).
+        source: qualified name of the weight or buffer, the path of the argument (`input_ids`, `cache[0][1]`), or the name
+            of the dimension whose logical length it is.
     """
 
     name: str
@@ -133,7 +135,9 @@ def bind(
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"the arguments do not fit the model: {error}", hint=f"its signature is {signature}") from error
+        raise InputError(
+            f"the arguments do not fit the model: {error}", hint=f"its signature is {signature}"
+        ) from error
     bound.apply_defaults()
     return bound.args, dict(sorted(bound.kwargs.items()))
 
@@ -170,6 +174,23 @@ class Dimension:
     positions: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PadRecord:
+    """How the host treats a padded program's outputs, and what was proved of it.
+
+    Attributes:
+        outputs: for every output of the root and each of its dims, the factors of that dim, outermost first: Python
+            expressions (`+ - * // % min max`) over dimension names. On bucket sizes they give the physical size of a factor,
+            on lengths the logical one; a dim of one factor is sliced, one of several is viewed as its factors first.
+        inputs: for every user input and each of its dims, its size as such an expression.
+        certificate: a `gaudicc.padding.PadCertificate`.
+    """
+
+    outputs: tuple[tuple[tuple[str, ...], ...], ...]
+    inputs: tuple[tuple[str, ...], ...]
+    certificate: Any = None
+
+
 @dataclass
 class Program:
     """What the model computes, with everything that must travel with the graph.
@@ -185,6 +206,7 @@ class Program:
         target: the chip's table, once compile has chosen one.
         example: example values of the user inputs, by placeholder name (for numerics checks).
         notes: what capture wants the user to know (hooks found, functions rewritten).
+        padded: set once the program is proved harmless to pad: symbols then mean physical sizes.
     """
 
     root: fx.GraphModule
@@ -197,6 +219,7 @@ class Program:
     target: Target | None = None
     example: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    padded: PadRecord | None = None
 
     def graphs(self) -> Iterator[tuple[str, fx.GraphModule]]:
         """Yields every unique graph once: the bodies, innermost first, then the root under the name `root`."""
@@ -215,7 +238,22 @@ class Program:
 
     def bound(self) -> dict[str, torch.Tensor]:
         """Placeholder name -> tensor for all that is bound once: weights, state and constants."""
-        return {spec.name: self.tensors[spec.source] for spec in self.inputs if spec.kind is not InputKind.USER}
+        given = (InputKind.USER, InputKind.LENGTH)
+        return {spec.name: self.tensors[spec.source] for spec in self.inputs if spec.kind not in given}
+
+    def feed(self, user_inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """One value per placeholder of the root, in order.
+
+        Args:
+            user_inputs: placeholder name -> tensor, for every user input. A length that is left out is the size of the
+                inputs themselves: nothing is pad.
+        """
+        values = {**self.bound(), **user_inputs}
+        for spec in self.inputs:
+            if spec.kind is InputKind.LENGTH and spec.name not in values:
+                name, position = next(dim.positions[0] for dim in self.dimensions if dim.name == spec.source)
+                values[spec.name] = torch.tensor(user_inputs[name].shape[position])
+        return [values[spec.name] for spec in self.inputs]
 
     def copy(self) -> Program:
         """A copy with graphs of its own; weights, fake values and everything immutable are shared."""
@@ -225,15 +263,13 @@ class Program:
         """Runs the program on CPU as it stands, node by node.
 
         Args:
-            user_inputs: placeholder name -> tensor, for every user input.
+            user_inputs: as for `feed`.
 
         Returns:
             All outputs of the root graph, state and flags included. Nothing is written to state.
         """
-        bound = self.bound()
-        values = [bound[spec.name] if spec.name in bound else user_inputs[spec.name] for spec in self.inputs]
         with torch.no_grad():
-            result: tuple[Any, ...] = self.root(*values)
+            result: tuple[Any, ...] = self.root(*self.feed(user_inputs))
         return result
 
     def count_ops(self) -> dict[str, int]:

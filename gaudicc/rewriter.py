@@ -199,7 +199,9 @@ class Rewriter:
         if not isinstance(before, torch.Tensor):
             return new
         if before.dtype != after.dtype or len(before.shape) != len(after.shape):
-            raise InternalError(f"{new.target} gives {shape_text(after)} in place of {shape_text(before)}", where=where(old))
+            raise InternalError(
+                f"{new.target} gives {shape_text(after)} in place of {shape_text(before)}", where=where(old)
+            )
         if [str(step) for step in before.stride()] == [str(step) for step in after.stride()]:
             return new
         # Outermost dim first; sizes of 1 have a stride without meaning.

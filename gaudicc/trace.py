@@ -130,7 +130,10 @@ class CompileTrace:
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         stages = [("capture", self.records[0].before)] if self.records else []
-        stages += [(f"{record.phase}.{record.name}" if record.phase != "symbolic" else record.name, record.after) for record in self.records]
+        stages += [
+            (f"{record.phase}.{record.name}" if record.phase != "symbolic" else record.name, record.after)
+            for record in self.records
+        ]
         for number, (name, program) in enumerate(stages):
             path = folder / f"{number:02d}_{name.replace('/', '-').replace(' ', '')}.txt"
             path.write_text(program_text(program))

@@ -93,7 +93,12 @@ def _is_no_op(node: fx.Node, source: fx.Node) -> bool:
 
 
 def _same_type(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and str(a.shape) == str(b.shape) and str(a.stride()) == str(b.stride()) and a.device == b.device
+    return (
+        a.dtype == b.dtype
+        and str(a.shape) == str(b.shape)
+        and str(a.stride()) == str(b.stride())
+        and a.device == b.device
+    )
 
 
 def _merge_equal(rewriter: Rewriter) -> None:
@@ -138,4 +143,3 @@ def _fold(rewriter: Rewriter, program: Program, limit: int) -> list[InputSpec]:
 
 def _known(arg: Any, known: dict[fx.Node, Any]) -> Any:
     return fx.map_arg(arg, known.__getitem__)
-

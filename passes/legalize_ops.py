@@ -104,5 +104,3 @@ def _legal(node: fx.Node, program: Program) -> bool:
 def _decompositions() -> dict[Any, Any]:
     table: dict[Any, Any] = core_aten_decompositions()
     return table
-
-

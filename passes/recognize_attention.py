@@ -89,7 +89,10 @@ def _fused(node: fx.Node) -> _Found | str:
 def _written_out(softmax: fx.Node) -> _Found | str | None:
     """matmul(softmax(matmul(q, k^T) * scale + mask), v), the scores rounded or not around the softmax."""
     weights = softmax
-    while len(weights.users) == 1 and (user := next(iter(weights.users))).target in (aten.to.dtype, aten.dropout.default):
+    while len(weights.users) == 1 and (user := next(iter(weights.users))).target in (
+        aten.to.dtype,
+        aten.dropout.default,
+    ):
         weights = user
     end = next(iter(weights.users)) if len(weights.users) == 1 else None
     if end is None or end.target not in _MATMULS or end.args[0] is not weights:
@@ -107,7 +110,11 @@ def _written_out(softmax: fx.Node) -> _Found | str | None:
     if scores.target not in _MATMULS:
         return f"its scores come from {scores.target}, not from a matmul"
     q, keys = scores.args
-    if not isinstance(keys, fx.Node) or keys.target is not aten.transpose.int or {d % 4 for d in keys.args[1:]} != {2, 3}:  # type: ignore[operator]
+    if (
+        not isinstance(keys, fx.Node)
+        or keys.target is not aten.transpose.int
+        or {d % 4 for d in keys.args[1:]} != {2, 3}
+    ):  # type: ignore[operator]
         return "its keys are not transposed"
     if val(scores).dtype != val(end).dtype:
         return "its scores are not of the output's dtype"

@@ -10,7 +10,15 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gaudicc.errors import InternalError
-from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, SHAPES_GUARDED, STATIC, TYPED, WELL_FORMED, Invariant
+from gaudicc.invariants import (
+    FUNCTIONAL,
+    NO_DYNAMIC_CONTROL_FLOW,
+    SHAPES_GUARDED,
+    STATIC,
+    TYPED,
+    WELL_FORMED,
+    Invariant,
+)
 from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import InputKind, Program, call_region, val
 from gaudicc.rewriter import Rewriter, propagate
@@ -53,12 +61,12 @@ class Specialize:
         for dim in program.dimensions:
             for name, position in dim.positions:
                 example[name] = _resized(example[name], position, sizes[dim.name])
+        lengths = {
+            spec.name: torch.tensor(sizes[spec.source]) for spec in program.inputs if spec.kind is InputKind.LENGTH
+        }
+        example.update(lengths)  # the resized example fills the bucket
         mode = FakeTensorMode(allow_non_fake_inputs=False)
-        bound = program.bound()
-        values = [
-            mode.from_tensor(example[spec.name] if spec.kind is InputKind.USER else bound[spec.name], static_shapes=True)
-            for spec in program.inputs
-        ]
+        values = [mode.from_tensor(value, static_shapes=True) for value in program.feed(example)]
         propagate(program.root, values, mode)
         for _, module in program.graphs():
             _replace_numbers(module)

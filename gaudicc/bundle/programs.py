@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from gaudicc.bundle import graphs, literals, trees
+from gaudicc.bundle import calling, graphs, literals
+from gaudicc.bundle.formulas import guard_text
 from gaudicc.bundle.item import Item
 from gaudicc.bundle.sizes import SizeReader, SizeWriter
 from gaudicc.bundle.tensors import TensorWriter
 from gaudicc.errors import TargetError
 from gaudicc.program import (
-    Calling,
     Dimension,
     Guard,
     InputKind,
@@ -31,11 +30,7 @@ _INPUTS = {kind.name.lower(): kind for kind in InputKind}
 _OUTPUTS = {kind.name.lower(): kind for kind in OutputKind}
 _FIELDS = (
     "target", "inputs", "outputs", "tensors", "example", "calling", "dimensions", "guards", "notes", "symbols",
-    "graphs",
-)  # fmt: skip
-_GUARD_NODES = (
-    ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Attribute, ast.Subscript, ast.Name,
-    ast.Constant, ast.Load, ast.cmpop, ast.boolop, ast.operator, ast.unaryop,
+    "graphs", "padded",
 )  # fmt: skip
 
 
@@ -64,7 +59,7 @@ def encode(key: str, program: Program, tensors: TensorWriter) -> dict[str, objec
             else {"literal": literals.encode(value)}
             for name, value in program.example.items()
         },
-        "calling": _encode_calling(program.calling),
+        "calling": calling.encode(program.calling),
         "dimensions": [
             {
                 "name": d.name,
@@ -75,20 +70,11 @@ def encode(key: str, program: Program, tensors: TensorWriter) -> dict[str, objec
             }
             for d in program.dimensions
         ],
+        "padded": calling.encode_padded(program.padded),
         "guards": [{"text": guard.text, "reason": guard.reason} for guard in program.guards],
         "notes": list(program.notes),
         "graphs": [graphs.encode(module, numbers, sizes) for module in modules],
         "symbols": dict(sorted(sizes.symbols.items())),
-    }
-
-
-def _encode_calling(calling: Calling) -> dict[str, object]:
-    return {
-        "in_spec": trees.encode(calling.in_spec),
-        "paths": list(calling.paths),
-        "static": [[leaf, literals.encode(value)] for leaf, value in sorted(calling.static.items())],
-        "out_spec": trees.encode(calling.out_spec),
-        "literals": [[leaf, literals.encode(value)] for leaf, value in sorted(calling.literals.items())],
     }
 
 
@@ -115,7 +101,7 @@ def decode(item: Item, tensors: Sequence[torch.Tensor]) -> Program:
         inputs=tuple(_decode_input(entry) for entry in fields["inputs"].items()),
         outputs=tuple(_decode_output(entry) for entry in fields["outputs"].items()),
         tensors={source: tensors[number.index(len(tensors), "tensor")] for source, number in named.items()},
-        calling=_decode_calling(fields["calling"]),
+        calling=calling.decode(fields["calling"]),
         dimensions=tuple(_decode_dimension(entry) for entry in fields["dimensions"].items()),
         guards=tuple(_decode_guard(entry) for entry in fields["guards"].items()),
         target=_decode_target(fields["target"]),
@@ -123,6 +109,7 @@ def decode(item: Item, tensors: Sequence[torch.Tensor]) -> Program:
         notes=tuple(note.text() for note in fields["notes"].items()),
     )
     _check_signature(fields, program)
+    program.padded = calling.decode_padded(fields["padded"], len(program.user_inputs()), len(program.outputs))
     _check_bound(fields, program)
     return program
 
@@ -152,20 +139,8 @@ def _decode_dimension(item: Item) -> Dimension:
 
 
 def _decode_guard(item: Item) -> Guard:
-    """A guard, its text a comparison of sizes and nothing else: who checks guards may evaluate them."""
     fields = item.fields(("text", "reason"))
-    text = fields["text"].text()
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
-        fields["text"].fail(f"{text[:80]!r} is no guard: {problem}")
-    for node in ast.walk(tree):
-        attribute = isinstance(node, ast.Attribute) and node.attr != "shape"
-        constant = isinstance(node, ast.Constant) and not isinstance(node.value, (int, float, str))
-        power = isinstance(node, (ast.Pow, ast.LShift))
-        if not isinstance(node, _GUARD_NODES) or attribute or constant or power:
-            fields["text"].fail(f"{text[:80]!r} is no guard: it holds more than comparisons of sizes")
-    return Guard(text, fields["reason"].text())
+    return Guard(guard_text(fields["text"]), fields["reason"].text())
 
 
 def _decode_target(item: Item) -> Target | None:
@@ -184,29 +159,6 @@ def _decode_example(item: Item, tensors: Sequence[torch.Tensor]) -> Any:
     if "tensor" in fields:
         return tensors[fields["tensor"].index(len(tensors), "tensor")]
     return literals.decode(fields["literal"])
-
-
-def _decode_calling(item: Item) -> Calling:
-    fields = item.fields(("in_spec", "paths", "static", "out_spec", "literals"))
-    in_spec, out_spec = trees.decode(fields["in_spec"]), trees.decode(fields["out_spec"])
-    paths = tuple(path.text() for path in fields["paths"].items())
-    if len(paths) != in_spec.num_leaves:
-        fields["paths"].fail(f"{len(paths)} paths for {in_spec.num_leaves} leaves")
-    return Calling(
-        in_spec=in_spec,
-        paths=paths,
-        static=_decode_leaves(fields["static"], in_spec.num_leaves),
-        out_spec=out_spec,
-        literals=_decode_leaves(fields["literals"], out_spec.num_leaves),
-    )
-
-
-def _decode_leaves(item: Item, count: int) -> Mapping[int, Any]:
-    pairs = [pair.items(2) for pair in item.items()]
-    found = {leaf.index(count, "leaf"): literals.decode(value) for leaf, value in pairs}
-    if len(found) != len(pairs):
-        item.fail("a leaf has two values")
-    return found
 
 
 def _check_signature(fields: Mapping[str, Item], program: Program) -> None:
@@ -228,7 +180,10 @@ def _check_bound(fields: Mapping[str, Item], program: Program) -> None:
     """Every weight, state buffer, constant and example is what its placeholder says."""
     values: dict[str, Any] = dict(program.example)
     for spec in program.inputs:
-        if spec.kind is not InputKind.USER and spec.source not in program.tensors:
+        if spec.kind is InputKind.LENGTH:
+            if not any(dim.name == spec.source and dim.positions for dim in program.dimensions):
+                fields["inputs"].fail(f"there is no dimension {spec.source!r:.80}")
+        elif spec.kind is not InputKind.USER and spec.source not in program.tensors:
             fields["tensors"].fail(f"there is no tensor for {spec.source!r:.80}")
     values.update(program.bound())
     for node in program.root.graph.nodes:

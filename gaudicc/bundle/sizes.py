@@ -174,21 +174,29 @@ class SizeReader:
         """
         if not isinstance(item.value, str):
             return item.integer(low, 2**63 - 1)
-        found: int | torch.SymInt = self.env.create_symintnode(self.expression(item), hint=None)
+        found: int | torch.SymInt = self.symbolic(item, "int")
         return found
 
-    def expression(self, item: Item) -> Any:
-        """The sympy expression that a text stands for.
+    def symbolic(self, item: Item, kind: str) -> Any:
+        """The symbolic value that a text stands for.
+
+        Args:
+            item: the text.
+            kind: `int`, `float` or `bool`.
 
         Raises:
-            BundleError: the text is not in the grammar.
+            BundleError: the text is not in the grammar, or its value is not defined.
         """
         text = item.text()
         if len(text) > MAX_LENGTH:
             item.fail("the size expression is too long")
         try:
-            return self._build(ast.parse(text, mode="eval").body)
-        except Exception as problem:  # what sympy raises on bad arguments is not bounded by its documentation
+            expression = self._build(ast.parse(text, mode="eval").body)
+            if kind == "bool":
+                return self.env.create_symboolnode(expression)
+            create = self.env.create_symintnode if kind == "int" else self.env.create_symfloatnode
+            return create(expression, hint=None)
+        except Exception as problem:  # sympy documents no bound on what it raises on bad arguments
             item.fail(f"{text[:80]!r} is no size expression: {str(problem)[:200]}")
 
     def _build(self, node: ast.expr) -> Any:

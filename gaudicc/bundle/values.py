@@ -53,12 +53,7 @@ def decode(item: Item, sizes: SizeReader, depth: int = 0) -> Any:
     if word in ("tuple", "list"):
         values = [decode(entry, sizes, depth + 1) for entry in entries[word].items()]
         return tuple(values) if word == "tuple" else values
-    if word == "int":
-        return sizes.size(entries[word])
-    expression = sizes.expression(entries[word])
-    if word == "float":
-        return sizes.env.create_symfloatnode(expression, hint=None)
-    return sizes.env.create_symboolnode(expression)
+    return sizes.size(entries[word]) if word == "int" else sizes.symbolic(entries[word], word)
 
 
 def _tensor(item: Item, sizes: SizeReader) -> torch.Tensor:

@@ -87,7 +87,9 @@ def _capture_module(
     if auto:
         tensors = {n: v for n, v in [*zip(form.positional, args, strict=False), *kwargs.items()]}
         dynamic_shapes = {
-            name: pytree.tree_map(lambda leaf: {d: Dim.AUTO for d in range(leaf.dim())} if isinstance(leaf, torch.Tensor) else None, value)
+            name: pytree.tree_map(
+                lambda leaf: {d: Dim.AUTO for d in range(leaf.dim())} if isinstance(leaf, torch.Tensor) else None, value
+            )
             for name, value in tensors.items()
         }
     shapes = form.complete_shapes(dynamic_shapes, args, kwargs)
@@ -198,5 +200,3 @@ def user_line(error: BaseException) -> str | None:
         if "/torch/" not in frame.filename and (models or not frame.filename.startswith(_OURS)):
             return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
     return None
-
-

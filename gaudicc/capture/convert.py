@@ -208,7 +208,13 @@ def _dimensions(
                     positions.setdefault(str(size.node.expr), []).append((node.name, dim))
     ranges = {str(symbol): bounds for symbol, bounds in exported.range_constraints.items()}
     return tuple(
-        Dimension(names.get(symbol, symbol), symbol, _bound(ranges[symbol].lower, 0), _bound(ranges[symbol].upper, -1), tuple(places))
+        Dimension(
+            names.get(symbol, symbol),
+            symbol,
+            _bound(ranges[symbol].lower, 0),
+            _bound(ranges[symbol].upper, -1),
+            tuple(places),
+        )
         for symbol, places in positions.items()
     )
 
@@ -218,5 +224,3 @@ def _bound(value: Any, unbounded: int) -> int:
         return int(value)
     except (TypeError, OverflowError, ValueError):
         return unbounded
-
-

@@ -81,7 +81,12 @@ def _runs(graph: fx.Graph, level: int) -> Iterator[_Run]:
     nodes = [n for n in graph.nodes if n.op not in ("placeholder", "output")]
     for node in [*nodes, None]:
         layer = _layer(node, level) if node is not None else None
-        if node is not None and owner is not None and _anonymous(node) and all(a in current for a in node.all_input_nodes):
+        if (
+            node is not None
+            and owner is not None
+            and _anonymous(node)
+            and all(a in current for a in node.all_input_nodes)
+        ):
             layer = owner
         if layer != owner:
             if owner is not None and len(current) >= _MIN_NODES and not any(n.target is call_region for n in current):
@@ -114,7 +119,9 @@ def _describe(owner: tuple[str, str], nodes: list[fx.Node]) -> _Run:
 
 def _node_key(node: fx.Node, numbers: dict[fx.Node, int]) -> Any:
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    wiring = tuple(("node", numbers[leaf]) if isinstance(leaf, fx.Node) else (type(leaf), repr(leaf)) for leaf in leaves)
+    wiring = tuple(
+        ("node", numbers[leaf]) if isinstance(leaf, fx.Node) else (type(leaf), repr(leaf)) for leaf in leaves
+    )
     target = node.target if node.op == "call_function" else (node.op, node.target)
     return target, wiring, str(spec), _type_key(node.meta.get("val"))
 
@@ -164,7 +171,10 @@ def _call(graph: fx.Graph, run: _Run, name: str, moved: dict[fx.Node, fx.Node]) 
     with graph.inserting_after(body):
         call = graph.call_function(call_region, (body, *(moved.get(node, node) for node in run.operands)))
     stack = run.nodes[0].meta.get("nn_module_stack") or {}
-    call.meta = {"val": tuple(node.meta.get("val") for node in run.results), "stack_trace": run.nodes[-1].meta.get("stack_trace")}
+    call.meta = {
+        "val": tuple(node.meta.get("val") for node in run.results),
+        "stack_trace": run.nodes[-1].meta.get("stack_trace"),
+    }
     call.meta["nn_module_stack"] = {key: entry for key, entry in stack.items() if run.path.startswith(entry[0])}
     inside = set(run.nodes)
     anchor = call
@@ -190,4 +200,3 @@ def region_dag(graph: fx.Graph) -> nx.DiGraph:
             reads = frozenset({node.name})
         origin[node] = reads
     return dag
-

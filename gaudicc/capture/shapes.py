@@ -42,7 +42,9 @@ def check_dims(shapes: Mapping[str, Any] | None) -> None:
     for leaf in pytree.tree_leaves(shapes or {}):
         name, high = getattr(leaf, "__name__", None), getattr(leaf, "max", None)
         if name and isinstance(high, int) and high >= 2**31:
-            raise InputError(f"Dim {name!r} has no max", hint=f"write Dim({name!r}, min=1, max=...): buckets need a bound")
+            raise InputError(
+                f"Dim {name!r} has no max", hint=f"write Dim({name!r}, min=1, max=...): buckets need a bound"
+            )
 
 
 def grow_ones(

@@ -73,7 +73,9 @@ class CallForm:
             spec = dict(zip(self.positional, spec, strict=False))
         names = [*self.positional[: len(args)], *kwargs]
         if unknown := sorted(set(spec) - set(names)):
-            raise InputError(f"dynamic_shapes names {unknown[0]!r}", hint=f"the model's arguments are {', '.join(names)}")
+            raise InputError(
+                f"dynamic_shapes names {unknown[0]!r}", hint=f"the model's arguments are {', '.join(names)}"
+            )
         shapes: dict[str, Any] = {
             name: _full(spec.get(name), value) for name, value in zip(self.positional, args, strict=False)
         }

@@ -43,7 +43,9 @@ Returns:
 def expand_heads(x: Tensor, groups: int) -> Tensor:
     """Repeats every key/value head `groups` times: `[batch, kv_heads, keys, dim]` -> `[batch, heads, keys, dim]`."""
     batch, heads, keys, dim = x.shape
-    return torch.ops.aten.reshape(x.unsqueeze(2).expand(batch, heads, groups, keys, dim), [batch, heads * groups, keys, dim])
+    return torch.ops.aten.reshape(
+        x.unsqueeze(2).expand(batch, heads, groups, keys, dim), [batch, heads * groups, keys, dim]
+    )
 
 
 def plain_attention(

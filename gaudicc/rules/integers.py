@@ -13,14 +13,14 @@ aten = torch.ops.aten
 
 
 def subtract(x: Any, y: Any, alpha: int = 1) -> Tensor:
-    """x - alpha * y as x + (-alpha) * y: exact in two's complement, wrapping included."""
+    """X - alpha * y as x + (-alpha) * y: exact in two's complement, wrapping included."""
     scaled = aten.mul.Tensor(y, -alpha) if isinstance(y, Tensor) else -alpha * y
     result: Tensor = aten.add.Tensor(x, scaled)
     return result
 
 
 def reversed_subtract(x: Tensor, y: Any, alpha: int = 1) -> Tensor:
-    """y - alpha * x, for `rsub`."""
+    """Y - alpha * x, for `rsub`."""
     result: Tensor = aten.add.Tensor(aten.mul.Tensor(x, -alpha), y)
     return result
 

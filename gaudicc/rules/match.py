@@ -59,5 +59,9 @@ def unrepeated(node: fx.Node) -> tuple[fx.Node, int]:
     if len(before) != 4 or len(after) != 4 or isinstance(wide[2], torch.SymInt):
         return node, 1
     repeats = int(wide[2])
-    same = str(after[1]) == str(before[1] * repeats) and str(after[2]) == str(before[2]) and str(after[3]) == str(before[3])
+    same = (
+        str(after[1]) == str(before[1] * repeats)
+        and str(after[2]) == str(before[2])
+        and str(after[3]) == str(before[3])
+    )
     return (source, repeats) if same else (node, 1)

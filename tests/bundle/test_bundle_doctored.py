@@ -5,6 +5,7 @@ import io
 import json
 import random
 import stat
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "code in an input": (lambda c: swap(c, "input", input="x=__import__('os')"), "no plain name"),
     "code in a keyword": (lambda c: first(c, "call").update(kwargs={"a=1)+f(b": 1}), "no plain name"),
     "code in a body's name": (lambda c: swap(c, "body", body="forward()"), "no plain name"),
-    "unknown argument type": (lambda c: call(c, "aten.relu.default", {"pickle": "gASVKAAA"}), "unknown type of argument"),
+    "unknown argument type": (lambda c: call(c, "aten.relu.default", {"pickle": "gASVKA"}), "unknown type of arg"),
     "deep argument": (lambda c: call(c, "aten.relu.default", json.loads("[" * 50 + "]" * 50)), "nested more than"),
     "unknown dtype": (lambda c: call(c, "aten.relu.default", {"dtype": "Tensor"}), "unknown dtype"),
     "unknown device": (lambda c: call(c, "aten.relu.default", {"device": "cpu:-1"}), "unknown device"),
@@ -98,7 +99,9 @@ CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "negative size": (lambda c: swap(c, "input", value=tensor([-1], [1])), "outside"),
     "size of no symbol": (lambda c: swap(c, "input", value=tensor(["s99"], [1])), "no size expression"),
     "code as a size": (lambda c: swap(c, "input", value=tensor(["__import__('os')"], [1])), "no size expression"),
-    "huge power as a size": (lambda c: swap(c, "input", value=tensor(["pow(9, 999999999)"], [1])), "no size expression"),
+    "huge power as a size": (lambda c: swap(c, "input", value=tensor(["pow(9, 99999999)"], [1])), "no size exp"),
+    "division by zero": (lambda c: swap(c, "input", value=tensor(["floor_div(1, 0)"], [1])), "no size expression"),
+    "hint that divides by zero": (lambda c: zero_division(c), "no size expression"),
     "no such symbol": (lambda c: program(c)["symbols"].update({"x.y": symbol()}), "is no symbol"),
     "empty range": (lambda c: program(c)["symbols"].update({"s99": symbol(low=5, high=4)}), "no size is in"),
     "hint outside": (lambda c: program(c)["symbols"].update({"s99": symbol(hint=99)}), "outside the range"),
@@ -126,7 +129,12 @@ CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "view of terabytes": (lambda c: c["tensors"]["views"][0].update(shape=[2**42], stride=[1]), "its storage has"),
     "view beyond its storage": (lambda c: c["tensors"]["views"][0].update(offset=2**20), "its storage has"),
     "view between elements": (lambda c: c["tensors"]["views"][0].update(offset=1), "not aligned"),
-    "view of too many elements": (lambda c: c["tensors"]["views"][0].update(shape=[2**62] * 2, stride=[0, 0]), "no tensor"),
+    "view of many elements": (lambda c: c["tensors"]["views"][0].update(shape=[2**62] * 2, stride=[0, 0]), "no tensor"),
+    "signature": (lambda c: program(c)["calling"]["parameters"][0].update(name="factor"), "no signature"),
+    "kind of parameter": (lambda c: program(c)["calling"]["parameters"][0].update(kind="empty"), "unknown kind of par"),
+    "code as a padded size": (lambda c: program(c).update(padded=padded("__import__('os')")), "is no size"),
+    "padded size of a call": (lambda c: program(c).update(padded=padded("eval(1)")), "is no size"),
+    "padded inputs of another": (lambda c: program(c).update(padded={**padded("2"), "inputs": []}), "1 entries"),
     "view of an unknown dtype": (lambda c: c["tensors"]["views"][0].update(dtype="qint8"), "unknown dtype"),
     "field that nobody knows": (lambda c: program(c).update(code="print()"), "unknown field 'code'"),
     "programs as a list": (lambda c: top(c, programs=[]), "an object is expected, found an array"),
@@ -141,9 +149,18 @@ def symbol(**changes: Any) -> Any:
     return {"low": 0, "high": 8, "hint": 2, "positive": True, "size_like": False, **changes}
 
 
+def zero_division(content: Any) -> None:
+    name = next(iter(program(content)["symbols"]))
+    swap(content, "input", value=tensor([f"floor_div({name}, floor_div(1, {name} + 1))"], [1]))
+
+
 def swapped(program: Any) -> Any:
     weight = next(name for name in program["tensors"] if name.endswith("weight"))
     return {weight: program["tensors"]["calls"]}
+
+
+def padded(size: str) -> Any:
+    return {"outputs": [[]] * 6, "inputs": [[size, "4"]], "certificate": None}
 
 
 def storage(content: Any) -> Any:
@@ -182,12 +199,15 @@ def test_not_the_json_it_should_be(text: bytes, message: str, doctor: Doctor) ->
 
 
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.text(max_size=4),
+    st.none(), st.booleans(), st.integers(-3, 3), st.integers(-(2**70), 2**70), st.floats(allow_nan=False),
+    st.text(max_size=4),
     st.sampled_from(["x", "self", "torch", "s0", "leaf", "float32", "aten.add.Tensor", "getitem", "call_region"]),
 )  # fmt: skip
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["node", "tuple", "a"]), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["node", "tuple", "a"]), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 
@@ -229,7 +249,7 @@ def load_or_refuse(path: Path) -> bool:
     return True
 
 
-@settings(max_examples=120, **FUZZ)
+@settings(max_examples=60, **FUZZ)
 @given(seed=st.integers(0, 2**32), value=VALUES)
 def test_any_mutation_loads_or_is_refused(seed: int, value: Any, content: Any, doctor: Doctor) -> None:
     load_or_refuse(doctor(mutate(content, random.Random(seed), value)))
@@ -263,30 +283,40 @@ def test_truncated_anywhere(
 
 @settings(max_examples=60, **FUZZ)
 @given(data=st.data())
-def test_any_byte_of_the_zip_changed(data: st.DataObject, saved_zip: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_byte_of_the_zip_changed(
+    data: st.DataObject, saved_zip: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.mktemp("flip") / "b.zip"
     changed = bytearray(saved_zip)
     for _ in range(data.draw(st.integers(1, 3))):
         from_end = data.draw(st.booleans())  # the zip's directory lies at the end: give it its share
-        at = len(changed) - 1 - data.draw(st.integers(0, 200)) if from_end else data.draw(st.integers(0, len(changed) - 1))
+        at = (
+            len(changed) - 1 - data.draw(st.integers(0, 200))
+            if from_end
+            else data.draw(st.integers(0, len(changed) - 1))
+        )
         changed[at] = data.draw(st.integers(0, 255))
     path.write_bytes(changed)
     load_or_refuse(path)
 
 
-def rebuilt(saved_zip: bytes, path: Path, change: Callable[[zipfile.ZipInfo, bytes], tuple[zipfile.ZipInfo, bytes]]) -> Path:
+def rebuilt(
+    saved_zip: bytes, path: Path, change: Callable[[zipfile.ZipInfo, bytes], tuple[zipfile.ZipInfo, bytes]]
+) -> Path:
     with zipfile.ZipFile(io.BytesIO(saved_zip)) as old, zipfile.ZipFile(path, "w") as new:
         for info in old.infolist():
             new.writestr(*change(zipfile.ZipInfo(info.filename), old.read(info)))
     return path
 
 
-@pytest.mark.parametrize("name", ["../bundle.json", "/bundle.json", "a/../../x", "bundle.json/", "BUNDLE.JSON", "C:\\x"])
+@pytest.mark.parametrize(
+    "name", ["../bundle.json", "/bundle.json", "a/../../x", "bundle.json/", "BUNDLE.JSON", "C:\\x"]
+)
 def test_path_traversal_in_the_zip(name: str, saved_zip: bytes, tmp_path: Path) -> None:
     def rename(info: zipfile.ZipInfo, data: bytes) -> tuple[zipfile.ZipInfo, bytes]:
         return zipfile.ZipInfo(name) if info.filename == "bundle.json" else info, data
 
-    with pytest.raises(BundleError, match="which no bundle does|not a regular|no regular file"):
+    with pytest.raises(BundleError, match=r"which no bundle does|no regular file"):
         read_bundle(rebuilt(saved_zip, tmp_path / "b.zip", rename))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["b.zip"]
 
@@ -324,10 +354,10 @@ def test_zip_that_claims_terabytes(saved_zip: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("extra", ["bundle.json", "evil.py", "tensors-0000000000000000.safetensors"])
 def test_more_members_than_a_bundle_has(extra: str, saved_zip: bytes, tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(saved_zip)
-    with pytest.warns(UserWarning) if extra == "bundle.json" else pytest.MonkeyPatch.context():
-        with zipfile.ZipFile(tmp_path / "b.zip", "a") as archive:
-            archive.writestr(extra, b"{}")
-    with pytest.raises(BundleError, match="two members|which no bundle does"):
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "b.zip", "a") as archive:
+        warnings.simplefilter("ignore")  # zipfile warns of the second bundle.json
+        archive.writestr(extra, b"{}")
+    with pytest.raises(BundleError, match=r"two members|which no bundle does"):
         read_bundle(tmp_path / "b.zip")
 
 

@@ -115,8 +115,7 @@ def return_in_nested_branches(x):
 def both_sides_return(x):
     if x.sum() > 0:
         return x + 1
-    else:
-        return x - 1
+    return x - 1
 
 
 @case
@@ -224,14 +223,14 @@ def dict_merged(x):
 
 @case
 def boolean_operators(x):
-    if x[0] > 0 and x[1] > 0 or not x[2] > 0:
+    if (x[0] > 0 and x[1] > 0) or not x[2] > 0:
         return x + 1
     return x - 1
 
 
 @case
 def value_of_and_or(x):
-    y = (x.sum() > 0) and (x * 2) 
+    y = (x.sum() > 0) and (x * 2)
     z = (x.max() > 3) or (x.min() < -2)
     return (y * 1.0).sum() + z
 

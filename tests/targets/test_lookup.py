@@ -186,7 +186,7 @@ def test_fused_ops(gaudi3: Target) -> None:
         assert found[0] == kernel
         assert found[1].support is Support.PRESUMED, "without dtypes nothing is evidenced"
     for op, dtypes, support in (
-        ("gaudicc::attention", (BF16, BF16, BF16), Support.EVIDENCED),
+        ("gaudicc::moe", (BF16, I64, BF16, BF16), Support.EVIDENCED),
         ("gaudicc::attention", (F32, F32, F32), Support.PRESUMED),
         ("gaudicc::rms_norm", (F32, F32), Support.EVIDENCED),
     ):

@@ -48,7 +48,7 @@ class Return:
     value: Any
 
 
-class Unreachable(BaseException):  # noqa: N818 - not an error: it unwinds, past user handlers, code no path reaches
+class Unreachable(BaseException):
     """Every path has left the function being run."""
 
 
@@ -121,9 +121,7 @@ class Context:
         is_rewritten: whether code is the result of a rewrite.
     """
 
-    def __init__(
-        self, roots: tuple[Any, ...], max_trips: int | None, is_rewritten: Callable[[CodeType], bool]
-    ) -> None:
+    def __init__(self, roots: tuple[Any, ...], max_trips: int | None, is_rewritten: Callable[[CodeType], bool]) -> None:
         self.roots = roots
         self.is_rewritten = is_rewritten
         self.boundary: CodeType | None = None  # the code that called the model: frames beyond it are not the user's

@@ -220,7 +220,7 @@ def loop(
             elif not step.go:
                 scope.exits.append(Exit(context.pred, None, context.state(access)))
                 break
-            if isinstance(step.go, torch.Tensor) or scope.exits and not items_end:
+            if isinstance(step.go, torch.Tensor) or (scope.exits and not items_end):
                 trips += 1
                 if _exhausted(context, trips):
                     break

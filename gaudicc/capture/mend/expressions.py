@@ -9,10 +9,8 @@ from typing import Any
 MARK = "\0gaudicc.runtime"
 """A constant that compilation replaces by the module `gaudicc.capture.mend.runtime`."""
 ACCESS = "_gaudicc_access"
-_BUILTINS = frozenset(
-    "int float bool len range enumerate list sum any all min max abs round isinstance".split()
-)
-_EAGER_CONSUMERS = frozenset("list tuple set sum any all min max sorted".split())
+_BUILTINS = frozenset(["int", "float", "bool", "len", "range", "enumerate", "list", "sum", "any", "all", "min", "max", "abs", "round", "isinstance"])
+_EAGER_CONSUMERS = frozenset(["list", "tuple", "set", "sum", "any", "all", "min", "max", "sorted"])
 _COMPARISONS = {ast.Is: "is_", ast.IsNot: "is_not", ast.In: "contains", ast.NotIn: "contains_not"}
 _OPERATORS = {
     ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge",
@@ -69,7 +67,7 @@ class ExpressionLowering(ast.NodeTransformer):
         self.hoisted: list[ast.stmt] = []
         self.unsure: set[str] = set()  # variables whose reading may have to raise
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802, D102
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: D102
         if isinstance(node.ctx, ast.Load) and node.id in self.unsure:
             return at(node, helper("bound", node))  # type: ignore[no-any-return]
         return node
@@ -113,7 +111,7 @@ class ExpressionLowering(ast.NodeTransformer):
             return at(node, helper(special, left, right))
         return at(node, helper(name, operator_of(node.ops[0]), left, right))
 
-    def visit_Compare(self, node: ast.Compare) -> ast.expr:  # noqa: N802, D102
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:  # noqa: D102
         if len(node.ops) == 1:
             return self._compare(node, "compare")
         links: list[ast.expr] = []
@@ -124,16 +122,16 @@ class ExpressionLowering(ast.NodeTransformer):
             links.append(ast.Tuple([pair, self.thunk(operand, self.visit(operand))], ast.Load()))
         return at(node, helper("chain", self._access(), self.visit(node.left), *links))
 
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:  # noqa: N802, D102
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:  # noqa: D102
         thunks = [self.thunk(value, self.visit(value)) for value in node.values]
         return at(node, helper("and_" if isinstance(node.op, ast.And) else "or_", self._access(), *thunks))
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:  # noqa: N802, D102
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:  # noqa: D102
         if isinstance(node.op, ast.Not):
             return at(node, helper("not_", self.test(node.operand)))
         return self.generic_visit(node)  # type: ignore[return-value]
 
-    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:  # noqa: N802, D102
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:  # noqa: D102
         left, right = self.visit(node.left), self.visit(node.right)
         if isinstance(node.op, _ARITHMETIC) and not isinstance(left, ast.Constant):
             return at(node, helper("binary", operator_of(node.op), left, right))
@@ -141,17 +139,17 @@ class ExpressionLowering(ast.NodeTransformer):
             return at(node, helper("binary", operator_of(node.op), left, right))
         return at(node, ast.BinOp(left, node.op, right))
 
-    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:  # noqa: N802, D102
+    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:  # noqa: D102
         then, orelse = (self.thunk(side, self.visit(side)) for side in (node.body, node.orelse))
         return at(node, helper("ifexp", self._access(), self.test(node.test), then, orelse))
 
-    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:  # noqa: N802, D102
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:  # noqa: D102
         self.generic_visit(node)
         if not isinstance(node.ctx, ast.Load):
             return node
         return at(node, helper("getitem", node.value, _index(node.slice)))
 
-    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802, D102
+    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: D102
         function = node.func
         if isinstance(function, ast.Name) and function.id == "super" and not node.args and self.first_argument:
             node.args = [load("__class__"), load(self.first_argument)]
@@ -171,7 +169,7 @@ class ExpressionLowering(ast.NodeTransformer):
         node.func = at(function, runtime("invoke"))
         return node
 
-    def visit_Lambda(self, node: ast.Lambda) -> ast.expr:  # noqa: N802, D102
+    def visit_Lambda(self, node: ast.Lambda) -> ast.expr:  # noqa: D102
         name = self.unique("lambda")
         body: list[ast.stmt] = [at(node.body, ast.Return(node.body))]
         self.hoisted.append(self.define(at(node, ast.FunctionDef(name, node.args, body, []))))
@@ -197,17 +195,17 @@ class ExpressionLowering(ast.NodeTransformer):
     def _add(self, method: str, *values: ast.expr) -> ast.stmt:
         return ast.Expr(ast.Call(ast.Attribute(load("_gaudicc_out"), method, ast.Load()), list(values), []))
 
-    def visit_ListComp(self, node: ast.ListComp) -> ast.expr:  # noqa: N802, D102
+    def visit_ListComp(self, node: ast.ListComp) -> ast.expr:  # noqa: D102
         return self._comprehension(node, ast.List([], ast.Load()), self._add("append", node.elt))
 
-    def visit_SetComp(self, node: ast.SetComp) -> ast.expr:  # noqa: N802, D102
+    def visit_SetComp(self, node: ast.SetComp) -> ast.expr:  # noqa: D102
         return self._comprehension(node, ast.Call(load("set"), [], []), self._add("add", node.elt))
 
-    def visit_DictComp(self, node: ast.DictComp) -> ast.expr:  # noqa: N802, D102
+    def visit_DictComp(self, node: ast.DictComp) -> ast.expr:  # noqa: D102
         target = ast.Subscript(load("_gaudicc_out"), node.key, ast.Store())
         return self._comprehension(node, ast.Dict([], []), ast.Assign([target], node.value))
 
-    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.expr:  # noqa: N802, D102
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.expr:  # noqa: D102
         node.generators[0].iter = self.visit(node.generators[0].iter)  # only this runs in the function itself
         return node
 

@@ -32,9 +32,7 @@ def known_true(condition: bool | torch.SymBool) -> bool:
 
 def same_sizes(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors have equal shapes in every run."""
-    return left.dim() == right.dim() and all(
-        known_true(a == b) for a, b in zip(left.shape, right.shape, strict=True)
-    )
+    return left.dim() == right.dim() and all(known_true(a == b) for a, b in zip(left.shape, right.shape, strict=True))
 
 
 def is_constant(tensor: torch.Tensor) -> bool:

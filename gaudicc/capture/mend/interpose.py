@@ -164,7 +164,9 @@ class Interpose(TorchFunctionMode):
                     context.nonzero_of[id(result)] = (result, mask)
 
     def _bound(self, output: torch.Tensor, args: Any) -> None:
-        mask = args[1] if len(args) > 1 and isinstance(args[1], torch.Tensor) and args[1].dtype is torch.bool else args[0]
+        mask = (
+            args[1] if len(args) > 1 and isinstance(args[1], torch.Tensor) and args[1].dtype is torch.bool else args[0]
+        )
         numel = mask.numel() if isinstance(mask, torch.Tensor) else None
         if isinstance(numel, int):
             self.context.bounds.setdefault(symbol_name(output.shape[0]), numel)

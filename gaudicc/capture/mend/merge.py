@@ -27,7 +27,7 @@ def merge(context: Context, pred: torch.Tensor, then: Any, orelse: Any) -> Any:
     """
     opposite = context.predicates.negate(pred)
     then, orelse = _resolved(context, then, pred), _resolved(context, orelse, opposite)
-    if then is orelse or _equal_plain(then, orelse) or isinstance(orelse, Undefined) and isinstance(then, Undefined):
+    if then is orelse or _equal_plain(then, orelse) or (isinstance(orelse, Undefined) and isinstance(then, Undefined)):
         return then
     if isinstance(then, torch.Tensor) and isinstance(orelse, torch.Tensor):
         if then.dtype == orelse.dtype and then.device == orelse.device and same_sizes(then, orelse):

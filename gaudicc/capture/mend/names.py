@@ -45,7 +45,9 @@ def maybe_unbound(function: ast.FunctionDef, names: Names) -> set[str]:
                 surely.add(child.name)
             elif isinstance(child, ast.alias):
                 surely.add(child.asname or child.name.split(".")[0])
-    deleted = {child.id for child in ast.walk(function) if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Del)}
+    deleted = {
+        child.id for child in ast.walk(function) if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Del)
+    }
     return {name for name in names.locals if name not in surely or name in deleted}
 
 

@@ -136,7 +136,7 @@ def is_not(left: Any, right: Any) -> Any:
 
 def contains(item: Any, container: Any) -> Any:
     """`item in container`."""
-    if active() is None or isinstance(container, (str, range)) and not is_data_dependent(item):
+    if active() is None or (isinstance(container, (str, range)) and not is_data_dependent(item)):
         return item in container
     if isinstance(container, torch.Tensor):
         return (container == item).any()
@@ -244,7 +244,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _reads_tensor(index: Any) -> bool:
-    return is_data_dependent(index) or isinstance(index, torch.Tensor) and index.numel() == 1
+    return is_data_dependent(index) or (isinstance(index, torch.Tensor) and index.numel() == 1)
 
 
 def getitem(container: Any, index: Any) -> Any:

@@ -44,7 +44,11 @@ def same_bits(left: Any, right: Any) -> bool:
             return False
         if left.is_floating_point():
             signs = torch.equal(left.signbit() | left.isnan(), right.signbit() | right.isnan())
-            return signs and torch.equal(left.isnan(), right.isnan()) and torch.equal(left.nan_to_num(), right.nan_to_num())
+            return (
+                signs
+                and torch.equal(left.isnan(), right.isnan())
+                and torch.equal(left.nan_to_num(), right.nan_to_num())
+            )
         return torch.equal(left, right)
     if isinstance(left, float) and isinstance(right, float):
         return left.hex() == right.hex()

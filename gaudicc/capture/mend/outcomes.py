@@ -28,7 +28,7 @@ def is_user_file(filename: str) -> bool:
     return not filename.startswith(_HERE) and "contextlib.py" not in filename
 
 
-class NeedsRewrite(BaseException):  # noqa: N818 - past the user's own handlers: capture answers it
+class NeedsRewrite(BaseException):
     """A function that has not been rewritten reads a tensor, or would get a value that only rewritten code can hold.
 
     Args:

@@ -43,9 +43,7 @@ def function_node(code: CodeType) -> FunctionNode | None:
 def _matches(node: ast.AST, code: CodeType) -> bool:
     if isinstance(node, ast.Lambda):
         return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
-    return (
-        isinstance(node, ast.FunctionDef) and node.name == code.co_name and _first_line(node) == code.co_firstlineno
-    )
+    return isinstance(node, ast.FunctionDef) and node.name == code.co_name and _first_line(node) == code.co_firstlineno
 
 
 def _spans(node: ast.AST, code: CodeType) -> bool:

@@ -128,21 +128,26 @@ class StatementLowering(ExpressionLowering):
         name = self.unique("ending")
         return [_assign(name, call), ast.If(_not_none(name), [ast.Return(load(name))], [])]
 
-    def visit_If(self, node: ast.If) -> list[ast.stmt]:  # noqa: N802, D102
+    def visit_If(self, node: ast.If) -> list[ast.stmt]:  # noqa: D102
         test = self.test(node.test)
         hoisted, self.hoisted = self.hoisted, []
         then, run_then = self._optional_block("then", node.body)
         orelse, run_else = self._optional_block("else", node.orelse)
-        return [*hoisted, *then, *orelse, *self._run(at(node.test, helper("if_", test, run_then, run_else, load(ACCESS))))]
+        return [
+            *hoisted,
+            *then,
+            *orelse,
+            *self._run(at(node.test, helper("if_", test, run_then, run_else, load(ACCESS)))),
+        ]
 
-    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:  # noqa: N802, D102
+    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:  # noqa: D102
         error: ast.expr = load("AssertionError")
         if node.msg is not None:
             error = ast.Call(error, [node.msg], [])
         failed = at(node, ast.Raise(error))
         return self.visit_If(at(node, ast.If(ast.UnaryOp(ast.Not(), node.test), [failed], [])))
 
-    def visit_While(self, node: ast.While) -> list[ast.stmt]:  # noqa: N802, D102
+    def visit_While(self, node: ast.While) -> list[ast.stmt]:  # noqa: D102
         outside, self.hoisted = self.hoisted, []
         lowered = self.test(node.test)
         name = self.unique("test")
@@ -153,7 +158,7 @@ class StatementLowering(ExpressionLowering):
         call = helper("while_", load(name), load(body.name), run_else, load(ACCESS))
         return [at(node.test, test), body, *orelse, *self._run(at(node.test, call))]
 
-    def visit_For(self, node: ast.For) -> list[ast.stmt]:  # noqa: N802, D102
+    def visit_For(self, node: ast.For) -> list[ast.stmt]:  # noqa: D102
         items = self.visit(node.iter)
         hoisted, self.hoisted = self.hoisted, []
         item = PREFIX + "item"
@@ -163,27 +168,27 @@ class StatementLowering(ExpressionLowering):
         call = helper("for_", items, load(body.name), run_else, load(ACCESS))
         return [*hoisted, body, *orelse, *self._run(at(node.iter, call))]
 
-    def visit_Return(self, node: ast.Return) -> ast.stmt:  # noqa: N802, D102
+    def visit_Return(self, node: ast.Return) -> ast.stmt:  # noqa: D102
         value = self.visit(node.value) if node.value else ast.Constant(None)
         return ast.Return(helper("Return", value))
 
-    def visit_Break(self, node: ast.Break) -> ast.stmt:  # noqa: N802, D102
+    def visit_Break(self, node: ast.Break) -> ast.stmt:  # noqa: D102
         return ast.Return(ast.Attribute(runtime("Signal"), "BREAK", ast.Load()))
 
-    def visit_Continue(self, node: ast.Continue) -> ast.stmt:  # noqa: N802, D102
+    def visit_Continue(self, node: ast.Continue) -> ast.stmt:  # noqa: D102
         return ast.Return(ast.Attribute(runtime("Signal"), "CONTINUE", ast.Load()))
 
-    def visit_Global(self, node: ast.Global) -> ast.stmt:  # noqa: N802, D102
+    def visit_Global(self, node: ast.Global) -> ast.stmt:  # noqa: D102
         return ast.Pass()
 
-    visit_Nonlocal = visit_Global  # noqa: N815 - every block declares all names that the function shares
+    visit_Nonlocal = visit_Global
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:  # noqa: N802, D102
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:  # noqa: D102
         if node.value is None:
             return ast.Pass()
         return self.visit(at(node, ast.Assign([node.target], node.value)))
 
-    def visit_Assign(self, node: ast.Assign) -> Any:  # noqa: N802, D102
+    def visit_Assign(self, node: ast.Assign) -> Any:  # noqa: D102
         node.value = self.visit(node.value)
         target = node.targets[0]
         if len(node.targets) == 1 and isinstance(target, ast.Subscript) and not isinstance(target.slice, ast.Slice):
@@ -197,7 +202,7 @@ class StatementLowering(ExpressionLowering):
         call: ast.Call = self.visit(read)
         return call.args[1]
 
-    def visit_AugAssign(self, node: ast.AugAssign) -> list[ast.stmt]:  # noqa: N802, D102
+    def visit_AugAssign(self, node: ast.AugAssign) -> list[ast.stmt]:  # noqa: D102
         target, before = node.target, list[ast.stmt]()
         value = self.visit(node.value)
         function = operator_of(node.op, "i")
@@ -215,7 +220,7 @@ class StatementLowering(ExpressionLowering):
         changed = helper("inplace", function, old, value)
         return [*before, ast.Expr(helper("store", changed, load(owner), load(index)))]
 
-    def visit_Delete(self, node: ast.Delete) -> list[ast.stmt]:  # noqa: N802, D102
+    def visit_Delete(self, node: ast.Delete) -> list[ast.stmt]:  # noqa: D102
         statements: list[ast.stmt] = []
         for target in node.targets:
             if isinstance(target, ast.Name):
@@ -224,13 +229,13 @@ class StatementLowering(ExpressionLowering):
                 statements.append(ast.Delete([self.visit(target)]))
         return statements
 
-    def visit_With(self, node: ast.With) -> ast.stmt:  # noqa: N802, D102
+    def visit_With(self, node: ast.With) -> ast.stmt:  # noqa: D102
         for item in node.items:
             item.context_expr = self.visit(item.context_expr)
         node.body = self.block(node.body)
         return node
 
-    def visit_Try(self, node: ast.Try) -> ast.stmt:  # noqa: N802, D102
+    def visit_Try(self, node: ast.Try) -> ast.stmt:  # noqa: D102
         for handler in node.handlers:
             body = self.block(handler.body)
             if handler.name:  # Python unbinds the name afterwards, which no shared variable survives
@@ -241,18 +246,18 @@ class StatementLowering(ExpressionLowering):
         node.finalbody = self.block(node.finalbody)
         return node
 
-    def visit_Match(self, node: ast.Match) -> ast.stmt:  # noqa: N802, D102
+    def visit_Match(self, node: ast.Match) -> ast.stmt:  # noqa: D102
         node.subject = self.visit(node.subject)
         for case in node.cases:
             case.guard = self.visit(case.guard) if case.guard else None
             case.body = self.block(case.body)
         return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:  # noqa: N802, D102
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:  # noqa: D102
         node.decorator_list = [self.visit(item) for item in node.decorator_list]
         node.args.defaults = [self.visit(item) for item in node.args.defaults]
         node.args.kw_defaults = [self.visit(item) if item else None for item in node.args.kw_defaults]
         return self.define(node)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.stmt:  # noqa: N802, D102
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.stmt:  # noqa: D102
         return node

@@ -17,7 +17,9 @@ def truth(value: Any) -> bool | torch.Tensor:
     if context is None:
         return bool(value)
     if isinstance(value, Choice):
-        return truth(context.choose(value._pred, lambda: _read(context, value._then), lambda: _read(context, value._orelse)))
+        return truth(
+            context.choose(value._pred, lambda: _read(context, value._then), lambda: _read(context, value._orelse))
+        )
     if isinstance(value, list) and any(isinstance(item, Maybe) for item in value):
         return _decided(context, _any_present(context, value))
     if isinstance(value, torch.Tensor):

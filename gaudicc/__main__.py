@@ -1,0 +1,7 @@
+"""`python -m gaudicc` is the command `gaudicc`."""
+
+import sys
+
+from gaudicc.cli import main
+
+sys.exit(main())

@@ -1,0 +1,145 @@
+"""Bundle: how a program is called, and how its inputs and outputs are padded, <-> JSON."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from gaudicc.bundle import literals, trees
+from gaudicc.bundle.formulas import size_text
+from gaudicc.bundle.item import Item
+from gaudicc.program import Calling, PadRecord, Parameter
+
+_KINDS = [
+    name for name, kind in vars(inspect.Parameter).items() if isinstance(kind, type(inspect.Parameter.KEYWORD_ONLY))
+]
+
+
+def encode(calling: Calling) -> dict[str, object]:
+    """A calling convention as JSON.
+
+    Raises:
+        TypeError: a static value, literal or default is of a type that no bundle holds.
+    """
+    return {
+        "in_spec": trees.encode(calling.in_spec),
+        "paths": list(calling.paths),
+        "static": [[leaf, literals.encode(value)] for leaf, value in sorted(calling.static.items())],
+        "out_spec": trees.encode(calling.out_spec),
+        "literals": [[leaf, literals.encode(value)] for leaf, value in sorted(calling.literals.items())],
+        "parameters": [
+            {"name": p.name, "kind": p.kind, "required": p.required, "default": literals.encode(p.default)}
+            for p in calling.parameters
+        ],
+    }
+
+
+def decode(item: Item) -> Calling:
+    """A calling convention from JSON.
+
+    Raises:
+        BundleError: the JSON is none, or its parts disagree.
+    """
+    fields = item.fields(("in_spec", "paths", "static", "out_spec", "literals", "parameters"))
+    in_spec, out_spec = trees.decode(fields["in_spec"]), trees.decode(fields["out_spec"])
+    paths = tuple(path.text() for path in fields["paths"].items())
+    if len(paths) != in_spec.num_leaves:
+        fields["paths"].fail(f"{len(paths)} paths for {in_spec.num_leaves} leaves")
+    calling = Calling(
+        in_spec=in_spec,
+        paths=paths,
+        static=_leaves(fields["static"], in_spec.num_leaves),
+        out_spec=out_spec,
+        literals=_leaves(fields["literals"], out_spec.num_leaves),
+        parameters=tuple(_parameter(entry) for entry in fields["parameters"].items()),
+    )
+    try:
+        _ = calling.signature
+    except ValueError as problem:
+        fields["parameters"].fail(f"this is no signature: {problem}")
+    return calling
+
+
+def _leaves(item: Item, count: int) -> Mapping[int, Any]:
+    pairs = [pair.items(2) for pair in item.items()]
+    found = {leaf.index(count, "leaf"): literals.decode(value) for leaf, value in pairs}
+    if len(found) != len(pairs):
+        item.fail("a leaf has two values")
+    return found
+
+
+def _parameter(item: Item) -> Parameter:
+    fields = item.fields(("name", "kind", "required", "default"))
+    kind = fields["kind"].choice(_KINDS, "kind of parameter")
+    name, required = fields["name"].identifier(), fields["required"].boolean()
+    return Parameter(name, kind, required, literals.decode(fields["default"]))
+
+
+def encode_padded(padded: PadRecord | None) -> object:
+    """A record of padding as JSON."""
+    if padded is None:
+        return None
+    proof = padded.certificate
+    return {
+        "outputs": [[list(factors) for factors in dims] for dims in padded.outputs],
+        "inputs": [list(dims) for dims in padded.inputs],
+        "certificate": None
+        if proof is None
+        else {
+            "outputs": [{"name": o.name, "dims": list(o.dims), "proved": o.proved} for o in proof.outputs],
+            "edits": [{"what": e.what, "op": e.op, "reason": e.reason, "source": e.source} for e in proof.edits],
+            "finite": list(proof.finite),
+            "strict": proof.strict,
+        },
+    }
+
+
+def decode_padded(item: Item, inputs: int, outputs: int) -> PadRecord | None:
+    """A record of padding from JSON.
+
+    Args:
+        item: the JSON.
+        inputs: how many user inputs the program has.
+        outputs: how many outputs.
+
+    Raises:
+        BundleError: the JSON is none, or is of another program.
+    """
+    if item.value is None:
+        return None
+    fields = item.fields(("outputs", "inputs", "certificate"))
+    return PadRecord(
+        outputs=tuple(
+            tuple(tuple(size_text(factor) for factor in dim.items()) for dim in dims.items())
+            for dims in fields["outputs"].items(outputs)
+        ),
+        inputs=tuple(tuple(size_text(size) for size in dims.items()) for dims in fields["inputs"].items(inputs)),
+        certificate=None if fields["certificate"].value is None else _certificate(fields["certificate"]),
+    )
+
+
+def _certificate(item: Item) -> Any:
+    from gaudicc.padding.certificate import OutputProof, PadCertificate  # padded programs only: it brings all rules
+    from gaudicc.padding.padder import Edit
+
+    fields = item.fields(("outputs", "edits", "finite", "strict"))
+    proofs = [entry.fields(("name", "dims", "proved")) for entry in fields["outputs"].items()]
+    edits = [entry.fields(("what", "op", "reason", "source")) for entry in fields["edits"].items()]
+    return PadCertificate(
+        outputs=tuple(
+            OutputProof(p["name"].text(), tuple(dim.text() for dim in p["dims"].items()), p["proved"].text())
+            for p in proofs
+        ),
+        edits=tuple(
+            Edit(
+                e["what"].text(),
+                e["op"].text(),
+                e["reason"].text(),
+                None if e["source"].value is None else e["source"].text(),
+            )
+            for e in edits
+        ),
+        finite=tuple(place.text() for place in fields["finite"].items()),
+        strict=fields["strict"].boolean(),
+    )

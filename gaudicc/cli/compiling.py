@@ -1,0 +1,76 @@
+"""`gaudicc compile`: a model -> the table of its passes; a dump, a report and a bundle where asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gaudicc
+from gaudicc.cli.options import CompileOptions
+from gaudicc.cli.output import live_passes, print_json, say
+from gaudicc.cli.source import open_source, parse_bucket_entries, parse_dynamic
+from gaudicc.compiled import CompiledModel
+from gaudicc.errors import InputError
+from gaudicc.targets import load_target
+
+
+def run(options: CompileOptions) -> int:
+    """Runs the command.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        GaudiccError: the model cannot be found, captured or compiled, or a file cannot be written.
+    """
+    load_target(options.target)  # before a model is loaded, which may take long
+    sizes = {"batch": options.batch, "sequence": options.sequence}
+    buckets = parse_bucket_entries(options.buckets)
+    source = open_source(options.model, **sizes, trust=options.trust)
+    say(f"compiling {options.model} for {options.target}")
+    dynamic = parse_dynamic(options.dynamic, source, **sizes)
+    with live_passes() as observer:
+        compiled = gaudicc.compile(
+            source.model, dict(source.inputs), dynamic_shapes=dynamic, target=options.target, buckets=buckets,
+            verify=options.verify, observer=observer,
+        )  # fmt: skip
+    written = _write(options, compiled)
+    if options.json:
+        print_json(_as_json(options, compiled, written))
+    else:
+        print(compiled.trace)
+        names = "; ".join(str(bucket) for bucket in compiled.buckets) if compiled.buckets.dims else "one, static"
+        print(f"\nbuckets: {names}\n\n{compiled.certificate}")
+    for note in compiled.notes:
+        say(f"note: {note}")
+    return 0
+
+
+def _write(options: CompileOptions, compiled: CompiledModel) -> dict[str, str]:
+    written: dict[str, str] = {}
+    try:
+        if options.dump is not None:
+            compiled.trace.dump(options.dump)
+            written["dump"] = str(options.dump)
+        if options.report is not None:
+            written["report"] = str(compiled.report(options.report))
+        if options.save is not None:
+            compiled.save(options.save)
+            written["bundle"] = str(options.save)
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror}", hint="give another path") from error
+    for kind, place in written.items():
+        say(f"wrote {kind} {place}")
+    return written
+
+
+def _as_json(options: CompileOptions, compiled: CompiledModel, written: dict[str, str]) -> dict[str, Any]:
+    return {
+        "model": options.model,
+        "target": options.target,
+        "passes": [record.as_json() for record in compiled.trace],
+        "buckets": [bucket.as_dict() for bucket in compiled.buckets],
+        "guards": compiled.guards.splitlines(),
+        "certificate": compiled.certificate.as_json(),
+        "notes": list(compiled.notes),
+        "written": written,
+    }

@@ -1,0 +1,64 @@
+"""What was proved of a padded program, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gaudicc.errors import InputError
+from gaudicc.padding.padder import Edit
+from gaudicc.program import Program
+
+
+@dataclass(frozen=True)
+class OutputProof:
+    """What is proved of one output.
+
+    Attributes:
+        name: `output 0`, or the state buffer, argument or flag that it is written to.
+        dims: per dim its logical size; the valid positions are the first ones of each factor.
+        proved: the sentence.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    proved: str
+
+
+@dataclass(frozen=True)
+class PadCertificate:
+    """The certificate of a padded program.
+
+    Attributes:
+        outputs: one proof per output of the root.
+        edits: every mask, move and length that was inserted, with the rule's demand and the user's line.
+        finite: where a claim rests on pads being finite (empty in strict mode).
+        strict: whether such claims were forbidden.
+    """
+
+    outputs: tuple[OutputProof, ...]
+    edits: tuple[Edit, ...]
+    finite: tuple[str, ...]
+    strict: bool
+
+    @property
+    def masks(self) -> tuple[Edit, ...]:
+        """The masks among the edits."""
+        return tuple(edit for edit in self.edits if edit.what == "mask")
+
+    def __str__(self) -> str:
+        lines = [f"{proof.name} [{', '.join(proof.dims)}]: {proof.proved}" for proof in self.outputs]
+        lines += [f"{edit.what} for {edit.op} at {edit.source}: {edit.reason}" for edit in self.edits]
+        lines += [f"rests on finite pads: {place}" for place in self.finite]
+        return "\n".join(lines)
+
+
+def certificate_of(program: Program) -> PadCertificate:
+    """The certificate of a padded program, symbolic or specialized.
+
+    Raises:
+        InputError: the program was not padded.
+    """
+    if program.padded is None:
+        raise InputError("the program was not padded", hint="put Pad() into the pipeline")
+    certificate: PadCertificate = program.padded.certificate
+    return certificate

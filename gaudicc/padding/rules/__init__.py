@@ -1,0 +1,1 @@
+"""Padding rules, one family a file; `table` puts them together."""

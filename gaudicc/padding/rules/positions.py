@@ -1,0 +1,276 @@
+"""Ops that count positions from an end, shift them or join dims: they count logical positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+from torch import fx
+
+from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Pads, constant, join, mapped, normal
+from gaudicc.padding.padder import Claims, Padder, aten
+from gaudicc.padding.rules.rule import Rule, operand, wrap
+from gaudicc.padding.sizes import expression
+from gaudicc.program import val
+from gaudicc.rules.match import argument
+
+
+def _slice(p: Padder, node: fx.Node) -> Claims:
+    x = operand(node, 0)
+    result, source = val(node), val(x)
+    dim = wrap(int(argument(node, 1, "dim", 0)), result.dim())
+    start, step = argument(node, 2, "start", None), argument(node, 4, "step", 1)
+    pads = p.pads(x)
+    if pads.uniform is not None:
+        return Pads(
+            (*pads.dims[:dim], p.dim(result.shape[dim], constant(pads.uniform, strong=True)), *pads.dims[dim + 1 :]),
+            pads.uniform,
+        )
+    if not pads.padded(dim):
+        return Pads((*pads.dims[:dim], p.dim(result.shape[dim]), *pads.dims[dim + 1 :]))
+    if expression(result.shape[dim]) == expression(source.shape[dim]) and step == 1:
+        return pads
+    if not pads.prefix(dim):
+        x = p.compact(x, dim)
+        p.set_arg(0, x)
+        pads = p.pads(x)
+    first = 0 if start is None else start
+    if isinstance(first, int) and first >= 0 and isinstance(step, int):
+        return Pads((*pads.dims[:dim], _prefix(p, node, pads, dim, first, step), *pads.dims[dim + 1 :]))
+    begins = _logical(p, first, pads, dim)
+    index = p.raw(aten.mul.Tensor, p.resources.iota(expression(result.shape[dim])), step)
+    index = p.clamp_to(p.raw(aten.add.Tensor, index, begins), expression(source.shape[dim]))
+    p.log("relayout", "a slice that starts at a size, or counts from the end, starts at the logical position")
+    return p.become(p.select_rows(x, dim, index, p.dim(result.shape[dim])))
+
+
+def _prefix(p: Padder, node: fx.Node, pads: Pads, dim: int, start: int, step: int) -> Dim:
+    """A slice from a fixed start: what is valid comes first. Cut short by another size, valid data becomes pad."""
+    size = expression(val(node).shape[dim])
+    contents = pads.contents(dim)
+    content: Content = contents[0].weak
+    for other in contents[1:]:
+        content = join(content, other.weak)
+    whole = expression(val(operand(node, 0)).shape[dim])
+    to_end = step > 1 or sympy.expand(whole - start - size) == 0
+    if not to_end or len(pads.dims[dim]) > 1:
+        content = join(FINITE, content) if content.finite else GARBAGE
+    return normal(p.dim(size, content), val(node).dtype)
+
+
+def _logical(p: Padder, position: Any, pads: Pads, dim: int) -> Any:
+    """A position counted from the end, or given as a size, as a tensor."""
+    length = p.resources.length(sympy.Mul(*pads.sizes(dim)))
+    if isinstance(position, int):
+        return p.raw(aten.add.Tensor, length, position) if position < 0 else position
+    expr = expression(val(position))
+    value = p.value(position)
+    if expr.is_nonnegative or expr.is_symbol:
+        return value
+    if not isinstance(value, fx.Node):
+        return _logical(p, int(value), pads, dim)
+    negative = p.raw(aten.lt.Scalar, value, 0)
+    return p.raw(aten.where.self, negative, p.raw(aten.add.Tensor, value, length), value)
+
+
+def _select(p: Padder, node: fx.Node) -> Claims:
+    x, index = operand(node, 0), operand(node, 2)
+    rank = val(x).dim()
+    dim = wrap(int(operand(node, 1)), rank)
+    pads = p.pads(x)
+    rest = tuple(mapped(d, lambda c: c.weak) for i, d in enumerate(pads.dims) if i != dim)
+    if pads.uniform is not None or not pads.padded(dim):
+        if isinstance(index, fx.Node) and expression(val(index)).free_symbols:
+            raise p.refuse("a position that is a size, in a dim without pads")
+        return Pads(rest, pads.uniform)
+    x = p.compact(x, dim)
+    p.set_arg(0, x)
+    pads = p.pads(x)
+    if isinstance(index, int) and index >= 0:
+        return Pads(rest)
+    position = p.raw(aten.view.default, p.clamp_to(_logical(p, index, pads, dim), sympy.Mul(*pads.sizes(dim))), [1])
+    picked = p.select_rows(x, dim, position, (Factor(sympy.Integer(1)),))
+    p.log("relayout", "a position counted from the end, or given as a size, is the logical one")
+    return p.become(p.emit(aten.squeeze.dim, picked, dim))
+
+
+def _flip(p: Padder, node: fx.Node) -> Claims:
+    x: Any = operand(node, 0)
+    rank = val(node).dim()
+    dims = [wrap(int(d), rank) for d in operand(node, 1)]
+    pads = p.pads(x)
+    padded = [dim for dim in dims if pads.padded(dim)]
+    if not padded:
+        return Pads(tuple(mapped(d, lambda c: c.weak) for d in pads.dims), pads.uniform)
+    for dim in padded:
+        x = p.compact(x, dim)
+        size = sympy.Mul(*p.pads(x).sizes(dim))
+        last = p.raw(aten.sub.Tensor, p.resources.length(size), 1)
+        x = p.select_rows(
+            x, dim, p.clamp_to(p.raw(aten.sub.Tensor, last, p.resources.iota(size)), size), p.pads(x).dims[dim]
+        )
+    p.log("relayout", "the last valid element comes first")
+    static = [dim for dim in dims if dim not in padded]
+    return p.become(p.emit(aten.flip.default, x, static) if static else x)
+
+
+def _roll(p: Padder, node: fx.Node) -> Claims:
+    x: Any = operand(node, 0)
+    rank = val(node).dim()
+    shifts = operand(node, 1) if isinstance(operand(node, 1), (list, tuple)) else [operand(node, 1)]
+    given = argument(node, 2, "dims", [])
+    dims = [wrap(int(d), rank) for d in (given if isinstance(given, (list, tuple)) else [given])]
+    pads = p.pads(x)
+    if not dims and pads.padded_dims:
+        raise p.refuse("a roll over all dims")
+    if not any(pads.padded(dim) for dim in dims):
+        return Pads(tuple(mapped(d, lambda c: c.weak) for d in pads.dims), pads.uniform)
+    for dim, shift in zip(dims, shifts, strict=True):
+        x = p.compact(x, dim)
+        size = sympy.Mul(*p.pads(x).sizes(dim))
+        if not size.free_symbols:
+            x = p.emit(aten.roll.default, x, [shift], [dim])
+            continue
+        length = p.raw(aten.clamp.default, p.resources.length(size), 1)
+        index = p.raw(aten.remainder.Tensor, p.raw(aten.sub.Tensor, p.resources.iota(size), p.value(shift)), length)
+        x = p.select_rows(x, dim, p.clamp_to(index, size), p.pads(x).dims[dim])
+    p.log("relayout", "positions wrap at the logical length")
+    return p.become(x)
+
+
+def _cat(p: Padder, node: fx.Node) -> Claims:
+    parts: list[Any] = list(operand(node, 0))
+    rank = val(node).dim()
+    dim = wrap(int(argument(node, 1, "dim", 0)), rank)
+    parts = [part for part in parts if val(part).dim() == rank]
+    parts = [p.compact(part, dim) if p.pads(part).uniform is None else part for part in parts]
+    _same_layouts(p, parts, dim)
+    p.set_arg(0, parts)
+    pads = [p.pads(part) for part in parts]
+    others = _joined(pads, dim, val(node))
+    size = val(node).shape[dim]
+    if not any(pad.padded(dim) for pad in pads[:-1]):
+        last = pads[-1].contents(dim)
+        return Pads((*others[:dim], p.dim(size, last[0].weak if last else GARBAGE), *others[dim + 1 :]))
+    index = _offsets(p, [p.pads(part) for part in parts], dim, expression(size))
+    joined = p.raw(aten.cat.default, parts, dim)
+    finite = all(c.finite for pad in pads for c in pad.contents(dim))
+    middle = p.dim(size, FINITE if finite else GARBAGE)
+    p.claims[joined] = Pads((*others[:dim], middle, *others[dim + 1 :]))
+    p.log("relayout", "each operand begins where the valid part of the one before ends")
+    picked = p.select_rows(joined, dim, index, middle)
+    p.claims[joined] = None  # its valid positions are not its first ones
+    return p.become(picked)
+
+
+def _same_layouts(p: Padder, parts: list[Any], dim: int) -> None:
+    for other in range(val(parts[0]).dim()):
+        layouts = {p.pads(part).sizes(other) for part in parts if p.pads(part).uniform is None}
+        if other != dim and len(layouts) > 1:
+            for i, part in enumerate(parts):
+                parts[i] = p.compact(part, other)
+
+
+def _joined(pads: list[Pads], dim: int, result: Any) -> list[Dim]:
+    """The other dims' claims: what all operands have in common."""
+    made = []
+    real = [pad for pad in pads if pad.uniform is None] or pads
+    for i, first in enumerate(real[0].dims):
+        if i == dim:
+            made.append(first)
+            continue
+        factors = []
+        for position, factor in enumerate(first):
+            content = factor.content
+            for pad in pads:
+                other = pad.dims[i][position].content if pad.uniform is None else constant(pad.uniform)
+                content = None if content is None else join(content, other if other is not None else GARBAGE).weak
+            factors.append(Factor(factor.size, content))
+        made.append(normal(tuple(factors), result.dtype))
+    return made
+
+
+def _offsets(p: Padder, pads: list[Pads], dim: int, size: sympy.Expr) -> fx.Node:
+    """For each position of a concatenation, the physical position it comes from."""
+    place = p.resources.iota(size)
+    index: fx.Node = place
+    logical: sympy.Expr = sympy.Integer(0)
+    physical: sympy.Expr = sympy.Integer(0)
+    for pad in pads[:-1]:
+        part = sympy.Mul(*pad.sizes(dim))
+        logical, physical = logical + part, physical + part
+        begins = p.resources.length(logical) if logical.free_symbols else p.resources.scalar(logical)
+        skipped = p.raw(aten.sub.Tensor, p.resources.physical(physical), begins) if logical.free_symbols else 0
+        moved = p.raw(aten.add.Tensor, place, skipped)
+        index = p.raw(aten.where.self, p.raw(aten.lt.Tensor, place, begins), index, moved)
+    return p.clamp_to(index, size)
+
+
+def _stack(p: Padder, node: fx.Node) -> Claims:
+    parts: list[Any] = list(operand(node, 0))
+    rank = val(node).dim()
+    dim = wrap(int(argument(node, 1, "dim", 0)), rank)
+    lifted = [p.emit(aten.unsqueeze.default, part, dim) for part in parts]
+    return p.become(p.emit(aten.cat.default, lifted, dim))
+
+
+def _constant_pad(p: Padder, node: fx.Node) -> Claims:
+    """New positions after the valid ones lie where pads are: they hold the value, and so must the pads."""
+    x: Any = operand(node, 0)
+    widths, value = list(operand(node, 1)), argument(node, 2, "value", 0)
+    if any(isinstance(width, fx.Node) for width in widths) or isinstance(value, fx.Node):
+        raise p.refuse("a padding width that is a size; concatenate instead")
+    rank = val(node).dim()
+    demanded = []
+    for i in range(len(widths) // 2):
+        dim = rank - 1 - i
+        if p.pads(x).padded(dim):
+            x = p.compact(x, dim)
+            if widths[2 * i + 1] > 0:
+                demanded.append(dim)
+    p.set_arg(0, x)
+    pads = p.fill_arg(0, demanded, value, "new positions after the valid ones hold the padding value")
+    dims = list(pads.dims)
+    for i in range(len(widths) // 2):
+        dim = rank - 1 - i
+        if widths[2 * i] or widths[2 * i + 1]:
+            old = pads.contents(dim)
+            kept = old[0].weak if old else GARBAGE
+            cut = widths[2 * i + 1] < 0
+            dims[dim] = normal(
+                p.dim(val(node).shape[dim], (FINITE if kept.finite else GARBAGE) if cut else kept), val(node).dtype
+            )
+    if any(width > 0 for width in widths):  # where one dim is pad, the others' new positions hold the value
+        dims = [normal(mapped(d, lambda c: join(c, constant(value))), val(node).dtype) for d in dims]
+    return Pads(tuple(mapped(d, lambda c: c.weak) for d in dims))
+
+
+RULES = (
+    Rule(
+        (aten.slice.Tensor,),
+        "none from a fixed start; otherwise moved to the logical position",
+        "kept to the end of the dim; finite where valid data becomes pad",
+        _slice,
+    ),
+    Rule(
+        (aten.select.int,),
+        "none for a position from the front; otherwise the logical position is gathered",
+        "the dim goes",
+        _select,
+    ),
+    Rule((aten.flip.default,), "moved: the last valid element comes first", "copies", _flip),
+    Rule((aten.roll.default,), "moved: positions wrap at the logical length", "copies", _roll),
+    Rule(
+        (aten.cat.default,),
+        "none if only the last operand is padded there; otherwise moved to running offsets",
+        "as the last operand; copies if moved",
+        _cat,
+    ),
+    Rule((aten.stack.default,), "as unsqueeze and cat", "as cat", _stack),
+    Rule(
+        (aten.constant_pad_nd.default,),
+        "the padding value, where positions are added after the valid ones",
+        "kept",
+        _constant_pad,
+    ),
+)

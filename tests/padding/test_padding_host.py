@@ -1,0 +1,67 @@
+"""The host's part: zeros at the end, lengths, slices; and the grammar of sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.export import Dim
+
+from gaudicc.capture import capture
+from gaudicc.errors import BundleError, InputError
+from gaudicc.padding import HostPadding
+from gaudicc.padding.host import size_function
+from gaudicc.passes.pad import Pad
+from gaudicc.program import Program
+
+
+class Merge(nn.Module):
+    """Returns a merged dim, so that the host views it as its factors."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.reshape(-1, 3), x.sum((0, 1))
+
+
+@pytest.fixture(scope="module")
+def merge() -> Program:
+    shapes = {"x": {0: Dim("b", min=1, max=8), 1: Dim("s", min=1, max=8)}}
+    return Pad().run(capture(Merge().eval(), (torch.randn(2, 5, 3),), dynamic_shapes=shapes)).program
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
+def test_pad_run_slice(merge: Program, b: int, s: int, more_b: int, more_s: int) -> None:
+    host = HostPadding(merge)
+    x = torch.randn(b, s, 3)
+    sizes, lengths = {"b": b + more_b, "s": s + more_s}, {"b": b, "s": s}
+    merged, total = host.slice(merge.run(host.pad({"x": x}, sizes, lengths)), sizes, lengths)
+    assert torch.equal(merged, x.reshape(-1, 3))
+    torch.testing.assert_close(total, x.sum((0, 1)))
+
+
+def test_buffers_are_reused_and_hold_zeros(merge: Program) -> None:
+    host = HostPadding(merge)
+    buffers = {"x": torch.full((4, 6, 3), 9.0), "length_b": torch.tensor(0), "length_s": torch.tensor(0)}
+    feed = host.pad({"x": torch.ones(2, 5, 3)}, {"b": 4, "s": 6}, {"b": 2, "s": 5}, buffers)
+    assert feed["x"] is buffers["x"]
+    assert feed["x"].sum() == 30
+    assert (int(feed["length_b"]), int(feed["length_s"])) == (2, 5)
+
+
+def test_a_program_that_was_not_padded_is_refused(merge: Program) -> None:
+    bare = merge.copy()
+    bare.padded = None
+    with pytest.raises(InputError, match="not padded"):
+        HostPadding(bare)
+
+
+@pytest.mark.parametrize("text", ["__import__('os')", "a.b", "[1]", "a if b else c", "open('x')", "a ** 9"])
+def test_a_doctored_size_is_refused(text: str) -> None:
+    with pytest.raises(BundleError):
+        size_function(text)
+
+
+@given(st.integers(0, 99), st.integers(0, 99))
+def test_size_expressions(a: int, b: int) -> None:
+    assert size_function("((a + 1) // 2 * min(b, 7)) % 5")({"a": a, "b": b}) == ((a + 1) // 2 * min(b, 7)) % 5

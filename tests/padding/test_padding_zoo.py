@@ -1,0 +1,147 @@
+"""Every family of transformers with symbolic batch and sequence, six shapes, poisoned; a table of results.
+
+python tests/padding/test_padding_zoo.py > docs/tables/padding_zoo.md
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from gaudicc.capture import capture
+from gaudicc.models import transformers_models as families
+from gaudicc.models.transformers_models import Task
+from gaudicc.padding import certificate_of
+from gaudicc.padding.poison import check
+from gaudicc.passes import CleanUp, Decompose, RecognizeAttention, RecognizeNorm
+from gaudicc.passes.pad import Pad
+from gaudicc.pipeline import Pipeline
+from gaudicc.program import Program
+from gaudicc.targets import load_target
+from gaudicc.verify import Level
+
+SHAPES = (
+    ((2, 9, 5), (4, 16, 8)),
+    ((1, 16, 8), (1, 16, 8)),
+    ((3, 5, 3), (4, 8, 8)),
+    ((2, 2, 2), (2, 32, 4)),
+    ((4, 11, 7), (5, 12, 9)),
+    ((1, 3, 2), (2, 8, 4)),
+)
+TASKS: tuple[Task, ...] = ("causal", "masked", "seq2seq")
+
+
+class Plain(nn.Module):
+    """A model by its tensor arguments, the others fixed; gives its first tensor."""
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.fixed = {key: value for key, value in inputs.items() if not isinstance(value, torch.Tensor)}
+        self.eval()
+
+    def call(self, **inputs: torch.Tensor) -> torch.Tensor:
+        output = self.model(**inputs, **self.fixed)
+        tensors = (value for value in output.values() if isinstance(value, torch.Tensor) and value.is_floating_point())
+        return next(tensors)
+
+
+def symbolic(name: str, task: Task) -> Program:
+    """The program of a tiny model, up to where padding comes."""
+    model = families.build(name, task=task)
+    inputs = families.example_inputs(model)
+    tensors = {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    names = ", ".join(tensors)
+    scope: dict[str, Any] = {}  # export reads the names of dynamic arguments off the signature
+    exec(f"def forward(self, {names}):\n    return self.call({', '.join(f'{name}={name}' for name in tensors)})", scope)
+    plain = type("Model", (Plain,), {"forward": scope["forward"]})(model, inputs)
+    batch, sequence, target = Dim("batch", min=1, max=16), Dim("sequence", min=1, max=64), Dim("target", min=1, max=32)
+    shapes = {key: {0: batch, 1: target if key.startswith("decoder") else sequence} for key in tensors}
+    program = capture(plain, tensors, dynamic_shapes=shapes)
+    program.target = load_target("gaudi3")
+    passes = (RecognizeAttention(), RecognizeNorm(), Decompose(), CleanUp())
+    return Pipeline(passes).run(program, level=Level.STRUCTURE)[0]
+
+
+def calls(program: Program) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, int]]]:
+    """User masks with left padding, right padding and none in turn."""
+    generator = torch.Generator().manual_seed(0)
+    for number, (lengths, bucket) in enumerate(SHAPES):
+        batch, sequence, target = lengths
+        inputs = {}
+        for spec in program.user_inputs():
+            if "mask" in spec.name:
+                mask = torch.ones(batch, sequence, dtype=torch.int64)
+                pad = min(3, sequence - 1)
+                mask[
+                    0,
+                    slice(0, pad) if number % 3 == 0 else slice(sequence - pad, None) if number % 3 == 1 else slice(0),
+                ] = 0
+                inputs[spec.name] = mask
+            else:
+                rows = (batch, target if spec.name.startswith("decoder") else sequence)
+                inputs[spec.name] = torch.randint(3, 90, rows, generator=generator)
+        sizes = dict(zip(("batch", "sequence", "target"), bucket, strict=True))
+        yield inputs, {dim.name: sizes[dim.name] for dim in program.dimensions}
+
+
+def row(name: str, task: Task) -> tuple[str, str]:
+    """What became of one family: the stage reached, and the details."""
+    stage = "not built"
+    try:
+        stage = "not captured"
+        program = symbolic(name, task)
+        if not program.dimensions:
+            return stage, "no size stayed dynamic"
+        stage = "refused"
+        padded = Pad().run(program).program
+        stage = "wrong"
+        check(padded, program, calls(padded))
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line), "")
+        place = getattr(getattr(error, "where", None), "source", None)
+        return stage, f"{type(error).__name__}: {first[:110]}{f' ({place})' if place else ''}"
+    certificate = certificate_of(padded)
+    return "proved", f"{len(certificate.masks)} masks, {len(certificate.edits) - len(certificate.masks)} other edits"
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("task", TASKS)
+def test_zoo(task: Task) -> None:
+    results = {name: row(name, task) for name in families.model_types(task)}
+    assert not {name: result for name, result in results.items() if result[0] == "wrong"}
+
+
+def main() -> None:
+    """Prints the table."""
+    import transformers
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    tasks = [cast(Task, task) for task in sys.argv[1:]] or TASKS
+    print("<!-- python tests/padding/test_padding_zoo.py > docs/tables/padding_zoo.md -->\n")
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}, tiny random weights, measured on CPU.")
+    for task in tasks:
+        print(f"\n## {task}\n\n| model type | result | details | seconds |\n|---|---|---|---|")
+        counts: dict[str, int] = {}
+        for name in families.model_types(task):
+            started = time.perf_counter()
+            result, details = row(name, task)
+            counts[result] = counts.get(result, 0) + 1
+            print(
+                f"| {name} | {result} | {details.replace('|', '/')} | {time.perf_counter() - started:.1f} |", flush=True
+            )
+        print(f"\n{', '.join(f'{number} {result}' for result, number in sorted(counts.items()))}")
+
+
+if __name__ == "__main__":
+    main()
