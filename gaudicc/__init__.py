@@ -6,13 +6,13 @@ The public names are loaded when first used, so that `gaudicc --help` does not p
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gaudicc.check import check
+    from gaudicc.checker import check
     from gaudicc.compiled import CompiledModel, load
     from gaudicc.compiler import compile
 
 __all__ = ["CompiledModel", "check", "compile", "load"]
 
-_HOMES = {"compile": "compiler", "CompiledModel": "compiled", "load": "compiled", "check": "check"}
+_HOMES = {"compile": "compiler", "CompiledModel": "compiled", "load": "compiled", "check": "checker"}
 
 
 def __getattr__(name: str) -> Any:

@@ -129,6 +129,9 @@ def bind(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The canonical form of a call: two calls that mean the same, by position, keyword or default, give the same.
 
+    Parameters with a default go by keyword: wrappers that add arguments of their own (transformers' output recorders) look
+    for them there, and would pass one twice that came by position.
+
     Raises:
         InputError: the arguments do not fit the signature.
     """
@@ -139,7 +142,22 @@ def bind(
             f"the arguments do not fit the model: {error}", hint=f"its signature is {signature}"
         ) from error
     bound.apply_defaults()
-    return bound.args, dict(sorted(bound.kwargs.items()))
+    starred = any(p.kind is p.VAR_POSITIONAL and bound.arguments[p.name] for p in signature.parameters.values())
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        value = bound.arguments[parameter.name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional.extend(value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            keywords.update(value)
+        elif parameter.kind is parameter.POSITIONAL_ONLY or (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD and (starred or parameter.default is parameter.empty)
+        ):
+            positional.append(value)
+        else:
+            keywords[parameter.name] = value
+    return tuple(positional), dict(sorted(keywords.items()))
 
 
 @dataclass(frozen=True, slots=True)
