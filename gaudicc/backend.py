@@ -44,7 +44,8 @@ def gaudicc(
     del example_inputs, mode
     if unknown := sorted(set(options or {}) - set(_OPTIONS)):
         raise InputError(f"unknown option {unknown[0]!r}", hint=f"the options are {', '.join(_OPTIONS)}")
-    return torch.compiler.disable(_Dispatcher(graph, dict(options or {})))
+    call: Callable[..., Any] = torch.compiler.disable(_Dispatcher(graph, dict(options or {})))
+    return call
 
 
 class _Dispatcher:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from gaudicc.buckets import Bucket, BucketSet
 from gaudicc.calls import Prologue, refuse_ambient, unflatten
 from gaudicc.certificate import Certificate, certify
-from gaudicc.errors import BucketMissError, InputError, Where
+from gaudicc.errors import BucketMissError, BundleError, InputError, Where
 from gaudicc.invariants import CATALOGUE, Invariant
 from gaudicc.lower import lower
 from gaudicc.plan import Plan, Record
@@ -247,20 +247,31 @@ def load(path: str | Path, *, device: str = "auto", outputs: str = "fresh") -> C
     Raises:
         BundleError: the bundle is damaged, doctored, or of another version.
     """
-    from gaudicc.bundle import read_bundle
+    from gaudicc.bundle import Item, read_bundle
 
-    programs, manifest = read_bundle(Path(path))
-    opened, chosen = open_device(device)
-    dims = tuple(manifest["dims"])
-    buckets = [Bucket(dims, tuple(sizes)) for sizes in manifest["buckets"]]
+    programs, content = read_bundle(Path(path))
+    manifest = Item(content, f"{path}: manifest").fields(("buckets", "dims", "proved", "notes"))
+    dims = tuple(item.identifier() for item in manifest["dims"].items())
+    buckets = [
+        Bucket(dims, tuple(size.integer() for size in sizes.items(len(dims)))) for sizes in manifest["buckets"].items()
+    ]
     known = {invariant.name: invariant for invariant in CATALOGUE}
+    proved = [known[item.choice(known, "invariant")] for item in manifest["proved"].items()]
+    notes = [item.text() for item in manifest["notes"].items()]
+    expected = {"symbolic", *(f"bucket:{bucket}" for bucket in buckets)}
+    if set(programs) != expected or not buckets:
+        raise BundleError(
+            f"the bundle holds the programs {sorted(programs)}, its manifest speaks of {sorted(expected)}",
+            where=Where(source=str(path)),
+        )
+    opened, chosen = open_device(device)
     return CompiledModel(
         programs["symbolic"],
         {bucket: programs[f"bucket:{bucket}"] for bucket in buckets},
         BucketSet(buckets),
         CompileTrace(),
         opened,
-        ensured=frozenset(known[name] for name in manifest["proved"]),
+        ensured=frozenset(proved),
         borrow=outputs == "borrow",
-        notes=(chosen, *manifest["notes"]),
+        notes=(chosen, *notes),
     )

@@ -101,7 +101,11 @@ def _no_host_read(program: Program, module: fx.GraphModule) -> Iterator[Violatio
 
 def _lowered(program: Program, module: fx.GraphModule) -> Iterator[Violation]:
     for node in _ops(module):
-        if node.target.namespace == "gaudicc" and verdict_of(node, program).support is Support.NO:
+        if (
+            isinstance(op := node.target, torch._ops.OpOverload)
+            and op.namespace == "gaudicc"
+            and verdict_of(node, program).support is Support.NO
+        ):
             yield Violation(node, f"{op_name(node)} is a semantic op without a fused kernel on the target")
 
 

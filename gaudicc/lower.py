@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -125,7 +125,8 @@ def _host(node: fx.Node) -> HostOp:
         if isinstance(value, (tuple, list))
         else (node.name,)
     )
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: Ref(_name(n)))
+    operands: Any = (node.args, node.kwargs)
+    args, kwargs = fx.map_arg(operands, lambda n: cast(Any, Ref(_name(n))))
     moved = sum(_bytes(val(arg)) for arg in node.all_input_nodes) + _bytes(value)
     return HostOp(node.target, tuple(args), dict(kwargs), outputs, moved, source_of(node))
 

@@ -96,13 +96,13 @@ class FxPass:
 
     wrapped: PassBase
     label: str
-    numerics: Numerics = Numerics.BITWISE  # type: ignore[misc]
+    numerics: Numerics = Numerics.BITWISE
     requires: ClassVar[frozenset[Invariant]] = frozenset()
     ensures: ClassVar[frozenset[Invariant]] = frozenset()
     breaks: ClassVar[frozenset[Invariant]] = frozenset()
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """The label."""
         return self.label
 

@@ -315,7 +315,8 @@ def _copy_graph(module: fx.GraphModule, done: dict[int, fx.GraphModule]) -> fx.G
             for name, child in module.named_children()
         }
         graph = fx.Graph()
-        output = graph.graph_copy(module.graph, values := {})
+        values: dict[fx.Node, fx.Node] = {}
+        output = graph.graph_copy(module.graph, values)
         old_output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
         graph.output(output).meta.update(old_output.meta)
         assert len(values) == len(module.graph.nodes) - 1, "a graph has exactly one output node"

@@ -164,7 +164,8 @@ def _values(module: fx.GraphModule, feed: list[Any], path: str) -> Iterator[tupl
                 results = dict(_values(body, operands, inner))
                 by_node = {n: v for (p, n), v in results.items() if p == inner}
                 by_node |= dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), operands, strict=True))
-                known[node] = tuple(fx.map_arg(output_of(body.graph).args[0], by_node.__getitem__))
+                outputs: Any = output_of(body.graph).args[0]
+                known[node] = tuple(fx.map_arg(outputs, by_node.__getitem__))
                 yield from results.items()
             else:
                 known[node] = node.target(*args, **fx.map_arg(node.kwargs, known.__getitem__))

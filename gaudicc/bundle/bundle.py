@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ FORMAT = "gaudicc-bundle"
 VERSION = 1
 _UNSAVED = "nothing was written; save the program as it was before this step, or without what is named here"
 
-JSON = object  # what json.dumps takes: None, truth values, numbers, strings, lists and dicts with string keys
+JSON = Any  # what json.dumps takes: None, truth values, numbers, strings, lists and dicts with string keys
 
 
 def write_bundle(path: Path, programs_by_key: Mapping[str, Program], manifest: Mapping[str, JSON]) -> None:

@@ -43,9 +43,7 @@ Returns:
 def expand_heads(x: Tensor, groups: int) -> Tensor:
     """Repeats every key/value head `groups` times: `[batch, kv_heads, keys, dim]` -> `[batch, heads, keys, dim]`."""
     batch, heads, keys, dim = x.shape
-    return torch.ops.aten.reshape(
-        x.unsqueeze(2).expand(batch, heads, groups, keys, dim), [batch, heads * groups, keys, dim]
-    )
+    return x.unsqueeze(2).expand(batch, heads, groups, keys, dim).reshape(batch, heads * groups, keys, dim)
 
 
 def plain_attention(
@@ -71,4 +69,4 @@ def plain_attention(
     weights = aten._softmax(aten._to_copy(scores, dtype=torch.float32), -1, False)
     if q.dtype != torch.float32:
         weights = aten._to_copy(weights, dtype=q.dtype)
-    return aten.matmul(weights, v)
+    return torch.matmul(weights, v)

@@ -90,7 +90,11 @@ class Runner:
         placeholders = [node.name for node in step.graph.graph.nodes if node.op == "placeholder"]
         names = dict(zip(placeholders, step.inputs, strict=True))
         bound = {name: self._bound[buffer] for name, buffer in names.items() if buffer in self._bound}
-        state = {name: step.outputs.index(buffer) for name, buffer in names.items() if buffer in step.outputs}
+        state = {
+            name: step.outputs.index(buffer)
+            for name, buffer in names.items()
+            if self.plan.buffers[buffer] is BufferKind.STATE and buffer in step.outputs
+        }
         recording = device.record(Segment(step.graph, bound, state), borrow=self._borrow and len(self.plan.steps) == 1)
         self._counters.records += 1
         self.bytes_held += recording.bytes_held

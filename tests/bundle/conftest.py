@@ -40,9 +40,11 @@ class Stack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([Block() for _ in range(3)])
+        blocks = [Block() for _ in range(3)]
+        self.layers = nn.ModuleList(blocks)
         self.head = nn.Linear(4, 4, bias=False)
-        self.head.weight = self.layers[0].inner.weight
+        self.head.weight = blocks[0].inner.weight
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(2))
 
     def forward(self, x: Tensor, factor: float = 2.0) -> Result:

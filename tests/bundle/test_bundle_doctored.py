@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gaudicc.bundle import read_bundle
 from gaudicc.errors import BundleError
 
-FUZZ = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 Doctor = Callable[[Any], Path]
 
 
@@ -249,7 +249,7 @@ def load_or_refuse(path: Path) -> bool:
     return True
 
 
-@settings(max_examples=60, **FUZZ)
+@FUZZ
 @given(seed=st.integers(0, 2**32), value=VALUES)
 def test_any_mutation_loads_or_is_refused(seed: int, value: Any, content: Any, doctor: Doctor) -> None:
     load_or_refuse(doctor(mutate(content, random.Random(seed), value)))
@@ -258,13 +258,30 @@ def test_any_mutation_loads_or_is_refused(seed: int, value: Any, content: Any, d
 @pytest.mark.sweep
 def test_many_mutations(content: Any, doctor: Doctor) -> None:
     choice = random.Random(1)
-    words = [None, True, -1, 0, 1, 2**65, 0.5, "", "x", "self", "s0", [], {}, [[]], {"node": "x"}, {"tuple": []}]
+    words: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2**65,
+        0.5,
+        "",
+        "x",
+        "self",
+        "s0",
+        [],
+        {},
+        [[]],
+        {"node": "x"},
+        {"tuple": []},
+    ]
     loaded = sum(load_or_refuse(doctor(mutate(content, choice, choice.choice(words)))) for _ in range(5000))
     print(f"mutations: 5000, refused: {5000 - loaded}, loaded: {loaded}")
     assert 0 < loaded < 5000
 
 
-@settings(max_examples=60, **FUZZ)
+@FUZZ
 @given(data=st.data())
 def test_truncated_anywhere(
     data: st.DataObject, saved_zip: bytes, saved_folder: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
@@ -281,7 +298,7 @@ def test_truncated_anywhere(
             read_bundle(bundle)
 
 
-@settings(max_examples=60, **FUZZ)
+@FUZZ
 @given(data=st.data())
 def test_any_byte_of_the_zip_changed(
     data: st.DataObject, saved_zip: bytes, tmp_path_factory: pytest.TempPathFactory
@@ -412,4 +429,5 @@ def test_header_of_safetensors(saved_folder: dict[str, bytes], tmp_path: Path) -
 
 
 def end(header: Any) -> int:
-    return max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    ends: list[int] = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return max(ends)
