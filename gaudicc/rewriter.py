@@ -198,7 +198,8 @@ class Rewriter:
         before, after = old.meta["val"], new.meta["val"]
         if not isinstance(before, torch.Tensor):
             return new
-        if before.dtype != after.dtype or len(before.shape) != len(after.shape):
+        ranks_differ = before.dim() != after.dim()
+        if before.dtype != after.dtype or ranks_differ or any(map(_known_to_differ, before.shape, after.shape)):
             raise InternalError(
                 f"{new.target} gives {shape_text(after)} in place of {shape_text(before)}", where=where(old)
             )
@@ -294,6 +295,12 @@ def _shape_key(value: Any) -> Any:
 def guess(size: Any) -> int:
     """A number for a size that is only compared with others of the same tensor: itself, or its example value."""
     return int(size.node.hint) if isinstance(size, torch.SymInt) and size.node.hint is not None else int(size)
+
+
+def _known_to_differ(a: Any, b: Any) -> bool:
+    """Whether two sizes differ on the example; of data-dependent sizes nothing is known."""
+    known = all(isinstance(size, int) or size.node.hint is not None for size in (a, b))
+    return known and guess(a) != guess(b)
 
 
 def shape_text(value: Any, names: Mapping[str, str] | None = None) -> str:

@@ -30,15 +30,13 @@ def reader() -> SizeReader:
     return SizeReader(item({"s0": SYMBOL, "s7": {**SYMBOL, "hint": 5}, "u3": unbacked}))
 
 
+DIVISORS = st.sampled_from(["s0", "s7"]) | st.integers(1, 9).map(str)
+# A divisor that may be zero is refused, like any expression that cannot be evaluated.
 SIZES = st.recursive(
     st.sampled_from(["s0", "s7", "u3"]) | st.integers(1, 9).map(str),
-    lambda inner: st.builds(
-        lambda form, a, b: form.format(a, b),
-        st.sampled_from(
-            ["({} + {})", "{}*{}", "max({}, {})", "min({}, {})", "floor_div({}, {})", "python_mod({}, {})"]
-        ),
-        inner,
-        inner,
+    lambda inner: (
+        st.builds(str.format, st.sampled_from(["({} + {})", "{}*{}", "max({}, {})", "min({}, {})"]), inner, inner)
+        | st.builds(str.format, st.sampled_from(["floor_div({}, {})", "python_mod({}, {})"]), inner, DIVISORS)
     ),
     max_leaves=6,
 )
