@@ -344,7 +344,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 def source_of(node: fx.Node) -> str | None:
     """The user's `file:line` that a node comes from: the innermost frame outside torch, or None."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    outside = [(file, line) for file, line in frames if "/torch/" not in file]
+    outside = [(file, line) for file, line in frames if "/torch/" not in f"/{file}"]
     if not outside:
         return None
     file, line = outside[-1]

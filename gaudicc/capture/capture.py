@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +109,24 @@ def _capture_module(
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch's talk to its own developers off the user's screen: deprecations, and the graph as far as it came."""
+    said = io.StringIO()
+    graph: Any = ""
+    try:
+        with warnings.catch_warnings(), redirect_stderr(said):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    except Exception as error:
+        graph = getattr(error, "partial_fx_graph", "")
+        raise
+    finally:
+        sys.stderr.write(said.getvalue().replace(f"{graph}\n", "") if graph else said.getvalue())
 
 
 def _load_pt2(path: Path) -> ExportedProgram:

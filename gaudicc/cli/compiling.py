@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import gaudicc
@@ -33,16 +35,27 @@ def run(options: CompileOptions) -> int:
             source.model, dict(source.inputs), dynamic_shapes=dynamic, target=options.target, buckets=buckets,
             verify=options.verify, observer=observer,
         )  # fmt: skip
+    diffs = _diffs(options, compiled)
     written = _write(options, compiled)
     if options.json:
         print_json(_as_json(options, compiled, written))
     else:
         print(compiled.trace)
         names = "; ".join(str(bucket) for bucket in compiled.buckets) if compiled.buckets.dims else "one, static"
-        print(f"\nbuckets: {names}\n\n{compiled.certificate}")
+        print("".join(f"\n{diff}\n" for diff in diffs) + f"\nbuckets: {names}\n\n{compiled.certificate}")
     for note in compiled.notes:
         say(f"note: {note}")
     return 0
+
+
+def _diffs(options: CompileOptions, compiled: CompiledModel) -> list[str]:
+    if options.diff is None:
+        return []
+    if options.diff not in compiled.trace.names():
+        raise InputError(f"no pass {options.diff!r} ran", hint=f"the passes are {', '.join(compiled.trace.names())}")
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    records = [record for record in compiled.trace if record.name == options.diff]
+    return [record.diff(colour=colour) or f"{record.name} changed nothing" for record in records]
 
 
 def _write(options: CompileOptions, compiled: CompiledModel) -> dict[str, str]:

@@ -21,6 +21,7 @@ class CompileOptions:
         dynamic: sizes that vary, each DIM=MAX or DIM=MIN..MAX; DIM is batch or sequence.
         buckets: a strategy (exp, lin, pad, optimal), or sizes to record, each DIM=SIZE[,DIM=SIZE].
         verify: what is checked after each pass.
+        diff: also print what one pass changed, e.g. recognize-attention.
         dump: folder for the printed program of every stage.
         report: folder for the HTML report.
         save: bundle to write: a folder, or a file that ends in .zip.
@@ -35,6 +36,7 @@ class CompileOptions:
     dynamic: tuple[str, ...] = ()
     buckets: tuple[str, ...] = ()
     verify: Literal["structure", "shapes", "ops", "numerics"] = "ops"
+    diff: str | None = None
     dump: Path | None = None
     report: Path | None = None
     save: Path | None = None
