@@ -16,10 +16,12 @@ setup: .venv/installed
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python -m gaudicc.demo
+	$(BIN)/gaudicc run sentence-encoder --query "my plane is late" --top 5 --compare
+	$(BIN)/gaudicc compile sentence-encoder --diff recognize-attention
+	$(BIN)/gaudicc check cuda-style-llm
 
 test: .venv/installed
-	$(BIN)/pytest -q -n $(WORKERS)
+	$(BIN)/pytest -q -n $(WORKERS) -m "not sweep"
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -27,6 +29,17 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+# Slow measurements; each table in docs/tables names the command that made it.
+sweep: .venv/installed
+	$(BIN)/pytest -q -n $(WORKERS) -m sweep
+	$(BIN)/gaudicc bench compile > docs/tables/bench_compile.md
+	$(BIN)/python -m gaudicc.models.zoo > docs/tables/model_zoo.md
+	$(BIN)/python -m gaudicc.machine.validate > docs/tables/machine_validation.md
+
+# The pages that are written from docstrings.
+docs: .venv/installed
+	$(BIN)/python -m gaudicc.docs
 
 clean:
 	rm -rf .venv build

@@ -127,6 +127,14 @@ def _ops(module: fx.GraphModule) -> Iterator[fx.Node]:
     return (node for node in module.graph.nodes if is_op(node))
 
 
+def _no_complex(program: Program, module: fx.GraphModule) -> Iterator[Violation]:
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        for leaf in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(leaf, torch.Tensor) and leaf.is_complex():
+                yield Violation(node, f"{node.name} is complex")
+
+
 WELL_FORMED = Invariant(
     "well-formed", "calls of functions only, attributes are region bodies, signature kept", _well_formed
 )
@@ -137,6 +145,7 @@ NO_DYNAMIC_CONTROL_FLOW = Invariant(
 )
 NO_HOST_READ = Invariant("no-host-read", "no op reads a tensor's value on the host", _no_host_read)
 STATIC = Invariant("static", "every size is a number", _static)
+NO_COMPLEX = Invariant("no-complex", "no value is complex", _no_complex)
 LOWERED = Invariant("lowered", "no semantic op is left but those that the target has a fused kernel for", _lowered)
 ENGINE_ASSIGNED = Invariant("engine-assigned", "every op has an engine: MME, TPC, DMA or none", _engine_assigned)
 SHAPES_GUARDED = Invariant("shapes-guarded", "every dynamic size of an input has a guard", _shapes_guarded)
@@ -193,6 +202,7 @@ CATALOGUE = (
     DECOMPOSED,
     SHAPES_GUARDED,
     STATIC,
+    NO_COMPLEX,
     LEGAL_OPS,
     LOWERED,
     ENGINE_ASSIGNED,

@@ -75,12 +75,16 @@ class GraphPass:
 
     def run(self, program: Program) -> PassResult:
         """Runs `rewrite` on every unique graph."""
-        modified = False
+        modified = restrided = False
         notes: list[str] = []
         for _, module in list(program.graphs()):
             rewriter = Rewriter(module)
             notes += self.rewrite(rewriter, program)
             modified |= rewriter.finish()
+            restrided |= rewriter.restrided
+        if restrided:
+            values = [node.meta["val"] for node in program.root.graph.nodes if node.op == "placeholder"]
+            propagate(program.root, values, fake_mode_of(program.root.graph))
         return PassResult(program, modified, tuple(notes))
 
 
@@ -115,6 +119,7 @@ class FxPass:
             result = self.wrapped(module)
             if result is not None and result.modified:
                 module.graph = result.graph_module.graph
+                _refuse(WELL_FORMED, program, module, self.label, "broke")  # other nodes cannot be propagated
                 propagate(module, values, mode)
                 module.recompile()
                 modified = True
@@ -241,22 +246,24 @@ def _text(module: fx.GraphModule) -> list[str]:
 def _check(
     step: Pass, held: frozenset[Invariant], before: Program, after: Program, touched: list[fx.GraphModule], level: Level
 ) -> None:
-    place = Where(stage=f"the checks after {step.name}")
     graphs = touched if level < Level.NUMERICS else [module for _, module in after.graphs()]
     for invariant in sorted(held | {WELL_FORMED}, key=lambda entry: entry.name):
         for module in [*graphs, *([after.root] if invariant in step.ensures else [])]:
-            for violation in invariant.violations(after, module):
-                verb = "does not establish" if invariant in step.ensures else "broke"
-                at = replace(where(violation.node), stage=place.stage) if violation.node is not None else place
-                raise PostconditionError(
-                    f"pass {step.name} {verb} {invariant.name}: {violation.reason}",
-                    where=at,
-                    hint=f"mend {step.name}, or list {invariant.name} in its breaks",
-                )
+            _refuse(invariant, after, module, step.name, "does not establish" if invariant in step.ensures else "broke")
     if level >= Level.SHAPES and touched:
         verify.shapes(after, step.name)
     if level >= Level.NUMERICS and (touched or before.inputs != after.inputs):
         verify.numerics(before, after, step.name, bitwise=step.numerics is Numerics.BITWISE)
+
+
+def _refuse(invariant: Invariant, program: Program, module: fx.GraphModule, name: str, verb: str) -> None:
+    stage = f"the checks after {name}"
+    for violation in invariant.violations(program, module):
+        raise PostconditionError(
+            f"pass {name} {verb} {invariant.name}: {violation.reason}",
+            where=where(violation.node, stage) if violation.node is not None else Where(stage=stage),
+            hint=f"mend {name}, or list {invariant.name} in its breaks",
+        )
 
 
 def _require(program: Program, invariants: frozenset[Invariant], when: str, error: type[PipelineError]) -> None:

@@ -68,12 +68,14 @@ class Rewriter:
 
     Attributes:
         modified: whether anything was changed so far.
+        restrided: whether a replacement is laid out otherwise than what it replaces, so that views of it have other strides.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.graph = module.graph
         self.modified = False
+        self.restrided = False
 
     def emit(self, op: Any, *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
         """Creates one call before `like`, with its provenance and a fake value.
@@ -159,7 +161,8 @@ class Rewriter:
     def replace(self, old: fx.Node, new: Any) -> None:
         """Lets every user of `old` read `new` instead, and erases `old`.
 
-        Users were typed with the strides of `old`, so a `new` laid out otherwise is copied to that layout first.
+        Users were typed with the strides of `old`, so a `new` laid out otherwise is copied to that layout first. Where
+        `old` was a slice of something larger, the copy has no gaps: see `restrided`.
 
         Args:
             old: the node to remove.
@@ -171,6 +174,7 @@ class Rewriter:
         if isinstance(new, fx.Node):
             if old.users:
                 new = self._laid_out_like(old, new)
+                self.restrided |= strides_text(old.meta["val"]) != strides_text(new.meta["val"])
             old.replace_all_uses_with(new)
         else:
             for user in list(old.users):
@@ -203,7 +207,7 @@ class Rewriter:
             raise InternalError(
                 f"{new.target} gives {shape_text(after)} in place of {shape_text(before)}", where=where(old)
             )
-        if [str(step) for step in before.stride()] == [str(step) for step in after.stride()]:
+        if strides_text(before) == strides_text(after):
             return new
         # Outermost dim first; sizes of 1 have a stride without meaning.
         order = sorted(range(before.dim()), key=lambda dim: guess(before.stride(dim)), reverse=True)
@@ -217,6 +221,11 @@ class Rewriter:
         for key in _CARRIED:
             if key in like.meta:
                 node.meta[key] = like.meta[key]
+
+
+def strides_text(value: Any) -> tuple[str, ...]:
+    """Strides for comparison: symbolic ones are equal if they are written alike."""
+    return tuple(str(step) for step in value.stride()) if isinstance(value, torch.Tensor) else ()
 
 
 def drop_dead_nodes(graph: fx.Graph) -> bool:

@@ -32,7 +32,7 @@ class Level(IntEnum):
         Raises:
             InputError: no such level.
         """
-        if name.upper() not in cls.__members__:
+        if str(name).upper() not in cls.__members__:
             raise InputError(
                 f"no verify level {name!r}", hint=f"choose one of {', '.join(n.lower() for n in cls.__members__)}"
             )
@@ -105,10 +105,12 @@ def differs(old: Any, new: Any, *, bitwise: bool) -> str | None:
         return None if old == new else f"{old} became {new}"
     if old.shape != new.shape or old.dtype != new.dtype:
         return f"{shape_text(old)} became {shape_text(new)}"
-    if torch.equal(old, new) or not old.numel():
-        return None
-    both_nan = old.isnan() & new.isnan() if old.dtype.is_floating_point else torch.zeros_like(old, dtype=torch.bool)
-    wrong = (old != new) & ~both_nan
+    floating = old.dtype.is_floating_point
+    both_nan = old.isnan() & new.isnan() if floating else torch.zeros_like(old, dtype=torch.bool)
+    wrong = old != new
+    if bitwise and floating:
+        wrong |= old.signbit() != new.signbit()  # 0.0 == -0.0
+    wrong &= ~both_nan
     if not wrong.any():
         return None
     if not bitwise and old.dtype in TOLERANCE and torch.equal(old.isfinite(), new.isfinite()):

@@ -4,6 +4,7 @@ from gaudicc.passes.assign_engines import AssignEngines
 from gaudicc.passes.clean_up import CleanUp
 from gaudicc.passes.decompose import Decompose
 from gaudicc.passes.insert_bucket_guards import InsertBucketGuards
+from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.legalize_ops import LegalizeOps
 from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
 from gaudicc.passes.recognize_attention import RecognizeAttention
@@ -24,6 +25,7 @@ SYMBOLIC: tuple[Pass, ...] = (
 STATIC: tuple[Pass, ...] = (
     Specialize(),  # the bucket's sizes in place of symbols
     CleanUp(),  # what became constant or no-op with it
+    LegalizeDtypes(),  # complex -> pairs of reals
     LowerSemanticOps(),  # fused kernel or plain ATen
     LegalizeOps(),  # unsupported ops -> supported ones, or a refusal
     AssignEngines(),  # MME, TPC or none
@@ -39,6 +41,7 @@ __all__ = [
     "CleanUp",
     "Decompose",
     "InsertBucketGuards",
+    "LegalizeDtypes",
     "LegalizeOps",
     "LowerSemanticOps",
     "RecognizeAttention",

@@ -12,7 +12,7 @@ from torch import fx
 from torch._decomp import core_aten_decompositions
 
 from gaudicc.errors import UnsupportedOpError
-from gaudicc.invariants import FUNCTIONAL, LEGAL_OPS, STATIC, TYPED, WELL_FORMED, Invariant, verdict_of
+from gaudicc.invariants import FUNCTIONAL, LEGAL_OPS, NO_COMPLEX, STATIC, TYPED, WELL_FORMED, Invariant, verdict_of
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program, is_op, op_name, where
 from gaudicc.rewriter import Rewriter
@@ -45,7 +45,7 @@ class LegalizeOps(GraphPass):
     host: bool = False
 
     name: ClassVar[str] = "legalize-ops"
-    requires: ClassVar[frozenset[Invariant]] = frozenset({WELL_FORMED, TYPED, FUNCTIONAL, STATIC})
+    requires: ClassVar[frozenset[Invariant]] = frozenset({WELL_FORMED, TYPED, FUNCTIONAL, STATIC, NO_COMPLEX})
     ensures: ClassVar[frozenset[Invariant]] = frozenset({LEGAL_OPS})
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
 

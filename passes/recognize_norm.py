@@ -14,7 +14,7 @@ from gaudicc.kernels import rms_norm
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program, val
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.match import calls, constant, through_casts
+from gaudicc.rules.match import CASTS, calls, constant, through_casts
 
 aten = torch.ops.aten
 
@@ -73,7 +73,7 @@ def _with_weight(normed: fx.Node, wide: fx.Node, eps: float) -> tuple[fx.Node, f
     source = through_casts(wide)
     x = source if val(source).dtype in (torch.float32, torch.bfloat16, torch.float16) else wide
     rounded = normed
-    while (cast := _only_user(rounded, aten.to.dtype, aten._to_copy.default)) is not None:
+    while (cast := _only_user(rounded, *CASTS)) is not None:
         rounded = cast
     end = _only_user(rounded, aten.mul.Tensor, aten.mul.Scalar)
     if end is None:
@@ -83,7 +83,7 @@ def _with_weight(normed: fx.Node, wide: fx.Node, eps: float) -> tuple[fx.Node, f
         return "its weight is not one-dimensional"
     if val(rounded).dtype == val(x).dtype and not (val(x).dtype != torch.float32 and rounded is normed):
         return end, x, weight, eps, False
-    after = _only_user(end, aten.to.dtype, aten._to_copy.default)
+    after = _only_user(end, *CASTS)
     if after is None or val(after).dtype != val(x).dtype or val(end).dtype != torch.float32:
         return "it does not return to its input's dtype"
     return after, x, weight, eps, True

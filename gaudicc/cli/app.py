@@ -57,6 +57,11 @@ COMMANDS: dict[str, Command] = {
         "gaudicc.cli.options:DoctorOptions",
         "gaudicc.cli.doctor:run",
     ),
+    "bench compile": Command(
+        "time the passes beside torch.export, by number of layers",
+        "gaudicc.cli.options:BenchCompileOptions",
+        "gaudicc.bench.compiling:run",
+    ),
     "buckets plan": Command(
         "plan buckets for the traffic of a trace",
         "gaudicc.buckets.cli:PlanOptions",

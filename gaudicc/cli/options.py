@@ -116,3 +116,18 @@ class DoctorOptions:
     """
 
     json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BenchCompileOptions:
+    """Time capture and passes beside torch.export, by number of layers. Prints a Markdown table.
+
+    Attributes:
+        layers: decoder layers of the tiny Llama that is compiled.
+        rounds: turns; the median is printed.
+        json: print JSON.
+    """
+
+    layers: tuple[int, ...] = (8, 32, 126)
+    rounds: int = 3
+    json: bool = False

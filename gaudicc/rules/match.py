@@ -10,7 +10,8 @@ from torch import fx
 from gaudicc.program import val
 
 aten = torch.ops.aten
-_CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device, aten.alias.default)
+CASTS = (aten.to.dtype, aten._to_copy.default, aten.type_as.default)
+_UNCHANGED = (*CASTS, aten.to.dtype_layout, aten.to.device, aten.alias.default)
 
 
 def calls(graph: fx.Graph, *ops: Any) -> list[fx.Node]:
@@ -32,7 +33,7 @@ def constant(node: Any, op: Any) -> float | None:
 
 def through_casts(node: fx.Node) -> fx.Node:
     """The node that a chain of dtype casts and aliases starts from."""
-    while node.target in _CASTS and isinstance(node.args[0], fx.Node):
+    while node.target in _UNCHANGED and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 

@@ -21,19 +21,22 @@ def bounds(size: int, start: int | None, end: int | None) -> tuple[int, int]:
 
 
 def strided_slice(x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
-    """x[..., start:end:step, ...]: pad to whole rows of `step`, view as rows, take the first column."""
+    """x[..., start:end:step, ...]: view whole rows of `step`, take one column; pad only where no whole rows fit."""
     dim %= x.dim()
     size = x.shape[dim]
     first, last = bounds(size, start, end)
     count = -(-(last - first) // step)
-    whole = first + count * step
+    begin = min(first, max(size - count * step, 0))  # rows may begin earlier, up to a whole step
+    begin = begin if first - begin < step else first
+    whole = begin + count * step
     if whole > size:  # the last row is short: complete it with entries that are never read
         fill = list(x.shape)
         fill[dim] = whole - size
         x = aten.cat([x, aten.full(fill, 0, dtype=x.dtype, device=x.device)], dim)
-    rows = aten.slice.Tensor(x, dim, first, whole)
+    rows = aten.slice.Tensor(x, dim, begin, whole)
     shape = [*x.shape[:dim], count, step, *x.shape[dim + 1 :]]
-    return aten.select.int(aten.reshape(rows, shape), dim + 1, 0)
+    tensor: Tensor = aten.select.int(aten.reshape(rows, shape), dim + 1, first - begin)
+    return tensor
 
 
 def _has_step(x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> str | None:

@@ -128,9 +128,10 @@ def host_read() -> Program:
 
 
 def semantic_op() -> Program:
-    program = program_of(torch.relu, torch.randn(4, dtype=torch.float64))
+    program = program_of(torch.relu, torch.randn(4))
     placeholder = first_op(program).args[0]
     emit(program, rms_norm, placeholder, 1e-5, False)
+    program.target = None  # the targets known today have a fused kernel for each semantic op there is
     return program
 
 
