@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 from torch._decomp import core_aten_decompositions
 
@@ -13,9 +14,11 @@ from gaudicc.capture import capture
 from gaudicc.errors import CaptureError
 from gaudicc.invariants import needs_decomposition
 from gaudicc.passes.decompose import Decompose
+from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.legalize_ops import ALL_RULES, LegalizeOps
-from gaudicc.program import Program, is_op
+from gaudicc.program import Program, is_op, val
 from gaudicc.rewriter import fakes
+from gaudicc.rules.complex_pairs import RULES as COMPLEX_RULES
 from gaudicc.targets import Support, Target, load_target
 from gaudicc.targets.calls import OpCall, judge_call, on_meta, parts_of
 from gaudicc.targets.findings import Finding, find
@@ -191,14 +194,23 @@ def _remedies(program: Program, target: Target) -> dict[tuple[str, str], tuple[s
 
 
 def _remedy(node: fx.Node, call: OpCall, program: Program, target: Target) -> Iterator[str]:
-    """What happens to one call: decomposition first, then a rule for what is still not legal."""
+    """What happens to one call: decomposition first, then pairs for complex values, a rule for what is still not legal."""
     if not needs_decomposition(node, program):
-        yield _rule(call)
+        complex_values = any(map(_is_complex, (*node.all_input_nodes, node)))
+        yield _pairs(node) if complex_values else _rule(call)
         return
     yield f"{Decompose.name}: taken apart before its parts are judged"
     for part in parts_of(call) or ():
         if judge_call(target, part).support not in _STANDS:
             yield f"its part {op_name(part.op)}: {_rule(part)}"
+
+
+def _is_complex(node: fx.Node) -> bool:
+    return isinstance(val(node), torch.Tensor) and bool(val(node).is_complex())
+
+
+def _pairs(node: fx.Node) -> str:
+    return f"{LegalizeDtypes.name}: on pairs of reals" if node.target in COMPLEX_RULES else NO_REMEDY
 
 
 def _rule(call: OpCall) -> str:

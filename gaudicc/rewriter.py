@@ -149,7 +149,7 @@ class Rewriter:
                 with self.graph.inserting_before(like):
                     copied = self.graph.node_copy(node, values.__getitem__)
                 if not keep_provenance:
-                    copied.meta = {"val": node.meta["val"]}
+                    copied.meta = {"val": node.meta.get("val")}  # a check of errors has no result
                     self._carry(copied, like)
                 values[node] = copied
             elif node.op != "output":

@@ -13,7 +13,7 @@ from torch import fx
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.invariants import FUNCTIONAL, NO_COMPLEX, STATIC, TYPED, WELL_FORMED, Invariant
 from gaudicc.pipeline import Numerics, PassResult
-from gaudicc.program import InputKind, Program, call_region, op_name, output_of, val, where
+from gaudicc.program import InputKind, Program, call_region, op_name, val, where
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.complex_pairs import RULES, Pair
 
@@ -47,7 +47,7 @@ class LegalizeDtypes:
             pairs = _Pairs(module, self.name)
             rewritten += pairs.run()
             if name == "root":
-                self._refuse_results(output_of(module.graph), pairs)
+                self._refuse_results(pairs.returned)
         notes = (f"{rewritten} complex ops on pairs of reals",) if rewritten else ()
         return PassResult(program, bool(rewritten), notes)
 
@@ -65,21 +65,20 @@ class LegalizeDtypes:
                 )
             program.tensors[spec.source] = torch.view_as_real(program.tensors[spec.source].resolve_conj())
 
-    def _refuse_results(self, output: fx.Node, pairs: _Pairs) -> None:
-        for node in output.all_input_nodes:
-            if node in pairs.results:
-                raise UnsupportedOpError(
-                    "a result of the model is complex",
-                    where=where(node, self.name),
-                    hint="return torch.view_as_real of it",
-                )
+    def _refuse_results(self, returned: list[fx.Node]) -> None:
+        if returned:
+            raise UnsupportedOpError(
+                "a result of the model is complex",
+                where=where(returned[0], self.name),
+                hint="return torch.view_as_real of it",
+            )
 
 
 class _Pairs:
     """Rewrites one graph.
 
     Attributes:
-        results: the nodes that hold pairs.
+        returned: the complex nodes that the graph returned.
     """
 
     def __init__(self, module: fx.GraphModule, stage: str) -> None:
@@ -87,7 +86,7 @@ class _Pairs:
         self.graph = module.graph
         self.stage = stage
         self.pairs: dict[fx.Node, fx.Node] = {}
-        self.results: set[fx.Node] = set()
+        self.returned: list[fx.Node] = []
 
     def run(self) -> int:
         """Rewrites what is complex; returns the number of ops rewritten."""
@@ -99,6 +98,7 @@ class _Pairs:
             if node.op == "placeholder" and _is_complex(val(node)):
                 self._retype(node)
             elif node.op == "output" or node.target is call_region:
+                self.returned = [arg for arg in node.all_input_nodes if arg in self.pairs]
                 node.args = fx.map_arg(node.args, lambda arg: self.pairs.get(arg, arg))
                 if node.target is call_region:
                     node.meta["val"] = tuple(map(_real, val(node)))
@@ -111,7 +111,6 @@ class _Pairs:
                     old.append(node)
         for node in reversed(old):
             self.graph.erase_node(node)
-        self.results = set(self.pairs.values())
         self.rewriter.modified = True
         self.rewriter.finish()
         return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +58,8 @@ def from_exported(
         CaptureError: the graph holds a torchbind object, a token or a higher-order op without meaning here.
     """
     if any(_mutates(node) for node in exported.graph.nodes):
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch copies its own deprecated types
             exported = exported.run_decompositions({})
     root = fx.GraphModule(dict(exported.graph_module.named_children()), _copy(exported.graph))
     _inline_grad_mode(root)

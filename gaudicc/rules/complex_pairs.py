@@ -1,7 +1,8 @@
 """Complex arithmetic on pairs of reals: a complex tensor `[...]` is held as a real one `[..., 2]`, real part first.
 
 That is how PyTorch itself lays complex numbers out, so `view_as_complex` and `view_as_real` cost nothing, and complex weights
-become views of their own memory. Each rule takes an op's arguments with `Pair` in place of complex tensors.
+become views of their own memory. Each rule takes an op's arguments with `Pair` in place of complex tensors. Where a product or
+quotient is infinite or NaN, which of its two parts says so may differ from PyTorch, as it does between C libraries.
 """
 
 from __future__ import annotations
