@@ -49,11 +49,19 @@ class PassResult:
 class Pass(Protocol):
     """A frozen dataclass whose fields are its options."""
 
-    name: ClassVar[str]
     requires: ClassVar[frozenset[Invariant]]
     ensures: ClassVar[frozenset[Invariant]]
     breaks: ClassVar[frozenset[Invariant]]
-    numerics: ClassVar[Numerics]
+
+    @property
+    def name(self) -> str:
+        """Kebab-case; most passes have it as a class variable."""
+        ...
+
+    @property
+    def numerics(self) -> Numerics:
+        """What it may do to values."""
+        ...
 
     def run(self, program: Program) -> PassResult:
         """Rewrites a program that is the pass's own copy."""

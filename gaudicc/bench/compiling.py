@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def measure(layers: int, rounds: int) -> Row:
     for _ in range(rounds):
         _timed(timings["export"], lambda: torch.export.export(model, (), dict(inputs), strict=False))
         program: Program = _timed(timings["capture"], lambda: capture(model, dict(inputs)))
-        static: Program = _timed(timings["pipeline"], lambda given=program: _compile(given))
+        static: Program = _timed(timings["pipeline"], partial(_compile, program))
     medians = {name: statistics.median(values) for name, values in timings.items()}
     nodes = sum(len(module.graph.nodes) for _, module in static.graphs())
     return Row(layers, medians["export"], medians["capture"], medians["pipeline"], len(static.bodies), nodes)
