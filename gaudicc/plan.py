@@ -131,7 +131,7 @@ class Plan:
         yield from _walk(self.steps)
 
     def __str__(self) -> str:
-        lines = [f"plan for {self.bucket or 'the only bucket'}:", *_text(self.steps, 1)]
+        lines = [f"plan for {str(self.bucket) or 'the only bucket'}:", *_text(self.steps, 1)]
         return "\n".join([*lines, f"  return {', '.join(self.outputs)}"])
 
 

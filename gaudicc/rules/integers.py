@@ -37,5 +37,8 @@ RULES = (
         "integer-subtract", (aten.sub.Tensor, aten.sub.Scalar), subtract, check=_integers,
         cost="one more elementwise op",
     ),
-    Rule("integer-rsub", (aten.rsub.Scalar, aten.rsub.Tensor), reversed_subtract, check=_integers, cost="one more elementwise op"),
+    Rule(
+        "integer-rsub", (aten.rsub.Scalar, aten.rsub.Tensor), reversed_subtract, check=_integers,
+        cost="one more elementwise op",
+    ),
 )  # fmt: skip

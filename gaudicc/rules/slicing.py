@@ -33,7 +33,7 @@ def strided_slice(x: Tensor, dim: int = 0, start: int | None = None, end: int | 
         fill = list(x.shape)
         fill[dim] = whole - size
         x = aten.cat([x, aten.full(fill, 0, dtype=x.dtype, device=x.device)], dim)
-    rows = aten.slice.Tensor(x, dim, begin, whole)
+    rows = x if (begin, whole) == (0, x.shape[dim]) else aten.slice.Tensor(x, dim, begin, whole)
     shape = [*x.shape[:dim], count, step, *x.shape[dim + 1 :]]
     tensor: Tensor = aten.select.int(aten.reshape(rows, shape), dim + 1, first - begin)
     return tensor

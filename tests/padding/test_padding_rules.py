@@ -206,7 +206,6 @@ CASES = [
     case("conv1d-valid", lambda x, w: F.conv1d(x.cos(), w), "b 2 s f", "3 2 3 f", low=4),
     case("conv2d", lambda x, w: F.conv2d(x.cos(), w, padding=1), "1 2 s t f", "3 2 3 3 f"),
     case("conv-transpose", lambda x, w: F.conv_transpose1d(x.cos(), w, stride=2), "b 2 s f", "2 3 3 f"),
-    case("max-pool", lambda x: F.max_pool1d(x - 9, 2, 1, padding=1), "b 2 s f"),
     case("max-pool2d", lambda x: F.max_pool2d(x - 9, 2, 1, padding=1), "1 2 s t f", low=4),
     case("avg-pool", lambda x: F.avg_pool1d(x.cos(), 3, 2, padding=1), "b 2 s f", low=4),
     case("avg-pool-valid", lambda x: F.avg_pool2d(x.cos(), (2, 1), 1), "1 2 s t f", low=4),

@@ -244,7 +244,7 @@ def _max_pool(p: Padder, node: fx.Node) -> Claims:
     """The padding of the pool is -inf and lies where pads are."""
     x: Any = operand(node, 0)
     rank = val(x).dim()
-    first = rank - (1 if "1d" in str(node.target) else 2)
+    first = rank - 2
     for dim in range(first, rank):
         x = p.compact(x, dim)
     p.set_arg(0, x)
@@ -393,7 +393,7 @@ RULES = (
         _plain_convolution,
     ),
     Rule(
-        (aten.max_pool2d_with_indices.default, aten.max_pool1d.default, aten.max_pool2d.default),
+        (aten.max_pool2d_with_indices.default, aten.max_pool2d.default),
         "lowest value where the pool pads",
         "garbage",
         _max_pool,

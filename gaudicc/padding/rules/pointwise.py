@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -223,7 +224,7 @@ def _absorbed(p: Padder, name: str, contents: list[Content | None]) -> Content |
         others = [c for c in first if c is None or not c.is_constant(0)]
         if all(c is None or c.finite for c in others) and not p.strict:
             p.journal.finite[f"a product with constant 0 at {p.node.name}"] = None
-            return constant(0)
+            return constant(0.0 if val(p.node).dtype.is_floating_point else 0)
     if name == "where" and contents[0] is not None and contents[0].kind is Kind.CONSTANT:
         return _chosen(contents[1] if contents[0].value else contents[2])
     if name == "masked_fill" and contents[1] is not None and contents[1].kind is Kind.CONSTANT:
@@ -240,8 +241,13 @@ def _is_bool_or_zero(content: Content) -> bool:
 
 
 def _evaluate(node: fx.Node, known: dict[fx.Node, Any], strong: bool) -> Content:
-    """Runs the op on the constants."""
+    """Runs the op on the constants. A float constant 0 may be -0.0 (0 x -1), so that both must give the same."""
+    signs = [(value, -value) if isinstance(value, float) and value == 0 else (value,) for value in known.values()]
+    results = {_run(node, dict(zip(known, values, strict=True))) for values in itertools.product(*signs)}
+    return constant(results.pop(), strong=strong) if len(results) == 1 else GARBAGE
 
+
+def _run(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     def scalar(arg: fx.Node) -> Any:
         value = val(arg)
         if not isinstance(value, torch.Tensor):
@@ -252,8 +258,7 @@ def _evaluate(node: fx.Node, known: dict[fx.Node, Any], strong: bool) -> Content
     args = fx.map_arg(node.args, scalar)
     kwargs = fx.map_arg(node.kwargs, scalar)
     with torch.no_grad():
-        result = overload(node)(*args, **kwargs)
-    return constant(result.reshape(-1)[0].item(), strong=strong)
+        return overload(node)(*args, **kwargs).reshape(-1)[0].item()
 
 
 def _uniform(p: Padder, node: fx.Node) -> Any:

@@ -1,0 +1,101 @@
+"""LM inference, first step: the state that all recorded graphs of one language model share.
+
+Whole buffers, owned by the compiled model. Graphs write them by index and read narrowed values; pads write a dump row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one layer keeps of each token.
+
+    Attributes:
+        heads: key/value heads.
+        key: width of a key.
+        value: width of a value.
+    """
+
+    heads: int
+    key: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes that the buffers are made for.
+
+    Attributes:
+        slots: requests that can be in flight at once.
+        context: tokens of one request, prompt and new ones together.
+        stops: stop ids of one request.
+    """
+
+    slots: int
+    context: int
+    stops: int
+
+
+class LmState(nn.Module):
+    """Key/value caches and what each request needs between two tokens.
+
+    Rows of the key/value buffers are `slot * context + position`, one dump row behind them; the other buffers have one
+    row per slot and a dump slot behind them.
+
+    Attributes:
+        history: int64 `[(slots + 1) * (context + 1)]`, tokens by slot and position; the last column of a slot is its dump.
+        position: int64 `[slots + 1]`, where the token is that the next decode step reads.
+        live: int64 `[slots + 1]`, 1 while the request goes on.
+        limit: int64 `[slots + 1]`, the position of the last token it may have.
+        stop: int64 `[slots + 1, stops]`, ids that end it; -1 where there are fewer.
+        temperature: float32 `[slots + 1]`; 0 is greedy.
+        top_k: int64 `[slots + 1]`, how many of the likeliest tokens are sampled from.
+        top_p: float32 `[slots + 1]`, the probability mass sampled from.
+        uniform: float32 `[slots + 1, context + 1]`, one random number per position, drawn at admission.
+
+    Args:
+        shapes: one per layer.
+        dtype: of keys and values.
+        limits: sizes.
+    """
+
+    history: Tensor
+    position: Tensor
+    live: Tensor
+    limit: Tensor
+    stop: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    uniform: Tensor
+
+    def __init__(self, shapes: tuple[CacheShape, ...], dtype: torch.dtype, limits: Limits) -> None:
+        super().__init__()
+        self.limits = limits
+        self.layers = len(shapes)
+        rows, slots = limits.slots * limits.context + 1, limits.slots + 1
+        for i, shape in enumerate(shapes):
+            self.register_buffer(f"keys_{i}", torch.zeros(rows, shape.heads, shape.key, dtype=dtype))
+            self.register_buffer(f"values_{i}", torch.zeros(rows, shape.heads, shape.value, dtype=dtype))
+        self.register_buffer("history", torch.zeros(slots * (limits.context + 1), dtype=torch.int64))
+        for name in ("position", "live", "limit"):
+            self.register_buffer(name, torch.zeros(slots, dtype=torch.int64))
+        self.register_buffer("stop", torch.full((slots, limits.stops), -1))
+        self.register_buffer("temperature", torch.zeros(slots))
+        self.register_buffer("top_k", torch.ones(slots, dtype=torch.int64))
+        self.register_buffer("top_p", torch.ones(slots))
+        self.register_buffer("uniform", torch.zeros(slots, limits.context + 1))
+
+    def cache(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer: `[slots * context + 1, heads, width]`."""
+        return self.get_buffer(f"keys_{layer}"), self.get_buffer(f"values_{layer}")
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())

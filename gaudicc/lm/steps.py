@@ -1,0 +1,200 @@
+"""LM inference, fourth step: prefill and decode as modules to be captured, each a whole step from state to state.
+
+Between two tokens of a request nothing goes through the host: a decode step takes the current token from the state,
+and leaves the next one there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gaudicc.lm.cache import AnySlotsCache, Cache, FirstSlotsCache, FreshCache
+from gaudicc.lm.sampling import Choice, greedy, sample
+from gaudicc.lm.state import CacheShape, LmState
+
+
+class LanguageModel(Protocol):
+    """A causal language model behind one interface; `nn.Module`s that `gaudicc.lm` can capture.
+
+    Attributes:
+        shapes: what each layer keeps of a token.
+        dtype: of keys and values.
+        vocabulary: how many tokens there are.
+        context: most positions it knows, or None.
+    """
+
+    shapes: tuple[CacheShape, ...]
+    dtype: torch.dtype
+    vocabulary: int
+    context: int | None
+
+    def __call__(self, ids: Tensor, cache: Cache, last: Tensor | None) -> Tensor:
+        """Logits of one query per row.
+
+        Args:
+            ids: int64 `[batch, queries]`.
+            cache: positions of the queries, and the keys and values before them.
+            last: int64 `[batch]`, which query; None: there is only one.
+
+        Returns:
+            float32 `[batch, vocabulary]`.
+        """
+        ...
+
+
+class Admission(NamedTuple):
+    """What a prefill writes into the state for each row of its batch; see `LmState`.
+
+    Attributes:
+        limit: int64 `[batch]`.
+        stop: int64 `[batch, stops]`.
+        temperature: float32 `[batch]`.
+        top_k: int64 `[batch]`.
+        top_p: float32 `[batch]`.
+        uniform: float32 `[batch, context + 1]`.
+    """
+
+    limit: Tensor
+    stop: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    uniform: Tensor
+
+
+class _Step(nn.Module):
+    """What prefill and decode share.
+
+    Args:
+        model: the language model.
+        state: the buffers.
+        sampled: draw tokens; False takes the likeliest of every row.
+    """
+
+    def __init__(self, model: LanguageModel, state: LmState, *, sampled: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.state = state
+        self.sampled = sampled
+
+    def _advance(self, logits: Tensor, slots: Tensor, position: Tensor, live: Tensor, how: Admission) -> None:
+        """Chooses the next token, puts it behind `position`, and ends rows that stop there.
+
+        Args:
+            logits: `[batch, vocabulary]`.
+            slots: int64 `[batch]`.
+            position: int64 `[batch]`, of the token that gave the logits.
+            live: int64 `[batch]`.
+            how: of each row.
+        """
+        state, context = self.state, self.state.limits.context
+        if self.sampled:
+            uniform = torch.gather(how.uniform, 1, position[:, None])[:, 0]
+            token = sample(logits, Choice(how.temperature, how.top_k, how.top_p, uniform))
+        else:
+            token = greedy(logits)
+        following = position + live
+        column = torch.where(live > 0, following, context)
+        state.history.index_copy_(0, slots * (context + 1) + column, token)
+        hit = (token[:, None] == how.stop).to(torch.int64).sum(-1)
+        goes_on = (hit == 0) & (following < how.limit)
+        state.position.index_copy_(0, slots, following)
+        state.live.index_copy_(0, slots, torch.where(goes_on, live, 0))
+
+
+class Decode(_Step):
+    """One token for each of the first slots."""
+
+    def forward(self, slots: Tensor, context: Tensor) -> Tensor:
+        """One step.
+
+        Args:
+            slots: int64 `[batch]`: 0, 1, 2, ...
+            context: int64 `[length]`: 0, 1, 2, ...; every live row's position is below `length`.
+
+        Returns:
+            The logits, float32 `[batch, vocabulary]`.
+        """
+        state, limits, batch = self.state, self.state.limits, slots.shape[0]
+        position, live = state.position[:batch], state.live[:batch]
+        ids = torch.gather(state.history.view(-1, limits.context + 1)[:batch], 1, position[:, None])
+        rows = torch.where(live > 0, slots * limits.context + position, limits.slots * limits.context)
+        cache = FirstSlotsCache(state, position[:, None], context[None], rows)
+        logits: Tensor = self.model(ids, cache, None)
+        how = Admission(*(getattr(state, name)[:batch] for name in Admission._fields))
+        self._advance(logits, slots, position, live, how)
+        return logits
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The tokens of a prefill: where each one stands, and the buffer row of its key."""
+
+    positions: Tensor
+    rows: Tensor
+
+
+class Prefill(_Step):
+    """The prompts of new requests, and the first token after each."""
+
+    def forward(self, ids: Tensor, slots: Tensor, lengths: Tensor, how: Admission) -> Tensor:
+        """One step.
+
+        Args:
+            ids: int64 `[batch, queries]`, pads on the right.
+            slots: int64 `[batch]`; the dump slot for rows that are pads.
+            lengths: int64 `[batch]`, tokens of each row, 1 or more.
+            how: of each row.
+
+        Returns:
+            The logits of each row's last token, float32 `[batch, vocabulary]`.
+        """
+        chunk = self._chunk(ids, slots, torch.zeros_like(lengths), lengths)
+        cache = FreshCache(self.state, chunk.positions, chunk.positions, chunk.rows)
+        return self._finish(ids, cache, slots, lengths, lengths, how)
+
+    def _chunk(self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor) -> _Chunk:
+        limits = self.state.limits
+        columns = torch.arange(ids.shape[1], device=ids.device)[None]
+        positions = starts[:, None] + columns
+        real = (columns < lengths[:, None]) & (slots < limits.slots)[:, None]
+        rows = torch.where(real, slots[:, None] * limits.context + positions, limits.slots * limits.context)
+        return _Chunk(positions, rows.flatten())
+
+    def _finish(
+        self, ids: Tensor, cache: Cache, slots: Tensor, lengths: Tensor, total: Tensor, how: Admission
+    ) -> Tensor:
+        logits: Tensor = self.model(ids, cache, lengths - 1)
+        for name, value in how._asdict().items():
+            getattr(self.state, name).index_copy_(0, slots, value)
+        self._advance(logits, slots, total - 1, torch.ones_like(slots), how)
+        return logits
+
+
+class Extend(Prefill):
+    """More tokens for requests whose keys and values are kept: the next turn of a session."""
+
+    def forward(  # type: ignore[override]
+        self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor, how: Admission, context: Tensor
+    ) -> Tensor:
+        """As `Prefill.forward`, behind what is there.
+
+        Args:
+            ids: int64 `[batch, queries]`, pads on the right.
+            slots: int64 `[batch]`; the dump slot for rows that are pads.
+            starts: int64 `[batch]`, how many tokens are kept.
+            lengths: int64 `[batch]`, new tokens of each row, 1 or more.
+            how: of each row.
+            context: int64 `[length]`: 0, 1, 2, ...; all tokens of each row fit below `length`.
+
+        Returns:
+            The logits of each row's last token, float32 `[batch, vocabulary]`.
+        """
+        chunk = self._chunk(ids, slots, starts, lengths)
+        readable = torch.clamp(slots, max=self.state.limits.slots - 1)
+        cache = AnySlotsCache(self.state, chunk.positions, context[None], chunk.rows, readable)
+        return self._finish(ids, cache, slots, lengths, starts + lengths, how)
