@@ -19,6 +19,7 @@ demo: .venv/installed
 	$(BIN)/gaudicc run sentence-encoder --query "my plane is late" --top 5 --compare
 	$(BIN)/gaudicc compile sentence-encoder --diff recognize-attention
 	$(BIN)/gaudicc check cuda-style-llm
+	$(BIN)/gaudicc run cuda-style-llm --compare
 
 test: .venv/installed
 	$(BIN)/pytest -q -n $(WORKERS) -m "not sweep"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from gaudicc.buckets import BucketSet
 from gaudicc.errors import AutocastError, GradError, InputError, ShapeError, Where
 from gaudicc.program import InputKind, OutputKind, Program, val
 from gaudicc.rewriter import shape_text
@@ -55,7 +56,7 @@ class Prologue:
         sizes: dict[str, int] = {}
         for index, path, dtype, device, wanted in self._inputs:
             given = leaves[index]
-            if not isinstance(given, torch.Tensor) or given.dtype != dtype or given.device != device:
+            if not _is_plain(given) or given.dtype != dtype or given.device != device:
                 raise InputError(
                     f"argument {path} is {_kind(given)}, not {dtype} on {device}",
                     where=Where(stage="the call"),
@@ -123,6 +124,21 @@ class Prologue:
         return "\n".join(lines)
 
 
+def choice_text(program: Program, buckets: BucketSet) -> str:
+    """How a bucket is chosen for a call, as Python over logical sizes: cheapest first, the first that fits is taken."""
+    if not program.dimensions:
+        return ""
+    places = {dim.name: dim.positions[0] for dim in program.dimensions}
+    lines = [f"{dim} = {places[dim][0]}.shape[{places[dim][1]}]" for dim in buckets.dims]
+    relation = "==" if program.padded is None else "<="
+    word = "if"
+    for bucket in sorted(buckets, key=buckets.cost):
+        fits = " and ".join(f"{dim} {relation} {size}" for dim, size in bucket.as_dict().items())
+        lines.append(f"{word} {fits}: bucket = {bucket.as_dict()}")
+        word = "elif"
+    return "\n".join([*lines, "else: raise BucketMissError"])
+
+
 def refuse_ambient() -> None:
     """Refuses a call inside an autocast region: it would not change what was recorded.
 
@@ -157,11 +173,20 @@ def unflatten(program: Program, results: Sequence[torch.Tensor], leaves: Sequenc
 
 
 def _same(given: Any, expected: Any) -> bool:
-    return given is expected or (type(given) is type(expected) and bool(given == expected))
+    # By repr: nan is then the nan that was compiled in, and -0.0 is not 0.0.
+    return given is expected or (type(given) is type(expected) and repr(given) == repr(expected))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a dense tensor and no subclass, whose meaning is not in the graph."""
+    return type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
 
 
 def _kind(value: Any) -> str:
-    return f"{shape_text(value)} on {value.device}" if isinstance(value, torch.Tensor) else f"{value!r}"
+    if not isinstance(value, torch.Tensor):
+        return f"{value!r}"
+    form = "" if _is_plain(value) else f" ({type(value).__name__}, {value.layout})"
+    return f"{shape_text(value)} on {value.device}{form}"
 
 
 def inputs_by_name(program: Program, tensors: Sequence[torch.Tensor]) -> Mapping[str, torch.Tensor]:

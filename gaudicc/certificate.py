@@ -9,6 +9,7 @@ from typing import Any
 
 from gaudicc.buckets import Bucket
 from gaudicc.invariants import Invariant, verdict_of
+from gaudicc.padding.certificate import NOT_PADDED, certificate_of
 from gaudicc.plan import HostOp, Plan
 from gaudicc.program import Program, is_op, op_name
 from gaudicc.targets import Support
@@ -40,12 +41,14 @@ class Certificate:
     Attributes:
         target: the chip whose table was used.
         buckets: one entry per bucket.
+        padding: what is proved of pads, per output, and every mask with the op that demanded it; or why nothing is padded.
         assumed: what the proofs rest on.
         unproved: what nobody checked.
     """
 
     target: str
     buckets: tuple[BucketCertificate, ...]
+    padding: tuple[str, ...]
     assumed: tuple[str, ...]
     unproved: tuple[str, ...]
 
@@ -63,6 +66,7 @@ class Certificate:
                 }
                 for b in self.buckets
             ],
+            "padding": list(self.padding),
             "assumed": list(self.assumed),
             "unproved": list(self.unproved),
         }
@@ -76,6 +80,7 @@ class Certificate:
             )
             lines += [f"    presumed: {op}: {why}" for op, why in entry.presumed.items()]
             lines += [f"    on the host: {op}" for op in entry.host]
+        lines += [f"  padding: {entry}" for entry in self.padding]
         lines += [f"  assumed: {entry}" for entry in self.assumed]
         return "\n".join([*lines, *(f"  not proved: {entry}" for entry in self.unproved)])
 
@@ -100,8 +105,15 @@ def certify(
         ensured: the invariants that were checked on every static program.
     """
     entries = tuple(_entry(bucket, program, plans[bucket], ensured) for bucket, program in programs.items())
-    target = next(iter(programs.values())).target
-    return Certificate(target.name if target else "", entries, ASSUMED, UNPROVED)
+    program = next(iter(programs.values()))
+    target = program.target.name if program.target else ""
+    return Certificate(target, entries, _padding(program), ASSUMED, UNPROVED)
+
+
+def _padding(program: Program) -> tuple[str, ...]:
+    if program.padded is not None:
+        return tuple(str(certificate_of(program)).splitlines())
+    return tuple(note for note in program.notes if note.startswith(NOT_PADDED))
 
 
 def _entry(bucket: Bucket, program: Program, plan: Plan, ensured: frozenset[Invariant]) -> BucketCertificate:

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket, BucketSet
-from gaudicc.calls import Prologue, refuse_ambient, unflatten
+from gaudicc.calls import Prologue, choice_text, inputs_by_name, refuse_ambient, unflatten
 from gaudicc.certificate import Certificate, certify
 from gaudicc.errors import BucketMissError, BundleError, InputError, Where
 from gaudicc.invariants import CATALOGUE, Invariant
 from gaudicc.lower import lower
+from gaudicc.padding import HostPadding, refusal_of
 from gaudicc.plan import Plan, Record
 from gaudicc.program import InputKind, Program, bind
 from gaudicc.runtime.device import Device
@@ -83,6 +85,7 @@ class CompiledModel:
         self._runners: dict[Bucket, Runner] = {}
         self._recording = threading.Lock()
         self._prologue = Prologue(program)
+        self._padding = None if program.padded is None else HostPadding(program, views=borrow)
         self._signature = program.calling.signature
         self._in_spec = program.calling.in_spec
 
@@ -103,24 +106,39 @@ class CompiledModel:
                 hint=f"the model was compiled for {self._in_spec}",
             )
         tensors, sizes = self._prologue.bind(leaves)
-        bucket = self._choose(sizes)
-        results = self._runner(bucket).run(tensors)
+        results = self._run(self._choose(sizes), tensors, sizes)
         self.stats.calls += 1
-        elements = sum(tensor.numel() for tensor in tensors)
-        self.stats.real += elements
-        self.stats.padded += elements
         return unflatten(self.program, results, leaves)
 
     def _choose(self, sizes: Mapping[str, int]) -> Bucket:
+        """The cheapest bucket that dominates; without padding, the one of exactly these sizes."""
         bucket = Bucket(self.buckets.dims, tuple(sizes[dim] for dim in self.buckets.dims))
-        if bucket not in self._programs:
+        if self._padding is None and bucket not in self._programs:
             self.stats.misses += 1
             raise BucketMissError(
-                f"no bucket is {bucket}",
+                f"no bucket is exactly {bucket}, and the program is not padded: {refusal_of(self.program)}",
                 where=Where(stage="the call"),
                 hint=f"the buckets are {'; '.join(map(str, self.buckets))}",
             )
-        return bucket
+        if bucket in self._programs:
+            return bucket
+        try:
+            return self.buckets.choose(sizes)
+        except BucketMissError:
+            self.stats.misses += 1
+            raise
+
+    def _run(self, bucket: Bucket, tensors: list[torch.Tensor], sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+        """Replays a bucket on inputs of the logical sizes."""
+        runner = self._runner(bucket)
+        self.stats.real += sum(tensor.numel() for tensor in tensors)
+        if self._padding is None:
+            self.stats.padded += sum(tensor.numel() for tensor in tensors)
+            return runner.run(tensors)
+        physical = bucket.as_dict()
+        feed = [*self._padding.pad(inputs_by_name(self.program, tensors), physical, sizes).values()]
+        self.stats.padded += sum(tensor.numel() for tensor in feed[: len(tensors)])
+        return self._padding.slice(runner.run(feed), physical, sizes)
 
     def _runner(self, bucket: Bucket) -> Runner:
         runner = self._runners.get(bucket)
@@ -178,8 +196,8 @@ class CompiledModel:
 
     @property
     def guards(self) -> str:
-        """The prologue as Python: what every call is checked for before a bucket is chosen."""
-        return str(self._prologue)
+        """The prologue as Python: what every call is checked for, and which bucket is chosen for it."""
+        return f"{self._prologue}\n{choice_text(self.program, self.buckets)}".strip()
 
     @property
     def certificate(self) -> Certificate:

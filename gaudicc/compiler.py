@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gaudicc.buckets import Bucket, BucketForm, BucketSet, parse_buckets
+from gaudicc.buckets import Bucket, BucketForm, Buckets, BucketSet, parse_buckets
 from gaudicc.capture import capture
 from gaudicc.compiled import CompiledModel
 from gaudicc.errors import InputError, PipelineError
+from gaudicc.padding import poison
+from gaudicc.padding.trials import trials
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.legalize_ops import LegalizeOps
+from gaudicc.passes.pad import Pad
 from gaudicc.passes.specialize import Specialize
 from gaudicc.pipeline import Observer, Pass, Pipeline
 from gaudicc.program import Program
 from gaudicc.runtime.select import open_device
 from gaudicc.targets import load_target
-from gaudicc.trace import CompileTrace
+from gaudicc.trace import CompileTrace, PassRecord
 from gaudicc.verify import Level
 
 log = logging.getLogger("gaudicc")
@@ -54,7 +57,8 @@ def compile(
             `Buckets`. None with dynamic dims: `exp`, at most 32 graphs.
         device: where it runs: `auto` (a real Gaudi if one answers, else cpu), `cpu`.
         passes: the passes in order, `DEFAULT_PIPELINE` by default; from `Specialize` on they run per bucket.
-        verify: what is checked after each pass: `structure`, `shapes`, `ops`, `numerics`.
+        verify: what is checked after each pass: `structure`, `shapes`, `ops`, `numerics`; `poison` also runs every bucket
+            with NaN, infinity and extreme integers in all pads that are claimed harmless.
         on_unsupported: `error`, or `host` to leave such ops on the host between recorded graphs.
         outputs: `fresh` storage for every call, or `borrow`: valid until the next call.
         own_state: give the compiled model buffers of its own, starting from the model's; False writes the model's own.
@@ -73,7 +77,11 @@ def compile(
     chip = load_target(target)
     opened, chosen = open_device(device)
     log.info(chosen)
-    symbolic, static = split_pipeline(DEFAULT_PIPELINE if passes is None else passes, host=on_unsupported == "host")
+    symbolic, static = split_pipeline(
+        DEFAULT_PIPELINE if passes is None else passes,
+        host=on_unsupported == "host",
+        exact=buckets is not None and not isinstance(buckets, (str, Buckets)),
+    )
 
     program = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
     program.target = chip
@@ -86,12 +94,13 @@ def compile(
         pipeline = _for_bucket(static, bucket)
         programs[bucket], more = pipeline.run(program, level=level, observers=observers)
         records += more
+    tried = try_pads(records, programs) if level >= Level.POISON else ()
     trace = CompileTrace(records)
     if dump is not None:
         trace.dump(Path(dump))
     return CompiledModel(
         program, programs, bucket_set, trace, opened,
-        ensured=static.ensured, borrow=outputs == "borrow", own_state=own_state, notes=(chosen, *program.notes),
+        ensured=static.ensured, borrow=outputs == "borrow", own_state=own_state, notes=(chosen, *program.notes, *tried),
     )  # fmt: skip
 
 
@@ -100,17 +109,41 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}", hint=f"choose one of {', '.join(allowed)}")
 
 
-def split_pipeline(passes: Sequence[Pass], *, host: bool = False) -> tuple[Pipeline, Pipeline]:
+def try_pads(records: Sequence[PassRecord], programs: Mapping[Bucket, Program]) -> tuple[str, ...]:
+    """Runs every bucket with poison in the pads, over calls whose lengths grow and shrink.
+
+    Args:
+        records: of the symbolic phase at least; the one of `pad` holds the program before and after padding.
+        programs: the static program of every bucket.
+
+    Returns:
+        What was tried, for the notes.
+
+    Raises:
+        NumericsError: a pad changed a valid value.
+    """
+    record = next((record for record in records if record.name == Pad.name), None)
+    if record is None or record.after.padded is None:
+        return ()
+    buckets = [bucket.as_dict() for bucket in programs]
+    calls = list(trials(record.after, buckets))
+    poison.check(record.after, record.before, calls, static=lambda sizes: programs[Bucket.of(sizes)])
+    return (f"poison run: {len(calls)} calls over {len(buckets)} buckets, no pad changed a valid value",)
+
+
+def split_pipeline(passes: Sequence[Pass], *, host: bool = False, exact: bool = False) -> tuple[Pipeline, Pipeline]:
     """Divides passes into the symbolic stretch and the one that runs per bucket, and proves both orders.
 
     Args:
         passes: in order; `Specialize` begins the second stretch.
         host: let `LegalizeOps` leave ops on the host.
+        exact: let `Pad` leave a program that it refuses to exact shapes.
 
     Raises:
         PipelineError: `Specialize` is missing, or the order cannot be proved.
     """
     steps = [replace(step, host=True) if host and isinstance(step, LegalizeOps) else step for step in passes]
+    steps = [replace(step, exact=True) if exact and isinstance(step, Pad) else step for step in steps]
     cut = next((i for i, step in enumerate(steps) if isinstance(step, Specialize)), None)
     if cut is None:
         raise PipelineError("the passes lack specialize", hint="put Specialize() where shapes become numbers")

@@ -16,7 +16,7 @@ from gaudicc.program import InputKind, OutputKind, Program, call_region, outputs
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import Engine
 
-_KINDS = {InputKind.USER: BufferKind.INPUT, InputKind.STATE: BufferKind.STATE}
+_KINDS = {InputKind.USER: BufferKind.INPUT, InputKind.LENGTH: BufferKind.INPUT, InputKind.STATE: BufferKind.STATE}
 
 
 def lower(program: Program, bucket: Bucket) -> Plan:

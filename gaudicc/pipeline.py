@@ -254,10 +254,12 @@ def _text(module: fx.GraphModule) -> list[str]:
 def _check(
     step: Pass, held: frozenset[Invariant], before: Program, after: Program, touched: list[fx.GraphModule], level: Level
 ) -> None:
-    graphs = touched if level < Level.NUMERICS else [module for _, module in after.graphs()]
+    everything = [module for _, module in after.graphs()]
+    graphs = touched if level < Level.NUMERICS else everything
     for invariant in sorted(held | {WELL_FORMED}, key=lambda entry: entry.name):
-        for module in [*graphs, *([after.root] if invariant in step.ensures else [])]:
-            _refuse(invariant, after, module, step.name, "does not establish" if invariant in step.ensures else "broke")
+        promised = invariant in step.ensures
+        for module in everything if promised else graphs:
+            _refuse(invariant, after, module, step.name, "does not establish" if promised else "broke")
     if level >= Level.SHAPES and touched:
         verify.shapes(after, step.name)
     if level >= Level.NUMERICS and (touched or before.inputs != after.inputs):

@@ -24,6 +24,7 @@ class Level(IntEnum):
     SHAPES = 1
     OPS = 2
     NUMERICS = 3
+    POISON = 4
 
     @classmethod
     def parse(cls, name: str) -> Level:

@@ -7,6 +7,7 @@ from gaudicc.passes.insert_bucket_guards import InsertBucketGuards
 from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.legalize_ops import LegalizeOps
 from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
+from gaudicc.passes.pad import Pad
 from gaudicc.passes.recognize_attention import RecognizeAttention
 from gaudicc.passes.recognize_norm import RecognizeNorm
 from gaudicc.passes.specialize import Specialize
@@ -18,6 +19,7 @@ SYMBOLIC: tuple[Pass, ...] = (
     RecognizeNorm(),  # written-out RMS norm -> gaudicc.rms_norm
     Decompose(),  # composites the target does not register -> their parts
     CleanUp(),  # no-ops, repeats, constants
+    Pad(),  # dynamic sizes -> bounds and logical lengths; pads are proved harmless
     InsertBucketGuards(),  # what every call must satisfy
 )
 
@@ -44,6 +46,7 @@ __all__ = [
     "LegalizeDtypes",
     "LegalizeOps",
     "LowerSemanticOps",
+    "Pad",
     "RecognizeAttention",
     "RecognizeNorm",
     "Specialize",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from gaudicc.errors import PaddingError
 from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, TYPED, WELL_FORMED, Invariant
-from gaudicc.padding import Analysis
+from gaudicc.padding import refusal_note
+from gaudicc.padding.analysis import Analysis
 from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import Program
 
@@ -25,9 +27,11 @@ class Pad:
 
     Attributes:
         strict: never rely on pads being merely finite.
+        exact: leave a program that is refused as it is, with a note: its buckets then serve their exact sizes only.
     """
 
     strict: bool = False
+    exact: bool = False
 
     name: ClassVar[str] = "pad"
     requires: ClassVar[frozenset[Invariant]] = frozenset({WELL_FORMED, TYPED, FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW})
@@ -39,7 +43,13 @@ class Pad:
         """Analyses the root and each body; the program is the analysis's own copy."""
         if not program.dimensions:
             return PassResult(program, False, ("no size is dynamic",))
-        padded = Analysis(program, strict=self.strict).run()
+        try:
+            padded = Analysis(program, strict=self.strict).run()
+        except PaddingError as error:
+            if not self.exact:
+                raise
+            note = refusal_note(f"{error.what}{f' at {error.where.source}' if error.where.source else ''}")
+            return PassResult(replace(program, notes=(*program.notes, note)), False, (note,))
         assert padded.padded is not None, "set by the analysis"
         certificate = padded.padded.certificate
         masks = f"{len(certificate.masks)} masks, {len(certificate.edits) - len(certificate.masks)} other edits"

@@ -9,6 +9,7 @@ from typing import Any
 from gaudicc.bundle import literals, trees
 from gaudicc.bundle.formulas import size_text
 from gaudicc.bundle.item import Item
+from gaudicc.padding import Edit, OutputProof, PadCertificate
 from gaudicc.program import Calling, PadRecord, Parameter
 
 _KINDS = [
@@ -120,9 +121,6 @@ def decode_padded(item: Item, inputs: int, outputs: int) -> PadRecord | None:
 
 
 def _certificate(item: Item) -> Any:
-    from gaudicc.padding.certificate import OutputProof, PadCertificate  # padded programs only: it brings all rules
-    from gaudicc.padding.padder import Edit
-
     fields = item.fields(("outputs", "edits", "finite", "strict"))
     proofs = [entry.fields(("name", "dims", "proved")) for entry in fields["outputs"].items()]
     edits = [entry.fields(("what", "op", "reason", "source")) for entry in fields["edits"].items()]

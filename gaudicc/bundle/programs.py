@@ -181,7 +181,8 @@ def _check_bound(fields: Mapping[str, Item], program: Program) -> None:
     values: dict[str, Any] = dict(program.example)
     for spec in program.inputs:
         if spec.kind is InputKind.LENGTH:
-            if not any(dim.name == spec.source and dim.positions for dim in program.dimensions):
+            given = spec.name in program.example  # a bucket's program has no dimensions left
+            if not given and not any(dim.name == spec.source and dim.positions for dim in program.dimensions):
                 fields["inputs"].fail(f"there is no dimension {spec.source!r:.80}")
         elif spec.kind is not InputKind.USER and spec.source not in program.tensors:
             fields["tensors"].fail(f"there is no tensor for {spec.source!r:.80}")

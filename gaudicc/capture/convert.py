@@ -129,11 +129,11 @@ def _bind(
     inputs: list[InputSpec] = []
     tensors: dict[str, torch.Tensor] = {}
     leaf = iter(paths)
-    for spec in exported.graph_signature.input_specs:
+    placeholders = [node for node in root.graph.nodes if node.op == "placeholder"]
+    for spec, placeholder in zip(exported.graph_signature.input_specs, placeholders, strict=True):
         kind = _KINDS.get(spec.kind)
         if kind is None:
             raise CaptureError(f"the model holds {spec.target}, a {spec.kind.name}", hint="replace it by tensors")
-        name = spec.arg.name
         if kind is InputKind.USER:
             source = next(leaf)
             if isinstance(spec.arg, ConstantArgument):
@@ -142,7 +142,8 @@ def _bind(
             source = str(spec.target)
             tensors[source] = _lookup(exported, source)
             kind = InputKind.STATE if source in mutated else kind
-        inputs.append(InputSpec(name, kind, source))
+        # The copy may have another name than the original: fx keeps away from Python's own, such as `input`.
+        inputs.append(InputSpec(placeholder.name, kind, source))
     return tuple(inputs), tensors
 
 

@@ -35,7 +35,7 @@ class CompileOptions:
     sequence: int = 16
     dynamic: tuple[str, ...] = ()
     buckets: tuple[str, ...] = ()
-    verify: Literal["structure", "shapes", "ops", "numerics"] = "ops"
+    verify: Literal["structure", "shapes", "ops", "numerics", "poison"] = "ops"
     diff: str | None = None
     dump: Path | None = None
     report: Path | None = None

@@ -77,9 +77,8 @@ class _Written:
         return whole
 
     def _by_slot(self, buffer: Tensor) -> Tensor:
-        """A buffer without its dump row, `[slots, context, heads, width]`."""
-        limits = self.state.limits
-        return buffer[: limits.slots * limits.context].view(limits.slots, limits.context, *buffer.shape[1:])
+        """A buffer as `[slots, context + 1, heads, width]`."""
+        return buffer.view(self.state.limits.slots, self.state.limits.context + 1, *buffer.shape[1:])
 
 
 class FreshCache(_Written):

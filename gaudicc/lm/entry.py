@@ -2,21 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from gaudicc.buckets import Bucket
 from gaudicc.capture import capture
-from gaudicc.compiler import for_bucket, split_pipeline
+from gaudicc.compiler import split_pipeline
 from gaudicc.lower import lower
-from gaudicc.passes import STATIC, SYMBOLIC
+from gaudicc.passes import DEFAULT_PIPELINE
+from gaudicc.passes.pad import Pad
+from gaudicc.passes.specialize import Specialize
 from gaudicc.pipeline import Pipeline
 from gaudicc.program import Program
 from gaudicc.runtime.device import Device
 from gaudicc.runtime.runner import Counters, Runner
 from gaudicc.targets import Target
 from gaudicc.verify import Level
+
+Shapes = Mapping[str, Mapping[int, Any]]
+
+# What is pad is declared by the steps themselves: rows behind a length are masked and written to dump rows.
+_PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, Pad))
+
+
+class EntryPoint:
+    """One module whose buffers are the state that it shares with other entry points.
+
+    Args:
+        module: captured on first use.
+        example: arguments by name, each varying size 2 or more.
+        dims: argument name -> position -> name and largest size of what varies; a size that cannot vary is left out.
+        target: the chip.
+        device: records.
+        counters: counted into.
+        level: what is checked after each pass.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        example: Mapping[str, Tensor],
+        dims: Mapping[str, Mapping[int, tuple[str, int]]],
+        *,
+        target: Target,
+        device: Device,
+        counters: Counters,
+        level: Level = Level.OPS,
+    ) -> None:
+        self._module, self._example, self._dims = module, dict(example), dims
+        self._target, self._device, self._counters, self._level = target, device, counters, level
+        self._symbolic, self._static = split_pipeline(_PASSES)
+        self._program: Program | None = None
+        self._runners: dict[Bucket, Runner] = {}
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The buckets recorded so far."""
+        return tuple(self._runners)
+
+    @property
+    def program(self) -> Program:
+        """The symbolic program, captured on first use."""
+        if self._program is None:
+            made: dict[str, Any] = {}
+            shapes = {
+                name: {position: made.setdefault(dim, Dim(dim, min=1, max=high)) for position, (dim, high) in where.items()}
+                for name, where in self._dims.items()
+            }
+            program = capture(self._module, (), dict(self._example), dynamic_shapes=shapes or None)
+            program.target = self._target
+            self._program, _ = self._symbolic.run(program, level=self._level)
+        return self._program
+
+    def runner(self, bucket: Bucket) -> Runner:
+        """The recorded bucket; recorded now if it was not."""
+        runner = self._runners.get(bucket)
+        if runner is None:
+            static = self.static_program(bucket)
+            runner = Runner(lower(static, bucket), static.bound(), self._device, self._counters, borrow=True)
+            self._runners[bucket] = runner
+        return runner
+
+    def static_program(self, bucket: Bucket) -> Program:
+        """The program of one bucket, after all passes."""
+        sizes = {dim.name: bucket[dim.name] for dim in self.program.dimensions}
+        steps = tuple(
+            replace(step, sizes=tuple(sizes.items())) if isinstance(step, Specialize) else step
+            for step in self._static.passes
+        )
+        pipeline = Pipeline(steps, initial=self._static.initial, phase=str(bucket) or "static")
+        program, _ = pipeline.run(self.program, level=self._level)
+        return program

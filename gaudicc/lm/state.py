@@ -44,11 +44,11 @@ class Limits:
 class LmState(nn.Module):
     """Key/value caches and what each request needs between two tokens.
 
-    Rows of the key/value buffers are `slot * context + position`, one dump row behind them; the other buffers have one
-    row per slot and a dump slot behind them.
+    Keys, values and tokens have `context + 1` rows a slot, of which the last is the slot's dump row; all but keys and
+    values have a dump slot behind the others, for rows of a batch that are pads.
 
     Attributes:
-        history: int64 `[(slots + 1) * (context + 1)]`, tokens by slot and position; the last column of a slot is its dump.
+        history: int64 `[(slots + 1) * (context + 1)]`, tokens by slot and position.
         position: int64 `[slots + 1]`, where the token is that the next decode step reads.
         live: int64 `[slots + 1]`, 1 while the request goes on.
         limit: int64 `[slots + 1]`, the position of the last token it may have.
@@ -78,7 +78,7 @@ class LmState(nn.Module):
         super().__init__()
         self.limits = limits
         self.layers = len(shapes)
-        rows, slots = limits.slots * limits.context + 1, limits.slots + 1
+        rows, slots = limits.slots * (limits.context + 1), limits.slots + 1
         for i, shape in enumerate(shapes):
             self.register_buffer(f"keys_{i}", torch.zeros(rows, shape.heads, shape.key, dtype=dtype))
             self.register_buffer(f"values_{i}", torch.zeros(rows, shape.heads, shape.value, dtype=dtype))
@@ -92,7 +92,7 @@ class LmState(nn.Module):
         self.register_buffer("uniform", torch.zeros(slots, limits.context + 1))
 
     def cache(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer: `[slots * context + 1, heads, width]`."""
+        """Keys and values of a layer: `[slots * (context + 1), heads, width]`."""
         return self.get_buffer(f"keys_{layer}"), self.get_buffer(f"values_{layer}")
 
     @property

@@ -122,7 +122,7 @@ class Decode(_Step):
         state, limits, batch = self.state, self.state.limits, slots.shape[0]
         position, live = state.position[:batch], state.live[:batch]
         ids = torch.gather(state.history.view(-1, limits.context + 1)[:batch], 1, position[:, None])
-        rows = torch.where(live > 0, slots * limits.context + position, limits.slots * limits.context)
+        rows = slots * (limits.context + 1) + torch.where(live > 0, position, limits.context)
         cache = FirstSlotsCache(state, position[:, None], context[None], rows)
         logits: Tensor = self.model(ids, cache, None)
         how = Admission(*(getattr(state, name)[:batch] for name in Admission._fields))
@@ -141,28 +141,35 @@ class _Chunk:
 class Prefill(_Step):
     """The prompts of new requests, and the first token after each."""
 
-    def forward(self, ids: Tensor, slots: Tensor, lengths: Tensor, how: Admission) -> Tensor:
+    def forward(self, ids: Tensor, slots: Tensor, lengths: Tensor, limit: Tensor, stop: Tensor,
+                temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
         """One step.
 
         Args:
             ids: int64 `[batch, queries]`, pads on the right.
             slots: int64 `[batch]`; the dump slot for rows that are pads.
             lengths: int64 `[batch]`, tokens of each row, 1 or more.
-            how: of each row.
+            limit: see `Admission`, as the others.
+            stop: int64 `[batch, stops]`.
+            temperature: float32 `[batch]`.
+            top_k: int64 `[batch]`.
+            top_p: float32 `[batch]`.
+            uniform: float32 `[batch, context + 1]`.
 
         Returns:
             The logits of each row's last token, float32 `[batch, vocabulary]`.
         """
         chunk = self._chunk(ids, slots, torch.zeros_like(lengths), lengths)
         cache = FreshCache(self.state, chunk.positions, chunk.positions, chunk.rows)
-        return self._finish(ids, cache, slots, lengths, lengths, how)
+        return self._finish(ids, cache, slots, lengths, lengths, Admission(limit, stop, temperature, top_k, top_p, uniform))
 
     def _chunk(self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor) -> _Chunk:
         limits = self.state.limits
         columns = torch.arange(ids.shape[1], device=ids.device)[None]
         positions = starts[:, None] + columns
         real = (columns < lengths[:, None]) & (slots < limits.slots)[:, None]
-        rows = torch.where(real, slots[:, None] * limits.context + positions, limits.slots * limits.context)
+        stored = torch.clamp(slots, max=limits.slots - 1)
+        rows = stored[:, None] * (limits.context + 1) + torch.where(real, positions, limits.context)
         return _Chunk(positions, rows.flatten())
 
     def _finish(
@@ -179,7 +186,8 @@ class Extend(Prefill):
     """More tokens for requests whose keys and values are kept: the next turn of a session."""
 
     def forward(  # type: ignore[override]
-        self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor, how: Admission, context: Tensor
+        self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor, context: Tensor, limit: Tensor, stop: Tensor,
+        temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
     ) -> Tensor:
         """As `Prefill.forward`, behind what is there.
 
@@ -188,8 +196,13 @@ class Extend(Prefill):
             slots: int64 `[batch]`; the dump slot for rows that are pads.
             starts: int64 `[batch]`, how many tokens are kept.
             lengths: int64 `[batch]`, new tokens of each row, 1 or more.
-            how: of each row.
             context: int64 `[length]`: 0, 1, 2, ...; all tokens of each row fit below `length`.
+            limit: see `Admission`, as the others.
+            stop: int64 `[batch, stops]`.
+            temperature: float32 `[batch]`.
+            top_k: int64 `[batch]`.
+            top_p: float32 `[batch]`.
+            uniform: float32 `[batch, context + 1]`.
 
         Returns:
             The logits of each row's last token, float32 `[batch, vocabulary]`.
@@ -197,4 +210,4 @@ class Extend(Prefill):
         chunk = self._chunk(ids, slots, starts, lengths)
         readable = torch.clamp(slots, max=self.state.limits.slots - 1)
         cache = AnySlotsCache(self.state, chunk.positions, context[None], chunk.rows, readable)
-        return self._finish(ids, cache, slots, lengths, starts + lengths, how)
+        return self._finish(ids, cache, slots, lengths, starts + lengths, Admission(limit, stop, temperature, top_k, top_p, uniform))

@@ -5,8 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gaudicc.errors import InputError
-from gaudicc.padding.padder import Edit
 from gaudicc.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One thing the pass inserted: a mask, a gather by logical positions, a length in place of a size.
+
+    Attributes:
+        what: `mask`, `relayout`, `length` or `rewrite`.
+        op: the op that demanded it.
+        reason: the rule's demand.
+        source: the user's line.
+    """
+
+    what: str
+    op: str
+    reason: str
+    source: str | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,20 @@ class PadCertificate:
         lines += [f"{edit.what} for {edit.op} at {edit.source}: {edit.reason}" for edit in self.edits]
         lines += [f"rests on finite pads: {place}" for place in self.finite]
         return "\n".join(lines)
+
+
+NOT_PADDED = "not padded, so that a call must have the exact sizes of a bucket: "
+
+
+def refusal_note(reason: str) -> str:
+    """The note on a program that was left unpadded."""
+    return f"{NOT_PADDED}{' '.join(reason.split())}"
+
+
+def refusal_of(program: Program) -> str:
+    """Why a program is not padded, as its notes say it."""
+    told = (note.removeprefix(NOT_PADDED) for note in program.notes if note.startswith(NOT_PADDED))
+    return next(told, "no pass padded it")
 
 
 def certificate_of(program: Program) -> PadCertificate:

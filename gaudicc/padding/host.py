@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gaudicc.errors import BundleError, InputError
-from gaudicc.program import InputKind, Program
+from gaudicc.program import InputKind, OutputKind, Program
 
 _ALLOWED = (
     ast.Expression, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.UnaryOp, ast.USub,
@@ -48,12 +48,13 @@ class HostPadding:
 
     Args:
         program: after the pass `pad`; symbolic or specialized.
+        views: outputs may be views of padded ones; otherwise what has gaps is copied.
 
     Raises:
         InputError: the program was not padded.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, views: bool = True) -> None:
         if program.padded is None:
             raise InputError("the program was not padded", hint="put Pad() into the pipeline")
         users = program.user_inputs()
@@ -61,10 +62,12 @@ class HostPadding:
             (spec.name, tuple(size_function(size) for size in sizes), all(size.isdigit() for size in sizes))
             for spec, sizes in zip(users, program.padded.inputs, strict=True)
         ]
+        self._views = views
         self._lengths = [(spec.name, spec.source) for spec in program.inputs if spec.kind is InputKind.LENGTH]
         self._outputs = [
             [[size_function(factor) for factor in dim] for dim in dims] if _dynamic(dims) else None
-            for dims in program.padded.outputs
+            for spec, dims in zip(program.outputs, program.padded.outputs, strict=True)
+            if spec.kind is not OutputKind.STATE  # a state buffer has no pads
         ]
 
     def pad(
@@ -94,17 +97,23 @@ class HostPadding:
         return feed
 
     def slice(self, outputs: Sequence[Any], sizes: Mapping[str, int], lengths: Mapping[str, int]) -> tuple[Any, ...]:
-        """The logical part of every output: a view, or a copy where dims were merged.
+        """The logical part of every output.
 
         Args:
-            outputs: as the root returns them.
+            outputs: those of the root that are not new values of state.
             sizes: the bucket.
             lengths: dimension name -> logical size.
         """
         return tuple(
-            output if dims is None else _sliced(output, dims, sizes, lengths)
+            output if dims is None else self._dense(_sliced(output, dims, sizes, lengths))
             for output, dims in zip(outputs, self._outputs, strict=True)
         )
+
+    def _dense(self, output: torch.Tensor) -> torch.Tensor:
+        """Eager outputs have no gaps, and user code views them."""
+        if self._views or output.is_contiguous():
+            return output
+        return output.clone(memory_format=torch.preserve_format)  # in the order of its strides
 
 
 def _dynamic(dims: Sequence[Sequence[str]]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from gaudicc.errors import PaddingError
+from gaudicc.padding.certificate import Edit
 from gaudicc.padding.layout import GARBAGE, Content, Dim, Factor, Kind, Number, Pads, mapped, normal, total
 from gaudicc.padding.resources import Resources
 from gaudicc.padding.sizes import expression, grows
@@ -19,23 +20,6 @@ from gaudicc.rewriter import Rewriter
 
 aten = torch.ops.aten
 Claims = Any  # Pads, or a tuple of Pads for an op with several results, or None for a size
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """One thing the pass inserted: a mask, a gather by logical positions, a length in place of a size.
-
-    Attributes:
-        what: `mask`, `relayout`, `length` or `rewrite`.
-        op: the op that demanded it.
-        reason: the rule's demand.
-        source: the user's line.
-    """
-
-    what: str
-    op: str
-    reason: str
-    source: str | None
 
 
 @dataclass

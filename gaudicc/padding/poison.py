@@ -6,7 +6,7 @@ finite with large numbers, and constants are looked up. Nothing valid may change
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -146,6 +146,7 @@ def check(
     calls: Iterable[tuple[Mapping[str, torch.Tensor], Mapping[str, int]]],
     *,
     poisons: Iterable[Poison] = tuple(Poison),
+    static: Callable[[Mapping[str, int]], Program] | None = None,
 ) -> None:
     """Proves by trial, over a sequence of calls that share state, that pads do not leak.
 
@@ -154,55 +155,66 @@ def check(
         original: the program before it.
         calls: per call the user inputs (placeholder name -> tensor of logical size) and the bucket (dim name -> size).
         poisons: what to write into pads; each is a run of its own over all calls.
+        static: gives the static program of a bucket, which is run too, with zeros in the pads.
 
     Raises:
         NumericsError: a valid value differs: by a bit from the run with zero pads, or by more than the dtype's rounding
             from the program without padding.
     """
     host = HostPadding(program)
-    names = {dim.name: dim.symbol for dim in program.dimensions}
-    kinds = tuple(poisons)
-    states: dict[Any, dict[str, torch.Tensor]] = {kind: {} for kind in (*kinds, None, "original")}
+    runs = {kind: _Run(program, host, kind) for kind in (None, *poisons)}
+    bare, recorded = _Run(original, None, None), _Run(program, host, None)
     for number, (inputs, sizes) in enumerate(calls):
         lengths = {dim.name: inputs[dim.positions[0][0]].shape[dim.positions[0][1]] for dim in program.dimensions}
-        feed = host.pad(inputs, sizes, lengths)
+        when = f"call {number} at {lengths} in {dict(sizes)}"
         with torch.no_grad():
-            truth = original.root(*_feed(original, inputs, states["original"]))
-            _keep_state(original, truth, states["original"])
-            clean: tuple[Any, ...] = ()
-            for kind in (None, *kinds):
-                runner = Runner(
-                    {names[name]: size for name, size in sizes.items()},
-                    {names[name]: size for name, size in lengths.items()},
-                    kind,
-                )
-                raw = runner.run(program.root, _feed(program, feed, states[kind]))
-                _keep_state(program, raw, states[kind])
-                results = host.slice(raw, sizes, lengths)
-                if kind is None:
-                    clean = results
-                    _compare(truth, results, f"call {number} at {lengths} in {sizes} against no padding", bitwise=False)
-                else:
-                    _compare(
-                        clean, results, f"call {number} at {lengths} in {sizes} with {kind.name} in pads", bitwise=True
-                    )
+            clean = runs[None].call(inputs, sizes, lengths)
+            _compare(bare.call(inputs, lengths, lengths), clean, f"{when} against no padding", bitwise=False)
+            for kind in runs:
+                if kind is not None:
+                    poisoned = runs[kind].call(inputs, sizes, lengths)
+                    _compare(clean, poisoned, f"{when} with {kind.name} in pads", bitwise=True)
+            if static is not None:
+                results = recorded.call(inputs, sizes, lengths, static(sizes))
+                _compare(clean, results, f"{when}, as recorded", bitwise=False)
 
 
-def _feed(
-    program: Program, inputs: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
-) -> list[torch.Tensor]:
-    own = {
-        spec.name: state[spec.source]
-        for spec in program.inputs
-        if spec.kind is InputKind.STATE and spec.source in state
-    }
-    return program.feed({**inputs, **own})
+class _Run:
+    """One sequence of calls with state of its own."""
 
+    def __init__(self, program: Program, host: HostPadding | None, poison: Poison | None) -> None:
+        self.program = program
+        self.host = host
+        self.poison = poison
+        self.state: dict[str, torch.Tensor] = {}
 
-def _keep_state(program: Program, results: tuple[Any, ...], state: dict[str, torch.Tensor]) -> None:
-    for spec, value in zip(program.outputs, results, strict=True):
-        if spec.kind is OutputKind.STATE:
-            state[str(spec.target)] = value
+    def call(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        sizes: Mapping[str, int],
+        lengths: Mapping[str, int],
+        static: Program | None = None,
+    ) -> tuple[Any, ...]:
+        """All outputs, the new state last; of the logical sizes."""
+        program = self.program if static is None else static
+        feed = dict(inputs) if self.host is None else self.host.pad(inputs, sizes, lengths)
+        symbols = {dim.symbol: sizes[dim.name] for dim in self.program.dimensions}
+        logical = {dim.symbol: lengths[dim.name] for dim in self.program.dimensions}
+        feed |= {
+            spec.name: self.state[spec.source]
+            for spec in program.inputs
+            if spec.kind is InputKind.STATE and spec.source in self.state
+        }
+        raw = Runner(symbols, logical, self.poison).run(program.root, program.feed(feed))
+        kinds = [spec.kind for spec in program.outputs]
+        returned = tuple(value for value, kind in zip(raw, kinds, strict=True) if kind is not OutputKind.STATE)
+        written = {
+            str(spec.target): value
+            for spec, value in zip(program.outputs, raw, strict=True)
+            if spec.kind is OutputKind.STATE
+        }
+        self.state.update(written)
+        return (*(returned if self.host is None else self.host.slice(returned, sizes, lengths)), *written.values())
 
 
 def _compare(expected: tuple[Any, ...], given: tuple[Any, ...], when: str, *, bitwise: bool) -> None:

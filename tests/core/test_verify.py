@@ -117,9 +117,7 @@ def test_equal_values_never_differ(values: list[float]) -> None:
 
 
 @given(st.lists(VALUES, min_size=1, max_size=5), st.integers(0, 4), VALUES, st.booleans())
-def test_a_changed_value_differs_unless_it_is_rounding(
-    values: list[float], at: int, new: float, bitwise: bool
-) -> None:
+def test_a_changed_value_differs_unless_it_is_rounding(values: list[float], at: int, new: float, bitwise: bool) -> None:
     a = torch.tensor(values)
     b = a.clone()
     at %= len(values)
@@ -146,5 +144,8 @@ def test_what_else_can_differ() -> None:
     assert differs(torch.tensor([True]), torch.tensor([False]), bitwise=False) is not None
     assert differs(torch.zeros(0), torch.zeros(0), bitwise=True) is None
     assert differs(torch.tensor([0.0]), torch.tensor([-0.0]), bitwise=False) is None
-    assert differs(torch.tensor([0.0]), torch.tensor([-0.0]), bitwise=True) == "1 of 1 values, first at (0,): 0.0 became -0.0"
+    assert (
+        differs(torch.tensor([0.0]), torch.tensor([-0.0]), bitwise=True)
+        == "1 of 1 values, first at (0,): 0.0 became -0.0"
+    )
     assert differs(torch.zeros(()), torch.ones(()), bitwise=True) == "1 of 1 values, first at (): 0.0 became 1.0"

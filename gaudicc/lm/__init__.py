@@ -1,0 +1,7 @@
+"""LM inference: prefill and decode as recorded graphs over one shared state. `compile.py` is the front door."""
+
+from gaudicc.lm.compile import compile_lm
+from gaudicc.lm.compiled import CompiledLM, Generation, LmStats, Session
+from gaudicc.lm.request import GenerationOptions, Request
+
+__all__ = ["CompiledLM", "Generation", "GenerationOptions", "LmStats", "Request", "Session", "compile_lm"]

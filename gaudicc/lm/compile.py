@@ -1,0 +1,91 @@
+"""compile_lm(): a causal language model -> CompiledLM. Read this file first, then the numbered steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gaudicc.errors import InputError, TrainingModeError, UnsupportedInputError, Where
+from gaudicc.lm.axes import exponential
+from gaudicc.lm.compiled import CompiledLM, LmStats
+from gaudicc.lm.graphs import Graphs
+from gaudicc.lm.state import Limits, LmState
+from gaudicc.lm.steps import LanguageModel
+from gaudicc.lm.transformers_model import TransformersModel
+from gaudicc.runtime.select import open_device
+from gaudicc.targets import load_target
+
+
+def compile_lm(
+    model: nn.Module,
+    *,
+    max_batch: int = 4,
+    max_context: int = 512,
+    chunk: int = 8,
+    max_stop_ids: int = 8,
+    target: str = "gaudi3",
+    device: str = "auto",
+) -> CompiledLM:
+    """Compiles a causal language model for generation.
+
+    Graphs are captured and recorded on first use; `CompiledLM.warm_up()` records them all.
+
+    Args:
+        model: a causal LM of transformers in eval mode, `gaudicc.models.cuda_style_llm.Transformer`, or a module with
+            the interface of `gaudicc.lm.steps.LanguageModel`. Weights are shared, not copied.
+        max_batch: requests in flight at once; more wait.
+        max_context: most tokens of one request, prompt and new ones together.
+        chunk: decode steps between two reads of the host; tokens are delivered by chunk.
+        max_stop_ids: most stop ids of one request.
+        target: the chip whose op table decides what is legal: `gaudi2` or `gaudi3`.
+        device: where it runs: `auto` (a real Gaudi if one answers, else cpu), `cpu`.
+
+    Raises:
+        GaudiccError: a subclass that says what is wrong, where, and what to do.
+    """
+    for name, value, low in (
+        ("max_batch", max_batch, 1), ("max_context", max_context, 2), ("chunk", chunk, 1), ("max_stop_ids", max_stop_ids, 1)
+    ):  # fmt: skip
+        if value < low:
+            raise InputError(f"{name} is {value}", where=Where(stage="compile_lm"), hint=f"it must be {low} or more")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}", hint="pass an nn.Module")
+    if model.training:
+        raise TrainingModeError(f"{type(model).__name__} is in training mode")
+    adapted = _adapt(model)
+    if adapted.context is not None and max_context > adapted.context:
+        raise InputError(
+            f"max_context is {max_context}, the model knows {adapted.context} positions",
+            where=Where(stage="compile_lm"),
+            hint=f"pass max_context={adapted.context} or less",
+        )
+    chip = load_target(target)
+    opened, chosen = open_device(device)
+    limits = Limits(max_batch, max_context, max_stop_ids)
+    with torch.no_grad():
+        state = LmState(adapted.shapes, adapted.dtype, limits)
+    graphs = Graphs(adapted, state, exponential(limits), chip, opened, LmStats())
+    stop, pad = _endings(model)
+    return CompiledLM(graphs, chunk=chunk, default_stop=stop[:max_stop_ids], pad=pad, notes=(chosen,))
+
+
+def _adapt(model: nn.Module) -> LanguageModel:
+    if hasattr(model, "get_output_embeddings") and hasattr(model, "config"):
+        return TransformersModel(model)
+    if all(hasattr(model, name) for name in ("shapes", "dtype", "vocabulary", "context")):
+        return model  # type: ignore[return-value]  # checked just now
+    raise UnsupportedInputError(
+        f"{type(model).__name__} is no language model that gaudicc knows",
+        where=Where(stage="compile_lm"),
+        hint="pass a causal LM of transformers, or give it the interface of gaudicc.lm.steps.LanguageModel",
+    )
+
+
+def _endings(model: nn.Module) -> tuple[tuple[int, ...], int | None]:
+    """Stop ids and pad id of a transformers model's own generation config."""
+    config: Any = getattr(model, "generation_config", None)
+    ends: Any = getattr(config, "eos_token_id", None)
+    stop = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    return stop, getattr(config, "pad_token_id", None)

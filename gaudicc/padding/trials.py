@@ -1,0 +1,39 @@
+"""Calls to try padding with, made of a program's own example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from gaudicc.program import Program
+
+Call = tuple[dict[str, torch.Tensor], Mapping[str, int]]
+
+
+def trials(program: Program, buckets: Sequence[Mapping[str, int]]) -> Iterator[Call]:
+    """Four calls per bucket, whose lengths grow and shrink, each dim in a rhythm of its own.
+
+    Args:
+        program: with dimensions and an example.
+        buckets: dimension name -> physical size.
+
+    Yields:
+        The user inputs at logical sizes, and the bucket.
+    """
+    for sizes in buckets:
+        for turn in range(4):
+            inputs = dict(program.example)
+            for place, dim in enumerate(program.dimensions):
+                size = sizes[dim.name]
+                low = min(dim.low, size)
+                length = (size, low, (low + size + 1) // 2, max(low, size - 1))[(turn + place) % 4]
+                for name, position in dim.positions:
+                    inputs[name] = resized(inputs[name], position, length)
+            yield inputs, sizes
+
+
+def resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """A tensor repeated or cut to a size, so that its values stay in range."""
+    index = torch.arange(size) % max(tensor.shape[dim], 1)
+    return tensor.index_select(dim, index)

@@ -1,0 +1,31 @@
+"""The step from torch.export's graph to a Program."""
+
+import pytest
+import torch
+from torch import nn
+
+import gaudicc
+
+
+def test_an_argument_may_be_named_like_a_builtin() -> None:
+    model, x = nn.Linear(4, 3).eval(), torch.randn(2, 4)  # its argument is called `input`
+    torch.testing.assert_close(gaudicc.compile(model, (x,))(input=x), model(x))
+
+
+def test_a_mutated_argument_named_like_a_builtin_is_written() -> None:
+    def fill(input: torch.Tensor) -> torch.Tensor:
+        return input.mul_(2) + 1
+
+    x, y = torch.ones(3), torch.ones(3)
+    compiled = gaudicc.compile(fill, (torch.ones(3),))
+    torch.testing.assert_close(compiled(x), fill(y))
+    torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_sizes_zero_and_one_run(size: int) -> None:
+    shapes = {"input": {0: torch.export.Dim("rows", min=0, max=8)}}
+    model = nn.Linear(4, 3).eval()
+    compiled = gaudicc.compile(model, (torch.randn(2, 4),), dynamic_shapes=shapes, buckets=[{"rows": size}])
+    x = torch.randn(size, 4)
+    torch.testing.assert_close(compiled(x), model(x))
