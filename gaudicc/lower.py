@@ -34,8 +34,10 @@ def lower(program: Program, bucket: Bucket) -> Plan:
         _inline_host_regions(program.root)
     kinds = {spec.name: _KINDS.get(spec.kind, BufferKind.BOUND) for spec in program.inputs}
     groups = _groups(program.root)
-    if len(groups) == 1 and not _on_host(groups[0][0] if groups[0] else None):
-        steps: list[Step] = [_whole(program)]
+    one_record = len(groups) == 1 and not _on_host(groups[0][0] if groups[0] else None)
+    steps: list[Step]
+    if one_record:
+        steps = [_whole(program)]
     else:
         steps = [_host(group[0]) if _on_host(group[0]) else _segment(program, group) for group in groups]
     outputs = tuple(
@@ -47,7 +49,7 @@ def lower(program: Program, bucket: Bucket) -> Plan:
     writes = tuple(
         (state[str(spec.target)], _name(value))
         for value, spec in zip(outputs_of(program.root.graph), program.outputs, strict=True)
-        if spec.kind is OutputKind.STATE and len(steps) > 1
+        if spec.kind is OutputKind.STATE and not one_record
     )
     written = {name for step in steps for name in getattr(step, "outputs", ())}
     buffers = {**kinds, **{name: BufferKind.VALUE for name in written if name not in kinds}}

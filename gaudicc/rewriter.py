@@ -110,17 +110,24 @@ class Rewriter:
         Returns:
             The node, or tuple of nodes, that `function` returned.
         """
+        traced, operands = self.preview(function, *args, composites=composites)
+        return self.splice(traced, operands, like=like)
+
+    def preview(
+        self, function: Callable[..., Any], *args: Any, composites: bool = True
+    ) -> tuple[fx.GraphModule, list[fx.Node]]:
+        """What `inline` would splice in: the traced graph, and the node for each of its placeholders."""
         flat: list[fx.Node] = []
         fx.map_arg(args, flat.append)
         unique = list(dict.fromkeys(flat))
 
         def on_values(*values: Any) -> Any:
             known = dict(zip(unique, values, strict=True))
-            return function(*fx.map_arg(args, known.__getitem__))
+            result = function(*fx.map_arg(args, known.__getitem__))
+            return tuple(result) if isinstance(result, (tuple, list)) else result  # a named tuple would become a node
 
         mode = fake_mode_of(self.graph)
-        traced = trace(on_values, [node.meta["val"] for node in unique], mode, composites=composites)
-        return self.splice(traced, unique, like=like)
+        return trace(on_values, [node.meta["val"] for node in unique], mode, composites=composites), unique
 
     def splice(
         self, traced: fx.GraphModule, operands: Iterable[Any], *, like: fx.Node, keep_provenance: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ _NEUTRAL_FOR_INTEGERS = {aten.add.Tensor: 0, aten.add.Scalar: 0, aten.sub.Tensor
 class CleanUp:
     """Removes what computes nothing: dead nodes, casts to the same dtype, repeated expressions, constants of the graph.
 
-    Export leaves hundreds of them (masks of `arange`, `alias`, `to`), and each is a kernel launch or a whole tensor moved.
+    Export leaves hundreds of them (masks of `arange`, `alias`, `to`), and on Gaudi each is a kernel that moves a whole tensor.
     Constants are folded up to a size, and never from weights: those belong to the user and may change.
 
         %2 = aten.arange(16); %3 = aten.add.Tensor(%2, 0)      ->      %const_0: i64[16]  (an input of kind constant)
@@ -87,9 +88,10 @@ def _is_no_op(node: fx.Node, source: fx.Node) -> bool:
     literal = node.args[1] if len(node.args) > 1 else None
     if isinstance(literal, bool) or not isinstance(literal, (int, float)) or node.kwargs:
         return False
-    if node.target in _NEUTRAL_FOR_INTEGERS and not val(node).dtype.is_floating_point:
+    floating = val(node).dtype.is_floating_point
+    if node.target in _NEUTRAL_FOR_INTEGERS and not floating and not val(node).dtype.is_complex:
         return literal == _NEUTRAL_FOR_INTEGERS[node.target]
-    return node.target in _NEUTRAL and literal == _NEUTRAL[node.target] and val(node).dtype.is_floating_point
+    return node.target in _NEUTRAL and literal == _NEUTRAL[node.target] and floating
 
 
 def _same_type(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -120,25 +122,48 @@ def _is_random(node: fx.Node) -> bool:
 
 def _fold(rewriter: Rewriter, program: Program, limit: int) -> list[InputSpec]:
     """Evaluates what depends on literals only; each value that others read becomes a constant input."""
+    first = next(iter(rewriter.graph.nodes))
+    placeholders: dict[fx.Node, fx.Node] = {}
+    specs: list[InputSpec] = []
+    for node, value in _read_outside(_values_of_literals(rewriter.graph, limit)):
+        source = next(name for i in count() if (name := f"constant.{i}") not in program.tensors)
+        with rewriter.graph.inserting_before(first):
+            placeholders[node] = rewriter.graph.placeholder(source.replace(".", "_"))
+        placeholders[node].meta["val"] = val(node)
+        program.tensors[source] = value
+        specs.append(InputSpec(placeholders[node].name, InputKind.CONSTANT, source))
+    for node, placeholder in placeholders.items():
+        rewriter.replace(node, placeholder)
+    return specs
+
+
+def _values_of_literals(graph: fx.Graph, limit: int) -> dict[fx.Node, Any]:
     known: dict[fx.Node, Any] = {}
-    for node in rewriter.graph.nodes:
+    for node in graph.nodes:
         if is_op(node) and not _is_random(node) and all(arg in known for arg in node.all_input_nodes):
             value = val(node)
             static = isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape)
             if static and value.numel() * value.element_size() <= limit:
                 known[node] = node.target(*_known(node.args, known), **_known(node.kwargs, known))
-    specs: list[InputSpec] = []
-    first = next(iter(rewriter.graph.nodes))
-    for node, value in known.items():
-        if any(user not in known for user in node.users):
-            source = f"constant.{len([s for s in program.tensors if s.startswith('constant.')])}"
-            with rewriter.graph.inserting_before(first):
-                placeholder = rewriter.graph.placeholder(source.replace(".", "_"))
-            placeholder.meta["val"] = val(node)
-            program.tensors[source] = value.clone(memory_format=torch.preserve_format)
-            specs.append(InputSpec(placeholder.name, InputKind.CONSTANT, source))
-            rewriter.replace(node, placeholder)
-    return specs
+    return known
+
+
+def _read_outside(known: dict[fx.Node, Any]) -> list[tuple[fx.Node, torch.Tensor]]:
+    """The values that the rest of the graph reads, as copies of the same strides.
+
+    Where a value has gaps or repeats in memory, no copy has: it stays a view, and the value that it views is copied.
+    """
+    read: list[tuple[fx.Node, torch.Tensor]] = []
+    views: set[fx.Node] = set()
+    for node in reversed(list(known)):
+        if all(user in known and user not in views for user in node.users):
+            continue
+        copy = known[node].clone(memory_format=torch.preserve_format)
+        if copy.stride() == known[node].stride():
+            read.append((node, copy))
+        else:
+            views.add(node)
+    return read[::-1]
 
 
 def _known(arg: Any, known: dict[fx.Node, Any]) -> Any:

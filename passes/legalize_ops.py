@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import fx
-from torch._decomp import core_aten_decompositions
+from torch._decomp import decomposition_table
 
-from gaudicc.errors import UnsupportedOpError
+from gaudicc.errors import UnsupportedOpError, Where
 from gaudicc.invariants import FUNCTIONAL, LEGAL_OPS, NO_COMPLEX, STATIC, TYPED, WELL_FORMED, Invariant, verdict_of
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program, is_op, op_name, where
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules import index_generation, integers, slicing
 from gaudicc.rules.rule import Rule
-from gaudicc.targets import Engine, Support
+from gaudicc.targets import Engine, Support, Verdict
 
 ALL_RULES: tuple[Rule, ...] = (*index_generation.RULES, *slicing.RULES, *integers.RULES)
 
@@ -28,7 +29,8 @@ class LegalizeOps(GraphPass):
     """Rewrites every op that the target's table calls unsupported or reported bad, or refuses it by name.
 
     On a Gaudi such an op crashes or falls back to the CPU without a word, and inside a recorded graph it is fatal. What a rule
-    emits is judged by the same table, until nothing is left to rewrite.
+    emits is judged by the same table, until nothing is left to rewrite. An op that is only presumed to run is rewritten too where
+    a form exists that stands on evidence, and left alone otherwise.
 
         %4 = aten.slice.Tensor(%x, 1, 0, 64, 2)   ->   %2 = aten.view(%x, [2, 32, 2]); %4 = aten.select.int(%2, 2, 0)
 
@@ -53,54 +55,86 @@ class LegalizeOps(GraphPass):
         """Rewrites until every op is legal."""
         applied: Counter[str] = Counter()
         for _ in range(self.rounds):
-            illegal = [node for node in rewriter.graph.nodes if is_op(node) and not _legal(node, program)]
-            if not illegal:
+            done = [note for node in list(rewriter.graph.nodes) if (note := self._legalize(rewriter, program, node))]
+            applied.update(done)
+            if not done:
                 break
-            for node in illegal:
-                applied[self._rewrite_one(rewriter, program, node)] += 1
         else:
             raise UnsupportedOpError(
-                f"{op_name(illegal[0])} is still not legal after {self.rounds} rounds of rules",
-                where=where(illegal[0], self.name),
+                f"rules still apply after {self.rounds} rounds: {', '.join(sorted(set(done)))}",
+                where=Where(stage=self.name),
             )
         yield from (f"{rule} applied {count} times" for rule, count in sorted(applied.items()))
 
-    def _rewrite_one(self, rewriter: Rewriter, program: Program, node: fx.Node) -> str:
+    def _legalize(self, rewriter: Rewriter, program: Program, node: fx.Node) -> str | None:
+        """Rewrites a node that does not stand on evidence; returns what was done, or None if it is left as it is."""
+        if not is_op(node) or _stands(verdict := verdict_of(node, program)):
+            return None
         misfits = []
         for rule in self.rules:
             if node.target in rule.ops:
                 reason = rule.misfit(node)
                 if reason is None:
-                    self._splice(rewriter, node, rule.rewrite)
+                    _splice(rewriter, node, *_preview(rewriter, node, rule.rewrite))
                     return f"{op_name(node)}: rule {rule.name}"
                 misfits.append(f"rule {rule.name} does not fit: {reason}")
-        table = _decompositions()
-        if node.target in table:
-            self._splice(rewriter, node, table[node.target])
-            return f"{op_name(node)}: PyTorch's decomposition"
-        reasons = [verdict_of(node, program).reason, *misfits]
+        presumed = verdict.support is Support.PRESUMED
+        try:
+            if self._decompose(rewriter, program, node, only_if_better=presumed):
+                return f"{op_name(node)}: PyTorch's decomposition"
+        except _NO_DECOMPOSITION as error:
+            misfits.append(f"PyTorch's decomposition does not fit: {str(error).splitlines()[0]}")
+        if presumed:
+            return None
+        reasons = [verdict.reason, *misfits]
         if self.host:
             node.meta["engine"] = Engine.HOST
             rewriter.modified = True
             return f"{op_name(node)} left on the host ({reasons[0]})"
         raise UnsupportedOpError("; ".join(reasons), where=where(node, self.name))
 
-    def _splice(self, rewriter: Rewriter, node: fx.Node, rewrite: Any) -> None:
-        result = rewriter.inline(partial(_call, rewrite), node.args, dict(node.kwargs), like=node, composites=False)
-        if isinstance(result, tuple):
-            rewriter.replace_outputs(node, result)
-        else:
-            rewriter.replace(node, result)
+    def _decompose(self, rewriter: Rewriter, program: Program, node: fx.Node, *, only_if_better: bool) -> bool:
+        """Takes a node apart as PyTorch would; a presumed one only if every part then stands on evidence or a rule."""
+        if node.target not in decomposition_table or (only_if_better and _is_random(node)):
+            return False
+        traced, operands = _preview(rewriter, node, decomposition_table[node.target])
+        parts = [part for part in traced.graph.nodes if is_op(part)]
+        if any(part.target._schema.is_mutable for part in parts):
+            raise ValueError("it writes to its arguments")
+        if only_if_better and not all(self._can_stand(part, program) for part in parts):
+            return False
+        _splice(rewriter, node, traced, operands)
+        return True
+
+    def _can_stand(self, node: fx.Node, program: Program) -> bool:
+        fits = any(node.target in rule.ops and rule.misfit(node) is None for rule in self.rules)
+        return fits or verdict_of(node, program).support is Support.EVIDENCED
+
+
+# What PyTorch's decompositions raise where they read a value or do not take these arguments.
+_NO_DECOMPOSITION = (RuntimeError, TypeError, ValueError, IndexError, AssertionError, NotImplementedError)
+
+
+def _preview(rewriter: Rewriter, node: fx.Node, rewrite: Any) -> tuple[fx.GraphModule, list[fx.Node]]:
+    return rewriter.preview(partial(_call, rewrite), node.args, dict(node.kwargs), composites=False)
+
+
+def _splice(rewriter: Rewriter, node: fx.Node, traced: fx.GraphModule, operands: list[fx.Node]) -> None:
+    result = rewriter.splice(traced, operands, like=node)
+    if isinstance(result, tuple):
+        rewriter.replace_outputs(node, result)
+    else:
+        rewriter.replace(node, result)
 
 
 def _call(rewrite: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return rewrite(*args, **kwargs)
 
 
-def _legal(node: fx.Node, program: Program) -> bool:
-    return verdict_of(node, program).support in (Support.EVIDENCED, Support.PRESUMED)
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
 
 
-def _decompositions() -> dict[Any, Any]:
-    table: dict[Any, Any] = core_aten_decompositions()
-    return table
+def _stands(verdict: Verdict) -> bool:
+    """Whether nothing is to be done: a source vouches for the call, or it is on the host already."""
+    return verdict.support is Support.EVIDENCED or verdict.engine is Engine.HOST

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import fx
@@ -15,7 +15,7 @@ from gaudicc.kernels import attention
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program, val
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.match import argument, calls, through_casts, unrepeated
+from gaudicc.rules.match import argument, calls, same_sizes, through_casts, unrepeated
 
 aten = torch.ops.aten
 _MATMULS = (aten.matmul.default, aten.bmm.default)
@@ -31,6 +31,7 @@ class _Found:
     mask: fx.Node | None
     causal: bool
     scale: float
+    fused: bool
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,39 @@ class RecognizeAttention(GraphPass):
     def _apply(self, rewriter: Rewriter, node: fx.Node, found: _Found | str | None) -> Iterator[str]:
         if isinstance(found, str):
             yield f"{node.name} is no attention: {found}"
+        elif found is not None and (misfit := _misfit(found)):
+            yield f"{node.name} is no attention: {misfit}"
         elif found is not None:
             (k, repeats), (v, repeats_v) = unrepeated(found.k), unrepeated(found.v)
             if repeats != repeats_v:
                 k, v = found.k, found.v
             args = (found.q, k, v, found.mask, found.causal, found.scale)
             rewriter.replace(found.end, rewriter.emit(attention, *args, like=found.end))
+
+
+def _misfit(found: _Found) -> str | None:
+    """Why shapes or dtypes are not those of attention: what broadcasts in a matmul is not always a group of heads."""
+    q, k, v = (val(node) for node in (found.q, found.k, found.v))
+    if {q.dim(), k.dim(), v.dim()} != {4}:
+        return f"it has ranks {q.dim()}, {k.dim()} and {v.dim()}, not 4"
+    if not same_sizes(k.shape[:3], v.shape[:3]) or not same_sizes(k.shape[:1], q.shape[:1]):
+        return "queries, keys and values differ in batch, heads or length"
+    if not same_sizes(k.shape[1:2], q.shape[1:2]) and not _grouped(q.shape[1], k.shape[1]):
+        return f"{q.shape[1]} query heads read {k.shape[1]} key heads"
+    if not same_sizes(val(found.end).shape, (*q.shape[:3], v.shape[3])):
+        return "the mask widens the scores"
+    if found.mask is not None and not _is_mask(val(found.mask), fused=found.fused):
+        return f"its mask is {val(found.mask).dtype}"
+    return None
+
+
+def _grouped(heads: Any, groups: Any) -> bool:
+    return isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups == 0
+
+
+def _is_mask(mask: torch.Tensor, *, fused: bool) -> bool:
+    # Added to scores, True is 1; as the mask of a fused call it lets a key through.
+    return mask.dtype.is_floating_point or (fused and mask.dtype == torch.bool)
 
 
 def _fused(node: fx.Node) -> _Found | str:
@@ -75,24 +103,19 @@ def _fused(node: fx.Node) -> _Found | str:
     assert isinstance(v, fx.Node), "the schema says tensor"
     if argument(node, 4, "dropout_p", 0.0):
         return "it drops out"
-    if val(q).dim() != 4:
-        return f"it has rank {val(q).dim()}"
     scale = argument(node, 6, "scale")
     if scale is None:
         scale = 1.0 / math.sqrt(val(q).shape[-1])
     if not isinstance(scale, (int, float)):
         return "its scale is not a number"
     mask = argument(node, 3, "attn_mask")
-    return _Found(node, q, k, v, mask, bool(argument(node, 5, "is_causal", False)), float(scale))
+    return _Found(node, q, k, v, mask, bool(argument(node, 5, "is_causal", False)), float(scale), fused=True)
 
 
 def _written_out(softmax: fx.Node) -> _Found | str | None:
     """matmul(softmax(matmul(q, k^T) * scale + mask), v), the scores rounded or not around the softmax."""
     weights = softmax
-    while len(weights.users) == 1 and (user := next(iter(weights.users))).target in (
-        aten.to.dtype,
-        aten.dropout.default,
-    ):
+    while len(weights.users) == 1 and _passes_on(user := next(iter(weights.users))):
         weights = user
     end = next(iter(weights.users)) if len(weights.users) == 1 else None
     if end is None or end.target not in _MATMULS or end.args[0] is not weights:
@@ -104,21 +127,34 @@ def _written_out(softmax: fx.Node) -> _Found | str | None:
     scale = 1.0
     if scores.target is aten.add.Tensor and all(isinstance(arg, fx.Node) for arg in scores.args) and not scores.kwargs:
         scores, mask = _scores_and_mask(*scores.args)  # type: ignore[arg-type]
-    if scores.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(scores.args[1], (int, float)):
+    scaled = scores.target in (aten.mul.Tensor, aten.div.Tensor)
+    if scaled and isinstance(scores.args[1], (int, float)) and scores.args[1] != 0:
         scale = scores.args[1] if scores.target is aten.mul.Tensor else 1.0 / scores.args[1]
         scores = scores.args[0]  # type: ignore[assignment]
     if scores.target not in _MATMULS:
         return f"its scores come from {scores.target}, not from a matmul"
     q, keys = scores.args
-    if (
-        not isinstance(keys, fx.Node)
-        or keys.target is not aten.transpose.int
-        or {d % 4 for d in keys.args[1:]} != {2, 3}
-    ):  # type: ignore[operator]
+    if not isinstance(keys, fx.Node) or not _is_transposed(keys):
         return "its keys are not transposed"
     if val(scores).dtype != val(end).dtype:
         return "its scores are not of the output's dtype"
-    return _Found(end, q, keys.args[0], end.args[1], mask, False, float(scale))  # type: ignore[arg-type]
+    return _Found(end, q, keys.args[0], end.args[1], mask, False, float(scale), fused=False)  # type: ignore[arg-type]
+
+
+def _is_transposed(keys: fx.Node) -> bool:
+    """Whether a tensor of rank 4 is another one with its last two dims swapped."""
+    if keys.target is aten.transpose.int:
+        return {dim % val(keys).dim() for dim in cast(tuple[int, int], keys.args[1:])} == {2, 3}
+    if keys.target is aten.permute.default:
+        return [dim % val(keys).dim() for dim in cast(list[int], keys.args[1])] == [0, 1, 3, 2]
+    return keys.target is aten.mT.default
+
+
+def _passes_on(user: fx.Node) -> bool:
+    """Whether a node only rounds the weights, or is a dropout that does nothing."""
+    if user.target is aten.dropout.default:
+        return not argument(user, 2, "train")
+    return user.target is aten.to.dtype
 
 
 def _scores_and_mask(a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:

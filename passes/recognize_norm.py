@@ -14,7 +14,7 @@ from gaudicc.kernels import rms_norm
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program, val
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.match import CASTS, calls, constant, through_casts
+from gaudicc.rules.match import CASTS, calls, constant, same_sizes, through_casts
 
 aten = torch.ops.aten
 
@@ -60,10 +60,11 @@ def _match(rsqrt: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, float, bool] | st
     assert isinstance(wide, fx.Node), "pow of a literal would have been folded by capture"
     if list(mean.args[1]) not in ([-1], [val(wide).dim() - 1]) or not (len(mean.args) > 2 and mean.args[2]):  # type: ignore[arg-type]
         return f"the mean is over {mean.args[1:]}, not kept over the last dim"
-    if val(wide).dtype != torch.float32:
-        return f"its statistics are {val(wide).dtype}"
+    if val(wide).dtype != torch.float32 or val(mean).dtype != torch.float32:
+        return f"its statistics are {val(mean).dtype}"
     scaled = _only_user(rsqrt, aten.mul.Tensor)
-    if scaled is None or wide not in scaled.args:
+    # A bfloat16 input times the float32 root is widened by the product itself.
+    if scaled is None or not ({wide, through_casts(wide)} & set(scaled.all_input_nodes)):
         return "the reciprocal root is not multiplied with the input"
     return _with_weight(scaled, wide, float(eps))  # type: ignore[arg-type]
 
@@ -72,19 +73,18 @@ def _with_weight(normed: fx.Node, wide: fx.Node, eps: float) -> tuple[fx.Node, f
     """The two ways to apply the weight: after rounding to the input's dtype (Llama), or before it (Gemma)."""
     source = through_casts(wide)
     x = source if val(source).dtype in (torch.float32, torch.bfloat16, torch.float16) else wide
-    rounded = normed
-    while (cast := _only_user(rounded, *CASTS)) is not None:
-        rounded = cast
-    end = _only_user(rounded, aten.mul.Tensor, aten.mul.Scalar)
+    cast = _only_user(normed, *CASTS)
+    rounded = cast or normed
+    end = _only_user(rounded, aten.mul.Tensor)
     if end is None:
         return "it has no weight"
     weight = next((arg for arg in end.args if arg is not rounded), None)
-    if not isinstance(weight, fx.Node) or val(weight).dim() != 1:
-        return "its weight is not one-dimensional"
-    if val(rounded).dtype == val(x).dtype and not (val(x).dtype != torch.float32 and rounded is normed):
+    if not isinstance(weight, fx.Node) or not same_sizes(val(weight).shape, val(x).shape[-1:]):
+        return "its weight is not one number per entry of the last dim"
+    if val(rounded).dtype == val(x).dtype:
         return end, x, weight, eps, False
     after = _only_user(end, *CASTS)
-    if after is None or val(after).dtype != val(x).dtype or val(end).dtype != torch.float32:
+    if cast is not None or after is None or val(after).dtype != val(x).dtype or val(end).dtype != torch.float32:
         return "it does not return to its input's dtype"
     return after, x, weight, eps, True
 

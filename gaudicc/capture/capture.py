@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from gaudicc.capture import refusals
 from gaudicc.capture.convert import from_exported
 from gaudicc.capture.shapes import check_dims, grow_ones, names_of, specialized
-from gaudicc.capture.signature import CallForm, FunctionModule, register_output_types
+from gaudicc.capture.signature import CallForm, FunctionModule, register_types
 from gaudicc.errors import (
     CaptureError,
     DynamicControlFlowError,
@@ -73,6 +73,7 @@ def capture(
     refusals.refuse_model(module)
     form = CallForm(module.forward if isinstance(model, nn.Module) else model)
     args, kwargs = form.bind(*refusals.check_examples(example_inputs, example_kwargs))
+    register_types((args, kwargs))
     leaves = refusals.leaf_paths(form.positional, args, kwargs)
     refusals.refuse_inputs(leaves)
     return _capture_module(module, form, args, kwargs, tuple(path for path, _ in leaves), dynamic_shapes)
@@ -157,7 +158,7 @@ def _from_exported_program(exported: ExportedProgram) -> Program:
 @contextmanager
 def _output_types(module: nn.Module) -> Iterator[None]:
     """Registers the dataclasses that the model returns, as it returns them."""
-    handle = module.register_forward_hook(lambda _module, _args, output: register_output_types(output))
+    handle = module.register_forward_hook(lambda _module, _args, output: register_types(output))
     try:
         yield
     finally:

@@ -64,6 +64,7 @@ def from_exported(
     root = fx.GraphModule(dict(exported.graph_module.named_children()), _copy(exported.graph))
     _inline_grad_mode(root)
     _drop_assertions_on_types(root.graph)
+    _drop_detach(root.graph)
     mutated = _mutated_buffers(exported)
     inputs, tensors = _bind(root, exported, paths, mutated)
     outputs, literals = _outputs(root, exported, paths)
@@ -86,7 +87,16 @@ def from_exported(
 
 
 def _mutates(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    op = node.target
+    return isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable and op is not torch.ops.aten.detach_.default
+
+
+def _drop_detach(graph: fx.Graph) -> None:
+    """Drops the `detach_` that `torch.tensor(...)` leaves in a graph: it writes no value."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.detach_.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from gaudicc.capture.refusals import is_static
+from gaudicc.capture.transformers_cache import register_cache
 from gaudicc.errors import InputError, UnsupportedInputError
 from gaudicc.program import Parameter, bind
 
@@ -109,18 +110,22 @@ def _full(spec: Any, value: Any) -> Any:
     return pytree.tree_map(lambda _: None, value)
 
 
-def register_output_types(value: Any) -> None:
-    """Registers dataclasses found in a model's output, so that they come back in the model's own type."""
+def register_types(value: Any) -> None:
+    """Registers dataclasses and transformers' caches found in arguments or outputs, so that they come back as they are."""
     kind = type(value)
-    if is_dataclass(value) and not isinstance(value, type) and kind not in pytree.SUPPORTED_NODES:
+    if kind.__module__ == "transformers.cache_utils":
+        register_cache(kind)
+    elif kind not in pytree.SUPPORTED_NODES and is_dataclass(value) and not isinstance(value, type):
         torch.export.register_dataclass(kind)
     for child in _children(value):
-        register_output_types(child)
+        register_types(child)
 
 
 def _children(value: Any) -> list[Any]:
     if is_dataclass(value) and not isinstance(value, type):
         return [getattr(value, name) for name in value.__dataclass_fields__]
+    if type(value).__name__ == "EncoderDecoderCache":
+        return [value.self_attention_cache, value.cross_attention_cache]
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, (list, tuple)) else []

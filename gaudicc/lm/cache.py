@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gaudicc.lm.state import LmState
+from gaudicc.lm.state import Memory
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """Of positions of queries and keys, broadcast against each other: whether the query may attend the key."""
@@ -59,26 +59,26 @@ class _Written:
     """What all caches share.
 
     Attributes:
-        state: the buffers.
+        memory: the state.
         positions: see `Cache`.
         keys: see `Cache`.
         rows: int64 `[batch * queries]`, the buffer row that each new key goes to.
     """
 
-    state: LmState
+    memory: Memory
     positions: Tensor
     keys: Tensor
     rows: Tensor
 
     def _write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        whole = self.state.cache(layer)
-        for buffer, new in zip(whole, (keys, values), strict=True):
-            buffer.index_copy_(0, self.rows, new.transpose(1, 2).flatten(0, 1))
-        return whole
+        parts = (("keys", keys), ("values", values))
+        whole = [self.memory.write(f"{n}_{layer}", self.rows, new.transpose(1, 2).flatten(0, 1)) for n, new in parts]
+        return whole[0], whole[1]
 
     def _by_slot(self, buffer: Tensor) -> Tensor:
         """A buffer as `[slots, context + 1, heads, width]`."""
-        return buffer.view(self.state.limits.slots, self.state.limits.context + 1, *buffer.shape[1:])
+        limits = self.memory.state.limits
+        return buffer.view(limits.slots, limits.context + 1, *buffer.shape[1:])
 
 
 class FreshCache(_Written):

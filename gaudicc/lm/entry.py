@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket
 from gaudicc.capture import capture
@@ -17,7 +18,7 @@ from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.pad import Pad
 from gaudicc.passes.specialize import Specialize
 from gaudicc.pipeline import Pipeline
-from gaudicc.program import Program
+from gaudicc.program import InputKind, OutputKind, OutputSpec, Program
 from gaudicc.runtime.device import Device
 from gaudicc.runtime.runner import Counters, Runner
 from gaudicc.targets import Target
@@ -73,7 +74,7 @@ class EntryPoint:
                 name: {position: made.setdefault(dim, Dim(dim, min=1, max=high)) for position, (dim, high) in where.items()}
                 for name, where in self._dims.items()
             }
-            program = capture(self._module, (), dict(self._example), dynamic_shapes=shapes or None)
+            program = as_state(capture(self._module, (), dict(self._example), dynamic_shapes=shapes or None))
             program.target = self._target
             self._program, _ = self._symbolic.run(program, level=self._level)
         return self._program
@@ -97,3 +98,22 @@ class EntryPoint:
         pipeline = Pipeline(steps, initial=self._static.initial, phase=str(bucket) or "static")
         program, _ = pipeline.run(self.program, level=self._level)
         return program
+
+
+def as_state(program: Program) -> Program:
+    """Makes the buffers that a step returns new values of into state.
+
+    Args:
+        program: of a module that returns `(result, {buffer name: new value})`, the buffers in its submodule `state`.
+    """
+    count = len(program.outputs)
+    _, written = pytree.tree_unflatten(list(range(count)), program.calling.out_spec)
+    targets = {index: f"state.{name}" for name, index in written.items()}
+    inputs = tuple(
+        replace(spec, kind=InputKind.STATE) if spec.source in targets.values() else spec for spec in program.inputs
+    )
+    outputs = tuple(
+        OutputSpec(OutputKind.STATE, targets[index]) if index in targets else spec
+        for index, spec in enumerate(program.outputs)
+    )
+    return replace(program, inputs=inputs, outputs=outputs)

@@ -5,7 +5,7 @@ Whole buffers, owned by the compiled model. Graphs write them by index and read 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +91,31 @@ class LmState(nn.Module):
         self.register_buffer("top_p", torch.ones(slots))
         self.register_buffer("uniform", torch.zeros(slots, limits.context + 1))
 
-    def cache(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer: `[slots * (context + 1), heads, width]`."""
-        return self.get_buffer(f"keys_{layer}"), self.get_buffer(f"values_{layer}")
-
     @property
     def bytes_held(self) -> int:
         """Bytes of all buffers."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+
+@dataclass
+class Memory:
+    """The state during one step. The step is a function of it: new values are collected, no buffer is touched.
+
+    Capture would otherwise have to make the whole graph functional again, which takes twice as long as all the rest.
+
+    Attributes:
+        state: the buffers as they were before the step.
+        written: name -> new value of a whole buffer.
+    """
+
+    state: LmState
+    written: dict[str, Tensor] = field(default_factory=dict)
+
+    def read(self, name: str) -> Tensor:
+        """A buffer as it is now."""
+        return self.written[name] if name in self.written else self.state.get_buffer(name)
+
+    def write(self, name: str, rows: Tensor, values: Tensor) -> Tensor:
+        """Puts values into rows of a buffer, along dim 0, and gives the buffer back as it is then."""
+        self.written[name] = torch.index_copy(self.read(name), 0, rows, values)
+        return self.written[name]

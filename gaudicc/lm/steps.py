@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gaudicc.lm.cache import AnySlotsCache, Cache, FirstSlotsCache, FreshCache
 from gaudicc.lm.sampling import Choice, greedy, sample
-from gaudicc.lm.state import CacheShape, LmState
+from gaudicc.lm.state import CacheShape, LmState, Memory
 
 
 class LanguageModel(Protocol):
@@ -66,6 +66,10 @@ class Admission(NamedTuple):
     uniform: Tensor
 
 
+Result = tuple[Tensor, dict[str, Tensor]]
+"""What a step gives: logits `[batch, vocabulary]`, and name -> new value of each state buffer that it writes."""
+
+
 class _Step(nn.Module):
     """What prefill and decode share.
 
@@ -81,17 +85,20 @@ class _Step(nn.Module):
         self.state = state
         self.sampled = sampled
 
-    def _advance(self, logits: Tensor, slots: Tensor, position: Tensor, live: Tensor, how: Admission) -> None:
+    def _advance(
+        self, memory: Memory, logits: Tensor, slots: Tensor, position: Tensor, live: Tensor, how: Admission
+    ) -> Result:
         """Chooses the next token, puts it behind `position`, and ends rows that stop there.
 
         Args:
+            memory: the state.
             logits: `[batch, vocabulary]`.
             slots: int64 `[batch]`.
             position: int64 `[batch]`, of the token that gave the logits.
             live: int64 `[batch]`.
             how: of each row.
         """
-        state, context = self.state, self.state.limits.context
+        context = self.state.limits.context
         if self.sampled:
             uniform = torch.gather(how.uniform, 1, position[:, None])[:, 0]
             token = sample(logits, Choice(how.temperature, how.top_k, how.top_p, uniform))
@@ -99,17 +106,18 @@ class _Step(nn.Module):
             token = greedy(logits)
         following = position + live
         column = torch.where(live > 0, following, context)
-        state.history.index_copy_(0, slots * (context + 1) + column, token)
+        memory.write("history", slots * (context + 1) + column, token)
         hit = (token[:, None] == how.stop).to(torch.int64).sum(-1)
         goes_on = (hit == 0) & (following < how.limit)
-        state.position.index_copy_(0, slots, following)
-        state.live.index_copy_(0, slots, torch.where(goes_on, live, 0))
+        memory.write("position", slots, following)
+        memory.write("live", slots, torch.where(goes_on, live, 0))
+        return logits, memory.written
 
 
 class Decode(_Step):
     """One token for each of the first slots."""
 
-    def forward(self, slots: Tensor, context: Tensor) -> Tensor:
+    def forward(self, slots: Tensor, context: Tensor) -> Result:
         """One step.
 
         Args:
@@ -117,17 +125,16 @@ class Decode(_Step):
             context: int64 `[length]`: 0, 1, 2, ...; every live row's position is below `length`.
 
         Returns:
-            The logits, float32 `[batch, vocabulary]`.
+            The logits, float32 `[batch, vocabulary]`, and the new state.
         """
-        state, limits, batch = self.state, self.state.limits, slots.shape[0]
+        memory, state, limits, batch = Memory(self.state), self.state, self.state.limits, slots.shape[0]
         position, live = state.position[:batch], state.live[:batch]
         ids = torch.gather(state.history.view(-1, limits.context + 1)[:batch], 1, position[:, None])
         rows = slots * (limits.context + 1) + torch.where(live > 0, position, limits.context)
-        cache = FirstSlotsCache(state, position[:, None], context[None], rows)
+        cache = FirstSlotsCache(memory, position[:, None], context[None], rows)
         logits: Tensor = self.model(ids, cache, None)
         how = Admission(*(getattr(state, name)[:batch] for name in Admission._fields))
-        self._advance(logits, slots, position, live, how)
-        return logits
+        return self._advance(memory, logits, slots, position, live, how)
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Prefill(_Step):
     """The prompts of new requests, and the first token after each."""
 
     def forward(self, ids: Tensor, slots: Tensor, lengths: Tensor, limit: Tensor, stop: Tensor,
-                temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+                temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Result:
         """One step.
 
         Args:
@@ -157,10 +164,10 @@ class Prefill(_Step):
             uniform: float32 `[batch, context + 1]`.
 
         Returns:
-            The logits of each row's last token, float32 `[batch, vocabulary]`.
+            The logits of each row's last token, float32 `[batch, vocabulary]`, and the new state.
         """
         chunk = self._chunk(ids, slots, torch.zeros_like(lengths), lengths)
-        cache = FreshCache(self.state, chunk.positions, chunk.positions, chunk.rows)
+        cache = FreshCache(Memory(self.state), chunk.positions, chunk.positions, chunk.rows)
         return self._finish(ids, cache, slots, lengths, lengths, Admission(limit, stop, temperature, top_k, top_p, uniform))
 
     def _chunk(self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor) -> _Chunk:
@@ -173,13 +180,12 @@ class Prefill(_Step):
         return _Chunk(positions, rows.flatten())
 
     def _finish(
-        self, ids: Tensor, cache: Cache, slots: Tensor, lengths: Tensor, total: Tensor, how: Admission
-    ) -> Tensor:
+        self, ids: Tensor, cache: FreshCache | AnySlotsCache, slots: Tensor, lengths: Tensor, total: Tensor, how: Admission
+    ) -> Result:
         logits: Tensor = self.model(ids, cache, lengths - 1)
         for name, value in how._asdict().items():
-            getattr(self.state, name).index_copy_(0, slots, value)
-        self._advance(logits, slots, total - 1, torch.ones_like(slots), how)
-        return logits
+            cache.memory.write(name, slots, value)
+        return self._advance(cache.memory, logits, slots, total - 1, torch.ones_like(slots), how)
 
 
 class Extend(Prefill):
@@ -188,7 +194,7 @@ class Extend(Prefill):
     def forward(  # type: ignore[override]
         self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor, context: Tensor, limit: Tensor, stop: Tensor,
         temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
-    ) -> Tensor:
+    ) -> Result:
         """As `Prefill.forward`, behind what is there.
 
         Args:
@@ -205,9 +211,9 @@ class Extend(Prefill):
             uniform: float32 `[batch, context + 1]`.
 
         Returns:
-            The logits of each row's last token, float32 `[batch, vocabulary]`.
+            The logits of each row's last token, float32 `[batch, vocabulary]`, and the new state.
         """
         chunk = self._chunk(ids, slots, starts, lengths)
         readable = torch.clamp(slots, max=self.state.limits.slots - 1)
-        cache = AnySlotsCache(self.state, chunk.positions, context[None], chunk.rows, readable)
+        cache = AnySlotsCache(Memory(self.state), chunk.positions, context[None], chunk.rows, readable)
         return self._finish(ids, cache, slots, lengths, starts + lengths, Admission(limit, stop, temperature, top_k, top_p, uniform))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -144,19 +145,20 @@ class Analysis:
             for spec in inputs
             if spec.kind is InputKind.USER
         )
+        number = itertools.count()
         proofs = tuple(
-            self._proof(i, spec.kind, spec.target, dims)
-            for i, (spec, dims) in enumerate(zip(program.outputs, shown, strict=True))
+            self._proof(spec.target or f"output {next(number)}", spec.kind, dims)
+            for spec, dims in zip(program.outputs, shown, strict=True)
         )
         certificate = PadCertificate(proofs, tuple(self.journal.edits), tuple(self.journal.finite), self.strict)
         return PadRecord(shown, users, certificate)
 
     @staticmethod
-    def _proof(index: int, kind: OutputKind, target: str | None, dims: tuple[tuple[str, ...], ...]) -> OutputProof:
+    def _proof(name: str, kind: OutputKind, dims: tuple[tuple[str, ...], ...]) -> OutputProof:
         sizes = tuple(" * ".join(factors) for factors in dims)
         fixed = all(size.isdigit() for size in sizes)
         if kind is OutputKind.STATE and not fixed:
-            raise PaddingError(f"state {target} has a dynamic size", hint="give the buffer its largest size")
+            raise PaddingError(f"state {name} has a dynamic size", hint="give the buffer its largest size")
         sentence = (
             "no pads: every element depends on valid positions only"
             if fixed
@@ -164,7 +166,7 @@ class Analysis:
         )
         if kind is OutputKind.STATE:
             sentence = "holds no pads before a call, and none after it: what pads would write is dropped"
-        return OutputProof(target or f"output {index}", sizes, sentence)
+        return OutputProof(name, sizes, sentence)
 
     # -- one graph -------------------------------------------------------------------------------------------------
 

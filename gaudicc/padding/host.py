@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,14 +38,13 @@ def size_function(expression: str) -> Size:
         number = int(expression)
         return lambda sizes: number
     if isinstance(tree.body, ast.Name):
-        name = tree.body.id
-        return lambda sizes: sizes[name]
+        return operator.itemgetter(tree.body.id)
     code = compile(tree, "size", "eval")
     return lambda sizes: int(eval(code, {"__builtins__": {}, "min": min, "max": max}, dict(sizes)))  # checked above
 
 
 class HostPadding:
-    """Pads and slices for one padded program.
+    """Pads and slices for one padded program. Used at every call, by many threads.
 
     Args:
         program: after the pass `pad`; symbolic or specialized.
@@ -57,43 +57,42 @@ class HostPadding:
     def __init__(self, program: Program, *, views: bool = True) -> None:
         if program.padded is None:
             raise InputError("the program was not padded", hint="put Pad() into the pipeline")
+        self._views = views
         users = program.user_inputs()
         self._inputs = [
-            (spec.name, tuple(size_function(size) for size in sizes), all(size.isdigit() for size in sizes))
+            (spec.name, [(i, size_function(size)) for i, size in enumerate(sizes) if not size.isdigit()])
             for spec, sizes in zip(users, program.padded.inputs, strict=True)
         ]
-        self._views = views
         self._lengths = [(spec.name, spec.source) for spec in program.inputs if spec.kind is InputKind.LENGTH]
+        self._scalars: dict[int, torch.Tensor] = {}
         self._outputs = [
-            [[size_function(factor) for factor in dim] for dim in dims] if _dynamic(dims) else None
+            _slicer(dims)
             for spec, dims in zip(program.outputs, program.padded.outputs, strict=True)
             if spec.kind is not OutputKind.STATE  # a state buffer has no pads
         ]
 
     def pad(
-        self, inputs: Mapping[str, torch.Tensor], sizes: Mapping[str, int], lengths: Mapping[str, int],
-        buffers: Mapping[str, torch.Tensor] | None = None,
-    ) -> dict[str, torch.Tensor]:  # fmt: skip
+        self, inputs: Mapping[str, torch.Tensor], sizes: Mapping[str, int], lengths: Mapping[str, int]
+    ) -> dict[str, torch.Tensor]:
         """The feed of a recorded graph.
 
         Args:
             inputs: placeholder name -> tensor of the logical size.
             sizes: dimension name -> physical size: the bucket.
             lengths: dimension name -> logical size.
-            buffers: tensors of the physical size to write into, by placeholder name (lengths included); else new ones.
 
         Returns:
-            Placeholder name -> tensor for every user input and length. Pads hold 0 (False).
+            Placeholder name -> tensor for every user input and length (int64, to be read only). Pads hold 0 (False).
         """
+        exact = sizes == lengths
         feed = {}
-        for name, functions, static in self._inputs:
+        for name, dims in self._inputs:
             given = inputs[name]
-            shape = given.shape if static else tuple(function(sizes) for function in functions)
-            into = buffers.get(name) if buffers is not None else None
-            feed[name] = given if into is None and given.shape == shape else _padded(given, shape, into)
+            feed[name] = given if exact or not dims else _padded(given, dims, sizes)
         for name, dim in self._lengths:
-            into = buffers.get(name) if buffers is not None else None
-            feed[name] = torch.tensor(lengths[dim]) if into is None else into.fill_(lengths[dim])
+            length = lengths[dim]
+            scalar = self._scalars.get(length)
+            feed[name] = self._scalars.setdefault(length, torch.tensor(length)) if scalar is None else scalar
         return feed
 
     def slice(self, outputs: Sequence[Any], sizes: Mapping[str, int], lengths: Mapping[str, int]) -> tuple[Any, ...]:
@@ -104,9 +103,11 @@ class HostPadding:
             sizes: the bucket.
             lengths: dimension name -> logical size.
         """
+        if sizes == lengths:
+            return tuple(outputs)
         return tuple(
-            output if dims is None else self._dense(_sliced(output, dims, sizes, lengths))
-            for output, dims in zip(outputs, self._outputs, strict=True)
+            output if cut is None else self._dense(cut(output, sizes, lengths))
+            for output, cut in zip(outputs, self._outputs, strict=True)
         )
 
     def _dense(self, output: torch.Tensor) -> torch.Tensor:
@@ -116,25 +117,42 @@ class HostPadding:
         return output.clone(memory_format=torch.preserve_format)  # in the order of its strides
 
 
-def _dynamic(dims: Sequence[Sequence[str]]) -> bool:
-    return any(not factor.isdigit() for dim in dims for factor in dim)
+def _padded(given: torch.Tensor, dims: Sequence[tuple[int, Size]], sizes: Mapping[str, int]) -> torch.Tensor:
+    rank = given.dim()
+    widths = [0] * (2 * rank)  # last dim first, before and after
+    for dim, size in dims:
+        widths[2 * (rank - 1 - dim) + 1] = size(sizes) - given.shape[dim]
+    return torch.constant_pad_nd(given, widths, 0) if any(widths) else given
 
 
-def _padded(given: torch.Tensor, shape: tuple[int, ...], into: torch.Tensor | None) -> torch.Tensor:
-    buffer = torch.zeros(shape, dtype=given.dtype, device=given.device) if into is None else into.zero_()
-    part = buffer
-    for dim, size in enumerate(given.shape):
-        part = part.narrow(dim, 0, size)
-    part.copy_(given)
-    return buffer
+Slicer = Callable[[torch.Tensor, Mapping[str, int], Mapping[str, int]], torch.Tensor]
 
 
-def _sliced(
+def _slicer(dims: Sequence[Sequence[str]]) -> Slicer | None:
+    """Cuts one output; None if it has no pads."""
+    if all(factor.isdigit() for dim in dims for factor in dim):
+        return None
+    functions = [[size_function(factor) for factor in dim] for dim in dims]
+    if any(len(dim) > 1 for dim in functions):
+        return lambda output, sizes, lengths: _sliced_factors(output, functions, sizes, lengths)
+    cuts = [(i, functions[i][0]) for i, (size,) in enumerate(dims) if not size.isdigit()]
+
+    def cut(output: torch.Tensor, sizes: Mapping[str, int], lengths: Mapping[str, int]) -> torch.Tensor:
+        for dim, size in cuts:
+            length = size(lengths)
+            if length != output.shape[dim]:
+                output = output.narrow(dim, 0, length)
+        return output
+
+    return cut
+
+
+def _sliced_factors(
     output: torch.Tensor, dims: Sequence[Sequence[Size]], sizes: Mapping[str, int], lengths: Mapping[str, int]
 ) -> torch.Tensor:
+    """Merged dims are viewed as their factors, cut, and merged again."""
+    output = output.reshape([factor(sizes) for dim in dims for factor in dim])
     logical = [[factor(lengths) for factor in dim] for dim in dims]
-    if any(len(dim) > 1 for dim in dims):
-        output = output.reshape([factor(sizes) for dim in dims for factor in dim])
     for i, size in enumerate(size for dim in logical for size in dim):
         output = output.narrow(i, 0, size)
-    return output.reshape([math.prod(dim) for dim in logical]) if any(len(dim) > 1 for dim in dims) else output
+    return output.reshape([math.prod(dim) for dim in logical])

@@ -14,7 +14,7 @@ from gaudicc.errors import PaddingError
 from gaudicc.padding.certificate import Edit
 from gaudicc.padding.layout import GARBAGE, Content, Dim, Factor, Kind, Number, Pads, mapped, normal, total
 from gaudicc.padding.resources import Resources
-from gaudicc.padding.sizes import expression, grows
+from gaudicc.padding.sizes import expression, grows, text
 from gaudicc.program import op_name, source_of, val, where
 from gaudicc.rewriter import Rewriter
 
@@ -236,7 +236,8 @@ class Padder:
             return size
         if any(str(symbol) not in self.resources.names for symbol in expr.free_symbols):
             raise self.refuse(f"the value {expr} is known from data only")
-        self.log("length", f"the size {expr} is used as a value")
+        shown = text(expr, self.resources.names) if isinstance(made, torch.SymInt) else expr
+        self.log("length", f"the size {shown} is used as a value")
         return self.resources.real(expr) if isinstance(made, torch.SymFloat) else self.resources.length(expr)
 
     def _no_value(self, size: fx.Node) -> Any:

@@ -118,7 +118,8 @@ class Runner:
     def _assert_constant(self, node: fx.Node, value: torch.Tensor, at: torch.Tensor, content: Content) -> None:
         held = value[at]
         expected = torch.full((), content.value, dtype=value.dtype)
-        wrong = held[held != expected]  # -0.0 is a 0: no rule tells them apart
+        same = held.isnan() if bool(expected.isnan()) else held == expected  # -0.0 is a 0: no rule tells them apart
+        wrong = held[~same]
         if wrong.numel():
             found = wrong[:3].tolist()
             raise NumericsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,17 +26,24 @@ def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
 
 
 def constant(node: Any, op: Any) -> float | None:
-    """The literal second operand of a call of `op`, or None."""
-    if isinstance(node, fx.Node) and node.target is op and isinstance(node.args[1], (int, float)):
+    """The literal second operand of a call of `op` without further arguments, or None."""
+    if isinstance(node, fx.Node) and node.target is op and not node.kwargs and isinstance(node.args[1], (int, float)):
         return node.args[1]
     return None
 
 
 def through_casts(node: fx.Node) -> fx.Node:
-    """The node that a chain of dtype casts and aliases starts from."""
-    while node.target in _UNCHANGED and isinstance(node.args[0], fx.Node):
+    """The node that a chain of aliases and of casts that lose nothing (bfloat16 to float32) starts from."""
+    while node.target in _UNCHANGED and isinstance(node.args[0], fx.Node) and _keeps_values(node.args[0], node):
         node = node.args[0]
     return node
+
+
+def _keeps_values(source: fx.Node, cast: fx.Node) -> bool:
+    narrow, wide = val(source).dtype, val(cast).dtype
+    return narrow == wide or (
+        narrow.is_floating_point and wide.is_floating_point and torch.promote_types(narrow, wide) == wide
+    )
 
 
 def unrepeated(node: fx.Node) -> tuple[fx.Node, int]:
@@ -60,9 +68,10 @@ def unrepeated(node: fx.Node) -> tuple[fx.Node, int]:
     if len(before) != 4 or len(after) != 4 or isinstance(wide[2], torch.SymInt):
         return node, 1
     repeats = int(wide[2])
-    same = (
-        str(after[1]) == str(before[1] * repeats)
-        and str(after[2]) == str(before[2])
-        and str(after[3]) == str(before[3])
-    )
-    return (source, repeats) if same else (node, 1)
+    expected = (before[0], before[1] * repeats, before[2], before[3])
+    return (source, repeats) if same_sizes(after, expected) else (node, 1)
+
+
+def same_sizes(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are equal; symbolic sizes are if they are written alike."""
+    return list(map(str, a)) == list(map(str, b))

@@ -1,7 +1,7 @@
 """The CPU device: records a static segment once and replays it with as little Python as can be.
 
-Recording, in the order of the steps: `cpu_flatten` inlines regions into one graph, `cpu_fuse` and `cpu_linear` rewrite
-it to the fewest and fastest calls, `cpu_plan` decides where every value lives, `cpu_emit` writes one straight-line
+Recording, in the order of the steps: `cpu_flatten` inlines regions into one graph, `cpu_semantic`, `cpu_fuse` and
+`cpu_linear` rewrite it to the fewest and fastest calls, `cpu_plan` decides where every value lives, `cpu_emit` writes one straight-line
 Python function. docs/cpu-engine.md tells the whole story.
 """
 
@@ -19,6 +19,7 @@ from gaudicc.runtime.cpu_flatten import byte_extent, flatten
 from gaudicc.runtime.cpu_fuse import fuse
 from gaudicc.runtime.cpu_linear import lower_linears
 from gaudicc.runtime.cpu_plan import plan
+from gaudicc.runtime.cpu_semantic import lower_semantic
 from gaudicc.runtime.cpu_weights import PackedWeights, versions
 from gaudicc.runtime.device import Segment
 
@@ -61,6 +62,8 @@ class CpuRecording:
         with below_autograd():
             flat = flatten(segment)
             editor = Editor(flat, self)
+            lower_semantic(editor, weights)
+            editor.finish()
             fuse(editor, weights)
             editor.finish()
             lower_linears(editor, weights)

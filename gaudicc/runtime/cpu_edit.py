@@ -23,6 +23,7 @@ class Editor:
         flat: the graph.
         prepared: placeholder -> the derived tensor it stands for.
         held: derived tensors that weights live in, kept for other recordings to find.
+        scalars: float32 tensors of one number.
 
     Args:
         flat: the graph.
@@ -34,6 +35,7 @@ class Editor:
         self._holder = holder
         self.held: list[Prepared] = []
         self.prepared: dict[fx.Node, Prepared] = {}
+        self.scalars: dict[float, torch.Tensor] = {}
         self._point: fx.Node | None = None
         self._moved: set[fx.Node] = set()
         self._halves: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}

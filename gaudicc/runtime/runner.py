@@ -77,9 +77,11 @@ class Runner:
         values: Values = {**self._bound, **dict(zip(self.inputs, inputs, strict=True))}
         for step in self._steps:
             step(values)
-        for state, name in self.plan.writes:
-            self._bound[state].copy_(values[name])
-        return tuple(self._fresh(values, name) for name in self.plan.outputs)
+        results = tuple(self._fresh(values, name) for name in self.plan.outputs)
+        # What is read is taken before anything is written: the new value of one state may be the old one of another.
+        for state, new in [(state, self._fresh(values, name)) for state, name in self.plan.writes]:
+            self._bound[state].copy_(new)
+        return results
 
     def _fresh(self, values: Values, name: str) -> torch.Tensor:
         shared = self.plan.buffers[name] is not BufferKind.VALUE

@@ -94,7 +94,6 @@ def test_nested_containers_go_in_and_come_out(model: nn.Module) -> None:
     pair = (X + 2, {"more": X + 1})
     compiled = gaudicc.compile(model, (X,), {"pair": pair, "mode": "sub"})
     same(compiled(X * 2, (X - 1, {"more": X}), mode="sub"), model(X * 2, (X - 1, {"more": X}), mode="sub"))
-    assert "pair[1]['more'].shape[0] == 2" in compiled.guards.replace("pair_1_more", "pair[1]['more']")
     for wrong in (None, [X, {"more": X}], (X, {"less": X}), (X, {"more": X, "less": X}), (X,)):
         with pytest.raises(InputError, match="nested otherwise"):
             compiled(X, wrong, mode="sub")

@@ -22,17 +22,17 @@ from gaudicc.verify import TOLERANCE, Level, differs
 aten = torch.ops.aten
 
 
-@pytest.mark.parametrize("name", ["structure", "shapes", "ops", "numerics", "NUMERICS"])
+@pytest.mark.parametrize("name", ["structure", "shapes", "ops", "numerics", "poison", "NUMERICS"])
 def test_levels_are_parsed_and_each_holds_the_ones_before(name: str) -> None:
     assert Level.parse(name).name == name.upper()
-    assert sorted(Level) == [Level.STRUCTURE, Level.SHAPES, Level.OPS, Level.NUMERICS]
+    assert sorted(Level) == [Level.STRUCTURE, Level.SHAPES, Level.OPS, Level.NUMERICS, Level.POISON]
 
 
 @pytest.mark.parametrize("level", ["all", "", None, 3])
 def test_an_unknown_level_is_refused_with_the_known_ones(level: str) -> None:
     with pytest.raises(InputError, match="no verify level") as caught:
         Level.parse(level)
-    assert "structure, shapes, ops, numerics" in str(caught.value)
+    assert "structure, shapes, ops, numerics, poison" in str(caught.value)
 
 
 class Model(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -40,13 +42,31 @@ def test_pad_run_slice(merge: Program, b: int, s: int, more_b: int, more_s: int)
     torch.testing.assert_close(total, x.sum((0, 1)))
 
 
-def test_buffers_are_reused_and_hold_zeros(merge: Program) -> None:
-    host = HostPadding(merge)
-    buffers = {"x": torch.full((4, 6, 3), 9.0), "length_b": torch.tensor(0), "length_s": torch.tensor(0)}
-    feed = host.pad({"x": torch.ones(2, 5, 3)}, {"b": 4, "s": 6}, {"b": 2, "s": 5}, buffers)
-    assert feed["x"] is buffers["x"]
+def test_pads_hold_zeros_and_lengths_are_told(merge: Program) -> None:
+    feed = HostPadding(merge).pad({"x": torch.ones(2, 5, 3)}, {"b": 4, "s": 6}, {"b": 2, "s": 5})
+    assert feed["x"].shape == (4, 6, 3)
     assert feed["x"].sum() == 30
     assert (int(feed["length_b"]), int(feed["length_s"])) == (2, 5)
+
+
+def test_outputs_are_views_or_have_no_gaps(merge: Program) -> None:
+    sizes, lengths = {"b": 4, "s": 6}, {"b": 2, "s": 5}
+    square = replace_outputs(merge)
+    raw = torch.arange(24).reshape(4, 6)
+    (view,) = HostPadding(square).slice([raw], sizes, lengths)
+    (dense,) = HostPadding(square, views=False).slice([raw], sizes, lengths)
+    assert torch.equal(view, raw[:2, :5])
+    assert torch.equal(dense, view)
+    assert view.data_ptr() == raw.data_ptr()
+    assert dense.is_contiguous()
+    assert not view.is_contiguous()
+
+
+def replace_outputs(merge: Program) -> Program:
+    """A program that returns [b, s]."""
+    assert merge.padded is not None
+    padded = replace(merge.padded, outputs=((("b",), ("s",)),))
+    return replace(merge.copy(), outputs=merge.outputs[:1], padded=padded)
 
 
 def test_a_program_that_was_not_padded_is_refused(merge: Program) -> None:

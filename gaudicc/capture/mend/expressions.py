@@ -9,7 +9,25 @@ from typing import Any
 MARK = "\0gaudicc.runtime"
 """A constant that compilation replaces by the module `gaudicc.capture.mend.runtime`."""
 ACCESS = "_gaudicc_access"
-_BUILTINS = frozenset(["int", "float", "bool", "len", "range", "enumerate", "list", "sum", "any", "all", "min", "max", "abs", "round", "isinstance"])
+_BUILTINS = frozenset(
+    [
+        "int",
+        "float",
+        "bool",
+        "len",
+        "range",
+        "enumerate",
+        "list",
+        "sum",
+        "any",
+        "all",
+        "min",
+        "max",
+        "abs",
+        "round",
+        "isinstance",
+    ]
+)
 _EAGER_CONSUMERS = frozenset(["list", "tuple", "set", "sum", "any", "all", "min", "max", "sorted"])
 _COMPARISONS = {ast.Is: "is_", ast.IsNot: "is_not", ast.In: "contains", ast.NotIn: "contains_not"}
 _OPERATORS = {

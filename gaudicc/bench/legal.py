@@ -1,0 +1,146 @@
+"""`python -m gaudicc.bench.legal`: what becomes of PyTorch's own operator samples on gaudi3.
+
+Every float32 sample of `op_db` is captured as a function of one op, legalised, run by the rule interpreter and compared with
+eager. An entry counts by its worst sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import multiprocessing
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.utils import _pytree as pytree
+
+from gaudicc.capture import capture
+from gaudicc.errors import GaudiccError, InternalError
+from gaudicc.interpreter import interpret
+from gaudicc.passes import CleanUp, Decompose, LegalizeDtypes, LegalizeOps, Specialize
+from gaudicc.pipeline import CAPTURED, Pipeline
+from gaudicc.invariants import SHAPES_GUARDED
+from gaudicc.program import OutputKind, Program
+from gaudicc.targets import load_target
+from gaudicc.verify import Level
+
+UNINITIALISED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
+ENTRIES = [entry for entry in op_db if torch.float32 in entry.dtypes and not entry.name.startswith("jiterator")]
+PASSES = (Decompose(), CleanUp(), Specialize(), LegalizeDtypes(), LegalizeOps())
+TOLERANCE = 1e-4
+RULE, DECOMPOSITION = ": rule ", "decompos"
+
+
+class Status(IntEnum):
+    """What becomes of a sample, from good to bad; an entry has the worst of its samples."""
+
+    NATIVE = 0
+    DECOMPOSED = 1
+    RULE = 2
+    PRESUMED = 3
+    REFUSED = 4
+    FAULT = 5
+    WRONG = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a sample or an entry.
+
+    Attributes:
+        status: the worst that happened.
+        detail: the rules applied, the ops presumed, or why it was refused.
+    """
+
+    status: Status
+    detail: str = ""
+
+
+def name_of(entry: Any) -> str:
+    """An entry's name with its variant."""
+    return f"{entry.name}.{entry.variant_test_name}".rstrip(".")
+
+
+def compile_sample(entry: Any, sample: Any) -> tuple[Program, list[str]]:
+    """Captures and legalises one call of an entry.
+
+    Returns:
+        The legal program and what the passes noted.
+    """
+    leaves, spec = pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def function(*tensors: torch.Tensor) -> Any:
+        values = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            values[place] = tensor
+        first, args, kwargs = pytree.tree_unflatten(values, spec)
+        return entry(first, *args, **kwargs)
+
+    program = capture(function, tuple(leaves[place] for place in places))
+    program.target = load_target("gaudi3")
+    pipeline = Pipeline(PASSES, initial=CAPTURED | {SHAPES_GUARDED})
+    program, records = pipeline.run(program, level=Level.STRUCTURE)
+    return program, [note for record in records for note in record.notes]
+
+
+def judge(entry: Any, sample: Any) -> Outcome:
+    """Compiles one sample, runs it under the target's rules and compares it with eager."""
+    expected = _eager(entry, copy.deepcopy(sample))
+    try:
+        program, notes = compile_sample(entry, copy.deepcopy(sample))
+        torch.manual_seed(0)
+        result = interpret(program.root, *program.feed(program.example), target=program.target)
+    except InternalError as fault:
+        return Outcome(Status.FAULT, str(fault))
+    except GaudiccError as refusal:
+        return Outcome(Status.REFUSED, refusal.what)
+    except Exception as fault:  # noqa: BLE001  whatever it is, it is a fault of ours
+        return Outcome(Status.FAULT, f"{type(fault).__name__}: {fault}")
+    outputs = [
+        value for spec, value in zip(program.outputs, result.outputs, strict=True) if spec.kind is OutputKind.USER
+    ]
+    if difference := _difference(entry, outputs, expected):
+        return Outcome(Status.WRONG, difference)
+    if result.presumed:
+        return Outcome(Status.PRESUMED, ", ".join(sorted(result.presumed)))
+    rules = [note.split(RULE)[1].split(" applied")[0] for note in notes if RULE in note]
+    if rules:
+        return Outcome(Status.RULE, ", ".join(sorted(set(rules))))
+    return Outcome(Status.DECOMPOSED if any(DECOMPOSITION in note for note in notes) else Status.NATIVE)
+
+
+def _eager(entry: Any, sample: Any) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        result = entry(sample.input, *sample.args, **sample.kwargs)
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def _difference(entry: Any, ours: list[Any], theirs: list[torch.Tensor]) -> str:
+    tensors = [value for value in ours if isinstance(value, torch.Tensor)]
+    if len(tensors) != len(theirs):
+        return f"{len(tensors)} results, eager gives {len(theirs)}"
+    if entry.name in UNINITIALISED:
+        return ""
+    for left, right in zip(tensors, theirs, strict=True):
+        try:
+            torch.testing.assert_close(left, right, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        except AssertionError as error:
+            return " ".join(str(error).split())
+    return ""
+
+
+def judge_entry(entry: Any, limit: int | None = None) -> tuple[str, int, Outcome, Counter[Status]]:
+    """The entry's name, samples, worst outcome (the first of its kind) and how many samples ended how."""
+    samples = list(entry.sample_inputs("cpu", torch.float32))
+    step = max(1, len(samples) // limit) if limit else 1
+    outcomes = [judge(entry, sample) for sample in samples[::step]]
+    worst = max(outcomes, key=lambda outcome: outcome.status)
+    return name_of(entry), len(outcomes), worst, Counter(outcome.status for outcome in outcomes)

@@ -1,0 +1,63 @@
+"""Recording on the CPU, between the first step and fusion: `gaudicc::` ops become the calls that are fastest here.
+
+Their own references are for reading; called one by one they cost several dispatches each. What has no entry here stays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from gaudicc.kernels import attention, rms_norm
+from gaudicc.runtime.cpu_edit import Editor
+from gaudicc.runtime.cpu_weights import PackedWeights
+
+_aten = torch.ops.aten
+
+
+def lower_semantic(editor: Editor, weights: PackedWeights) -> None:
+    """Rewrites norms to four calls, and attention to the op that fusion knows."""
+    for node in editor.calls():
+        if node.target is rms_norm:
+            _lower_norm(editor, weights, node)
+        elif node.target is attention:
+            _lower_attention(editor, node)
+
+
+def _lower_norm(editor: Editor, weights: PackedWeights, node: fx.Node) -> None:
+    """`x / hypot(norm(x), sqrt(width * eps)) * (weight * sqrt(width))`, in float32 only: others round in between."""
+    x, gain, eps = node.args[:3]
+    assert isinstance(x, fx.Node), "the schema says tensor"
+    assert isinstance(gain, fx.Node), "the schema says tensor"
+    assert isinstance(eps, float), "the schema says float"
+    value, width = x.meta["val"], x.meta["val"].shape[-1]
+    if {value.dtype, gain.meta["val"].dtype} != {torch.float32} or eps < 0 or not value.numel():
+        return
+    length = editor.before(node).call(_aten.linalg_vector_norm.default, x, 2, [-1], True)
+    floor = editor.bind("eps", _scalar(editor, math.sqrt(width * eps)))
+    unit = editor.call(_aten.div.Tensor, x, editor.call(_aten.hypot.default, length, floor))
+    weight = editor.weight(gain)
+    if weight is not None and editor.can_derive(weight):
+        scale = weights.derive("root-width", (weight,), lambda w: w.detach() * math.sqrt(w.shape[0]))
+        factor = editor.bind_prepared("scale", scale)
+    else:
+        factor = editor.call(_aten.mul.Tensor, gain, math.sqrt(width))
+    editor.replace(node, editor.call(_aten.mul.Tensor, unit, factor))
+
+
+def _scalar(editor: Editor, value: float) -> torch.Tensor:
+    """One tensor per value and recording."""
+    return editor.scalars.setdefault(value, torch.tensor(value))
+
+
+def _lower_attention(editor: Editor, node: fx.Node) -> None:
+    q, k, v, mask, causal, scale = node.args
+    grouped: Any = q.meta["val"].shape[1] != k.meta["val"].shape[1]  # type: ignore[union-attr]
+    args = (q, k, v, mask, 0.0, causal)
+    result = editor.before(node).call(
+        _aten.scaled_dot_product_attention.default, *args, scale=scale, enable_gqa=grouped
+    )
+    editor.replace(node, result)

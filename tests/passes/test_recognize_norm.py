@@ -1,0 +1,160 @@
+"""recognize-norm: the forms of Llama, Gemma and T5, bit for bit, and what only looks like them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from expecttest import assert_expected_inline
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, fx
+
+from gaudicc.capture import capture
+from gaudicc.passes.recognize_norm import RecognizeNorm
+from gaudicc.program import Program, op_name
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+def norms(program: Program) -> list[tuple[float, bool]]:
+    """The epsilon of each norm op, and whether the weight comes before rounding."""
+    nodes: list[fx.Node] = [node for _, module in program.graphs() for node in module.graph.nodes]
+    return [node.args[2:] for node in nodes if op_name(node) == "gaudicc.rms_norm"]  # type: ignore[misc]
+
+
+def llama(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.to(F32)
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return weight * normed.to(x.dtype)
+
+
+def gemma(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return (normed * (1.0 + weight.float())).type_as(x)
+
+
+def t5(x: Tensor, weight: Tensor) -> Tensor:
+    variance = x.to(F32).pow(2).mean(-1, keepdim=True)
+    return weight * (x * torch.rsqrt(variance + 1e-6)).to(weight.dtype)
+
+
+def test_before_and_after(capture_of: Any, alone: Any, text_of: Any) -> None:
+    after, _ = alone(RecognizeNorm(), capture_of(llama, torch.randn(2, 8, dtype=BF16), weight=torch.ones(8, dtype=BF16)))
+    assert_expected_inline(text_of(after), """\
+graph root:
+  %p_weight: bf16[8] = weight weight
+  %x: bf16[2, 8] = input x
+  %0: bf16[2, 8] = gaudicc.rms_norm(%x, %p_weight, 1e-06, False)
+  return (%0)
+""")
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("form", [llama, gemma, t5])
+def test_values_are_bitwise_kept(
+    form: Callable[[Tensor, Tensor], Tensor], data: st.DataObject, capture_of: Any, alone: Any
+) -> None:
+    shape = data.draw(st.lists(st.integers(0, 3), max_size=2)) + [data.draw(st.integers(1, 9))]
+    dtype = data.draw(st.sampled_from([F32, BF16, F16]))
+    x = torch.randn(shape).mul(data.draw(st.sampled_from([1e-4, 1.0, 1e3]))).to(dtype)
+    if x.numel():
+        x.view(-1)[0] = data.draw(st.sampled_from([0.0, -0.0, 1.0, float("inf"), float("nan")]))
+    program = capture_of(form, x, weight=torch.randn(shape[-1]).to(dtype))
+    after, record = alone(RecognizeNorm(), program)
+    before_rounding = form is gemma and dtype is not F32
+    assert norms(after) == [(1e-6, before_rounding)]
+    assert not record.notes
+    again, record = alone(RecognizeNorm(), after)
+    assert not record.modified
+
+
+def wide_norm(x: Tensor, dims: Any = -1, eps: float = 1e-6, power: int = 2) -> Tensor:
+    return x * torch.rsqrt(x.pow(power).mean(dims, keepdim=True) + eps)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x, weight: wide_norm(x, 0) * weight, "mean is over"),
+        (lambda x, weight: wide_norm(x, (0, 1)) * weight, "mean is over"),
+        (lambda x, weight: wide_norm(x.double()) * weight, "statistics are torch.float64"),
+        (lambda x, weight: wide_norm(x.bfloat16()) * weight, "statistics are torch.bfloat16"),
+        (lambda x, weight: x * torch.rsqrt(x.pow(2).mean(-1, True, dtype=torch.float64) + 1e-6) * weight, "float64"),
+        (lambda x, weight: weight * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6), "not multiplied with the input"),
+        (lambda x, weight: (x + 1) * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6) * weight, "not multiplied"),
+        (lambda x, weight: wide_norm(x), "no weight"),
+        (lambda x, weight: wide_norm(x) * 2.0, "one number per entry"),
+        (lambda x, weight: wide_norm(x) * weight[:1], "one number per entry"),
+        (lambda x, weight: wide_norm(x) * weight[None], "one number per entry"),
+        (lambda x, weight: wide_norm(x[:, :1]) * weight, "one number per entry"),
+        (lambda x, weight: wide_norm(x).bfloat16() * weight.bfloat16(), "return to its input's dtype"),
+        (lambda x, weight: (wide_norm(x).bfloat16() * weight).float(), "return to its input's dtype"),
+        (lambda x, weight: wide_norm(x).bfloat16().float() * weight, "no weight"),
+    ],
+)  # fmt: skip
+def test_near_misses_stay_and_are_noted(
+    function: Callable[..., Tensor], reason: str, capture_of: Any, text_of: Any
+) -> None:
+    program = capture_of(function, torch.randn(3, 4), weight=torch.randn(4))
+    before = text_of(program)
+    result = RecognizeNorm().run(program)
+    assert not result.modified
+    assert text_of(result.program) == before
+    (note,) = result.notes
+    assert re.search(reason, note), note
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, weight: x * torch.rsqrt(x.pow(2).mean(-1, True)) * weight,
+        lambda x, weight: wide_norm(x, power=3) * weight,
+        lambda x, weight: x * torch.rsqrt(torch.add(x.pow(2).mean(-1, True), 1e-6, alpha=2)) * weight,
+        lambda x, weight: x * torch.rsqrt(x.pow(2).sum(-1, True) + 1e-6) * weight,
+        lambda x, weight: torch.rsqrt(x.exp()) * weight,
+    ],
+    ids=["no epsilon", "cubes", "epsilon twice", "sum", "rsqrt alone"],
+)
+def test_what_is_no_norm_at_all_stays(function: Callable[..., Tensor], capture_of: Any) -> None:
+    result = RecognizeNorm().run(capture_of(function, torch.rand(3, 4), weight=torch.randn(4)))
+    assert not result.modified
+    assert not norms(result.program)
+
+
+def test_a_cast_that_loses_digits_is_not_looked_through(capture_of: Any, alone: Any) -> None:
+    program = capture_of(lambda x, weight: wide_norm(x.to(BF16).to(F32)) * weight, torch.randn(3, 4), weight=torch.randn(4))
+    after, _ = alone(RecognizeNorm(), program)
+    assert "aten.to.dtype" in after.count_ops()
+
+
+def test_integers_are_normalised_as_the_floats_they_become(capture_of: Any, alone: Any) -> None:
+    program = capture_of(lambda x, weight: wide_norm(x.float()) * weight, torch.arange(12).view(3, 4), weight=torch.randn(4))
+    after, _ = alone(RecognizeNorm(), program)
+    assert norms(after) == [(1e-6, False)]
+
+
+def test_a_normed_value_that_is_read_twice_stays(capture_of: Any, alone: Any) -> None:
+    def model(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        normed = wide_norm(x)
+        return normed * weight, normed
+
+    after, _ = alone(RecognizeNorm(), capture_of(model, torch.randn(3, 4), weight=torch.randn(4)))
+    assert not norms(after)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(("family", "count", "scale_first"), [("llama", 3, False), ("gemma3_text", 7, True), ("t5", 10, False)])
+def test_the_forms_of_transformers(family: str, count: int, scale_first: bool, dtype: torch.dtype, alone: Any) -> None:
+    pytest.importorskip("transformers", reason="needs gaudicc[models]")
+    from gaudicc.models.transformers_models import build, example_inputs
+
+    model: Any = build(family, dtype=dtype)
+    after, record = alone(RecognizeNorm(), capture(model, example_inputs(model)))
+    assert norms(after) == [(1e-6, scale_first and dtype is not F32)] * count
+    assert "aten.rsqrt" not in after.count_ops()
+    assert not record.notes

@@ -1,0 +1,127 @@
+"""specialize: one bucket's sizes in place of symbols, in the root and in the bodies, for every size in range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from expecttest import assert_expected_inline
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.export import Dim
+
+from gaudicc.capture import capture
+from gaudicc.errors import InternalError
+from gaudicc.invariants import STATIC, TYPED
+from gaudicc.passes.specialize import Specialize
+from gaudicc.program import Program, call_region
+
+DIMS = {"x": {0: Dim("batch", min=1, max=4), 1: Dim("length", min=0, max=9)}}
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.inner(x).view(x.shape[0], x.shape[1], 2, 2).transpose(1, 2)
+        return x + heads.reshape(x.shape) / max(x.shape[1], 2)
+
+
+class Layers(nn.Module):
+    """Sizes are read in the bodies and in the root, and pass from one to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.arange(x.shape[1]).unsqueeze(1)
+        for layer in self.layers:
+            x = layer(x)
+        return x.flatten(0, 1)
+
+
+def layers() -> tuple[nn.Module, Program]:
+    model = Layers().eval()
+    return model, capture(model, (torch.randn(2, 5, 4),), dynamic_shapes=DIMS)
+
+
+def bucket(batch: int, length: int) -> Specialize:
+    return Specialize((("batch", batch), ("length", length)))
+
+
+def violations(program: Program) -> list[str]:
+    return [str(v) for invariant in (STATIC, TYPED) for _, module in program.graphs() for v in invariant.violations(program, module)]
+
+
+def test_before_and_after(alone: Any, text_of: Any) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(x.shape[0], x.shape[1] * 4) + x.shape[1]
+
+    program = capture(Model().eval(), (torch.randn(2, 5, 4),), dynamic_shapes=DIMS)
+    after = bucket(4, 3).run(program).program
+    assert_expected_inline(text_of(after), """\
+graph root:
+  %x: f32[4, 3, 4] = input x
+  %0: f32[4, 12] = aten.view(%x, [4, 12])
+  %1: f32[4, 12] = aten.add.Tensor(%0, 3)
+  return (%1)
+""")
+
+
+@given(batch=st.integers(1, 4), length=st.integers(0, 9))
+def test_every_bucket_computes_what_the_model_does(batch: int, length: int) -> None:
+    model, program = layers()
+    after = bucket(batch, length).run(program.copy()).program
+    assert not violations(after)
+    assert after.dimensions == ()
+    x = torch.randn(batch, length, 4)
+    with torch.no_grad():
+        assert torch.equal(after.run({"x": x})[0], model(x))
+    assert torch.equal(after.run({"x": x})[0], program.run({"x": x})[0])
+
+
+def test_sizes_are_no_longer_operands_of_the_bodies() -> None:
+    _, program = layers()
+    after = bucket(2, 8).run(program).program
+    (body,) = after.bodies.values()
+    names = [node.name for node in body.graph.nodes if node.op == "placeholder"]
+    assert len(names) == 3, names
+    sites = [node for node in after.root.graph.nodes if node.target is call_region]
+    assert [len(site.args) for site in sites] == [4, 4, 4]
+
+
+def test_the_example_is_repeated_or_cut_to_the_bucket() -> None:
+    _, program = layers()
+    (x,) = program.example.values()
+    longer = bucket(3, 7).run(program.copy()).program.example["x"]
+    assert longer.shape == (3, 7, 4)
+    assert torch.equal(longer[:2, :5], x)
+    assert torch.equal(longer[2], longer[0])
+    shorter = bucket(1, 0).run(program.copy()).program.example["x"]
+    assert shorter.shape == (1, 0, 4)
+
+
+def test_a_static_program_is_left_as_it_is(alone: Any) -> None:
+    program = capture(Layers().eval(), (torch.randn(2, 5, 4),))
+    result = Specialize().run(program)
+    assert not result.modified
+    assert result.program is program
+
+
+def test_a_bucket_that_leaves_a_size_out_is_a_fault_of_ours() -> None:
+    _, program = layers()
+    with pytest.raises(InternalError, match="leaves out length"):
+        Specialize((("batch", 2),)).run(program)
+
+
+def test_the_symbolic_program_serves_the_next_bucket() -> None:
+    _, program = layers()
+    before = [str(node.meta.get("val")) for _, module in program.graphs() for node in module.graph.nodes]
+    bucket(3, 4).run(program.copy())
+    assert [str(node.meta.get("val")) for _, module in program.graphs() for node in module.graph.nodes] == before
