@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from gaudicc.checker import check
     from gaudicc.compiled import CompiledModel, load
     from gaudicc.compiler import compile
+    from gaudicc.lm import compile_lm
 
-__all__ = ["CompiledModel", "check", "compile", "load"]
+__all__ = ["CompiledModel", "check", "compile", "compile_lm", "load"]
 
-_HOMES = {"compile": "compiler", "CompiledModel": "compiled", "load": "compiled", "check": "checker"}
+_HOMES = {"compile": "compiler", "CompiledModel": "compiled", "load": "compiled", "check": "checker", "compile_lm": "lm"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,7 @@ class Prologue:
 
     def __str__(self) -> str:
         """The guards as the Python that a reader may run in his head, one assertion a line."""
-        lines = [f"assert {guard.text}  # {guard.reason}" for guard in self.program.guards]
+        lines = [f"assert {_in_user_names(self.program, g.text)}  # {g.reason}" for g in self.program.guards]
         lines += [
             f"assert {self.program.calling.paths[index]} == {value!r}  # fixed at compile time"
             for index, value in self.program.calling.static.items()
@@ -136,7 +137,13 @@ def choice_text(program: Program, buckets: BucketSet) -> str:
         fits = " and ".join(f"{dim} {relation} {size}" for dim, size in bucket.as_dict().items())
         lines.append(f"{word} {fits}: bucket = {bucket.as_dict()}")
         word = "elif"
-    return "\n".join([*lines, "else: raise BucketMissError"])
+    return _in_user_names(program, "\n".join([*lines, "else: raise BucketMissError"]))
+
+
+def _in_user_names(program: Program, text: str) -> str:
+    """Writes `pair_1_more.shape[0]`, by the placeholder's name, as the user's `pair[1]['more'].shape[0]`."""
+    paths = {spec.name: spec.source for spec in program.user_inputs()}
+    return re.sub(r"\b\w+(?=\.shape\[)", lambda found: paths.get(found[0], found[0]), text)
 
 
 def refuse_ambient() -> None:

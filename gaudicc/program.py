@@ -373,7 +373,8 @@ def val(node: fx.Node) -> Any:
 
 def output_of(graph: fx.Graph) -> fx.Node:
     """The output node of a graph."""
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    output: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return output
 
 
 def outputs_of(graph: fx.Graph) -> Sequence[Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -55,9 +56,13 @@ def trace(
     Returns:
         A graph with one placeholder per value; nodes carry `val`.
     """
+    operands = list(values)
     # The fused CPU kernels of attention are no parts that another device could run.
     with mode, torch.no_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
-        return make_fx(function, tracing_mode="real", pre_dispatch=composites)(*values)
+        traced = make_fx(function, tracing_mode="real", pre_dispatch=composites)(*operands)
+        if any(map(_writes, traced.graph.nodes)):  # parts of PyTorch's composites write to their own intermediates
+            traced = make_fx(dispatch_functionalize(function), tracing_mode="real", pre_dispatch=composites)(*operands)
+    return traced
 
 
 class Rewriter:
@@ -253,8 +258,12 @@ def drop_dead_nodes(graph: fx.Graph) -> bool:
 def _has_effect(node: fx.Node) -> bool:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return target._schema.is_mutable or target in _EFFECTS
+        return _writes(node) or target in _EFFECTS
     return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
 
 # Asserts read on the host are the model's own; they are turned into flags by capture, never dropped in silence.

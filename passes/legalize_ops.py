@@ -17,11 +17,17 @@ from gaudicc.invariants import FUNCTIONAL, LEGAL_OPS, NO_COMPLEX, STATIC, TYPED,
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program, is_op, op_name, where
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules import index_generation, integers, slicing
+from gaudicc.rules import index_generation, indexing, integers, scattering, slicing
 from gaudicc.rules.rule import Rule
 from gaudicc.targets import Engine, Support, Verdict
 
-ALL_RULES: tuple[Rule, ...] = (*index_generation.RULES, *slicing.RULES, *integers.RULES)
+ALL_RULES: tuple[Rule, ...] = (
+    *index_generation.RULES,
+    *slicing.RULES,
+    *integers.RULES,
+    *indexing.RULES,
+    *scattering.RULES,
+)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gaudicc.invariants import LOWERED, TYPED, WELL_FORMED, Invariant, verdict_of
-from gaudicc.kernels import attention, rms_norm
+from gaudicc.kernels import attention, merge_parts, rms_norm, softmax_part, softmax_tile
 from gaudicc.kernels.attention import plain_attention
 from gaudicc.kernels.norm import plain_rms_norm
+from gaudicc.kernels.split import plain_merge_parts, plain_softmax_part, plain_softmax_tile
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program, is_op, op_name
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import Support
 
-_PLAIN: dict[Any, Callable[..., Any]] = {attention: plain_attention, rms_norm: plain_rms_norm}
+_PLAIN: dict[Any, Callable[..., Any]] = {
+    attention: plain_attention,
+    rms_norm: plain_rms_norm,
+    softmax_tile: plain_softmax_tile,
+    softmax_part: plain_softmax_part,
+    merge_parts: plain_merge_parts,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class LowerSemanticOps(GraphPass):
         for node in [n for n in rewriter.graph.nodes if is_op(n) and n.target.namespace == "gaudicc"]:
             kept = self.fused and verdict_of(node, program).support is not Support.NO
             if not kept:
-                rewriter.replace(node, rewriter.inline(_PLAIN[node.target], *node.args, like=node))
+                plain = rewriter.inline(_PLAIN[node.target], *node.args, like=node)
+                rewriter.replace_outputs(node, plain) if isinstance(plain, tuple) else rewriter.replace(node, plain)
             note = f"{op_name(node)} {'kept for the fused kernel' if kept else 'lowered to plain ATen'}"
             counts[note] = counts.get(note, 0) + 1
         yield from (f"{note}, {count} times" for note, count in counts.items())

@@ -30,7 +30,8 @@ class Block(nn.Module):
         self.b = nn.Linear(16, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.b(torch.relu(self.a(self.norm(x))))
+        y: Tensor = self.b(torch.relu(self.a(self.norm(x))))
+        return x + y
 
 
 class Stack(nn.Module):

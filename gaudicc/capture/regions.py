@@ -38,6 +38,7 @@ class _Run:
 
 def split_regions(root: fx.GraphModule) -> None:
     """Rewrites `root` in place: repeated runs become calls of shared bodies, which become its submodules."""
+    _hoist_sizes(root.graph)
     level = 0
     while level <= _deepest(root.graph):
         groups: dict[Any, list[_Run]] = {}
@@ -49,6 +50,18 @@ def split_regions(root: fx.GraphModule) -> None:
                 _outline(root, runs, moved)
         level += 1
     root.recompile()
+
+
+def _hoist_sizes(graph: fx.Graph) -> None:
+    """Moves arithmetic on the inputs' sizes to the top: export computes it once, and the first layer would own it."""
+    early = [node for node in graph.nodes if node.op == "placeholder"]
+    known = set(early)
+    for node in list(graph.nodes):
+        is_size = isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+        if is_size and node not in known and known.issuperset(node.all_input_nodes):
+            early[-1].append(node)
+            early.append(node)
+            known.add(node)
 
 
 def _path(node: fx.Node) -> tuple[str, list[tuple[str, Any]]]:
@@ -98,7 +111,8 @@ def _runs(graph: fx.Graph, level: int) -> Iterator[_Run]:
 
 def _anonymous(node: fx.Node) -> bool:
     """Whether a node lacks a module path of its own (sizes and tuple items that export adds)."""
-    return not _path(node)[0] or _path(node)[0].startswith("_empty") or node.target is operator.getitem
+    path, stack = _path(node)
+    return not stack or path.startswith("_empty") or node.target is operator.getitem
 
 
 def _describe(owner: tuple[str, str], nodes: list[fx.Node]) -> _Run:

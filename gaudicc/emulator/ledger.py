@@ -10,7 +10,8 @@ from enum import Enum
 
 import torch
 
-_INSIDE = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_HERE = os.path.dirname(__file__)
+_INSIDE = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep, os.path.join(os.path.dirname(_HERE), "targets") + os.sep)
 
 
 class Kind(Enum):
@@ -26,6 +27,7 @@ class Kind(Enum):
     CAPTURE = "HPU graphs captured"
     REPLAY = "HPU graphs replayed"
     SPLIT = "captures split"
+    HAZARD = "capture rules broken: replays give wrong results"
     OVERFLOW = "int64 values that do not fit the device's int32"
     PRESUMED = "ops that no source vouches for"
 

@@ -6,5 +6,6 @@ this package registers them.
 
 from gaudicc.kernels.attention import attention
 from gaudicc.kernels.norm import rms_norm
+from gaudicc.kernels.split import merge_parts, softmax_part, softmax_tile
 
-__all__ = ["attention", "rms_norm"]
+__all__ = ["attention", "merge_parts", "rms_norm", "softmax_part", "softmax_tile"]

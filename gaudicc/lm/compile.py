@@ -12,8 +12,10 @@ from gaudicc.lm.axes import exponential
 from gaudicc.lm.compiled import CompiledLM, LmStats
 from gaudicc.lm.graphs import Graphs
 from gaudicc.lm.state import Limits, LmState
+from gaudicc.lm.stack_model import StackModel
 from gaudicc.lm.steps import LanguageModel
 from gaudicc.lm.transformers_model import TransformersModel
+from gaudicc.models.cuda_style_llm import Transformer
 from gaudicc.runtime.select import open_device
 from gaudicc.targets import load_target
 
@@ -63,15 +65,17 @@ def compile_lm(
         )
     chip = load_target(target)
     opened, chosen = open_device(device)
-    limits = Limits(max_batch, max_context, max_stop_ids)
+    stop, pad = _endings(model)
+    limits = Limits(max_batch, max_context, max(max_stop_ids, len(stop)))
     with torch.no_grad():
         state = LmState(adapted.shapes, adapted.dtype, limits)
     graphs = Graphs(adapted, state, exponential(limits), chip, opened, LmStats())
-    stop, pad = _endings(model)
-    return CompiledLM(graphs, chunk=chunk, default_stop=stop[:max_stop_ids], pad=pad, notes=(chosen,))
+    return CompiledLM(graphs, chunk=chunk, default_stop=stop, pad=pad, notes=(chosen,))
 
 
 def _adapt(model: nn.Module) -> LanguageModel:
+    if isinstance(model, Transformer):
+        return StackModel(model)
     if hasattr(model, "get_output_embeddings") and hasattr(model, "config"):
         return TransformersModel(model)
     if all(hasattr(model, name) for name in ("shapes", "dtype", "vocabulary", "context")):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gaudicc.buckets import Bucket
-from gaudicc.errors import ShapeError, StateError, Where
+from gaudicc.errors import InputError, ShapeError, StateError, Where
 from gaudicc.lm.graphs import Graphs
 from gaudicc.lm.request import GenerationOptions, OnToken, Request, check_prompt, check_room, rows_of
 from gaudicc.runtime.runner import Counters
@@ -135,6 +135,13 @@ class CompiledLM:
         return self._enqueue(request)
 
     def _options(self, how: dict[str, Any]) -> GenerationOptions:
+        known = GenerationOptions.__slots__
+        if unknown := [name for name in how if name not in known]:
+            raise InputError(
+                f"there is no option {unknown[0]}",
+                where=Where(stage="generate"),
+                hint=f"the options are {', '.join(known)}",
+            )
         return GenerationOptions(**{"stop": self.default_stop, **how})
 
     def _enqueue(self, request: Request) -> Request:
@@ -384,8 +391,14 @@ class Session:
         self.tokens.extend(last.tokens)
         self._kept, self._slot, self._last = last.position if last.tokens else self._kept, last.slot, None
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Gives the slot back."""
+        """Gives the slot back; a turn that has not ended is cancelled."""
         if self._last is not None and not self._last.done:
             self._last.cancel()
             self._lm.step()

@@ -21,7 +21,7 @@ from gaudicc.lm.state import CacheShape
 
 _NAME = "gaudicc"
 _current: ContextVar[Cache] = ContextVar("the cache of the forward pass that is being captured")
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
 
 
 class TransformersModel(nn.Module):
@@ -78,10 +78,11 @@ def _probe(model: Any) -> tuple[torch.dtype, tuple[CacheShape, ...]]:
     from transformers.cache_utils import DynamicLayer
 
     with torch.no_grad():
-        kept = model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=True).past_key_values
+        output = model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=True)
+    kept = getattr(output, "past_key_values", None)
     layers = list(kept.layers) if isinstance(kept, DynamicCache) else []
     if not layers or not all(isinstance(layer, DynamicLayer) and layer.is_initialized for layer in layers):
-        kinds = sorted({type(layer).__name__ for layer in layers}) or [type(kept).__name__]
+        kinds = sorted({type(layer).__name__ for layer in layers}) or [type(output).__name__]
         raise UnsupportedInputError(
             f"{type(model).__name__} keeps {', '.join(kinds)} between tokens, not keys and values of every layer",
             where=Where(stage="compile_lm"),
@@ -174,14 +175,30 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    dropout: float = 0.0,
+    softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     for name in _UNSUPPORTED:
         if others.get(name) is not None:
             raise UnsupportedInputError(f"the attention of {type(module).__name__} has a {name}")
+    if softcap is not None:
+        return _capped(query, key, value, attention_mask, scaling, softcap), None
     grouped = query.shape[1] != key.shape[1]
     result = F.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=grouped
     )
-    return result.transpose(1, 2).contiguous(), None
+    return result.transpose(1, 2), None
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+) -> Tensor:
+    """Attention whose scores are capped smoothly (Gemma 2), which no fused kernel does."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = torch.where(mask, scores, torch.full_like(scores, torch.finfo(scores.dtype).min))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2)

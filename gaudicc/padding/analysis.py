@@ -16,7 +16,7 @@ from gaudicc.padding.certificate import OutputProof, PadCertificate
 from gaudicc.padding.layout import Pads, constant, weaker
 from gaudicc.padding.padder import Claims, Journal, Padder
 from gaudicc.padding.resources import BodyResources, Key, Resources, RootResources
-from gaudicc.padding.rules import pointwise, views
+from gaudicc.padding.rules import factories, pointwise, views
 from gaudicc.padding.rules.table import rule_of
 from gaudicc.padding.sizes import expression, text
 from gaudicc.program import (
@@ -37,7 +37,7 @@ from gaudicc.rewriter import Rewriter, fake_mode_of, propagate
 aten = torch.ops.aten
 _ATTEMPTS = 12
 _ASSERTS = (aten._assert_async.msg, aten._assert_async.default, aten._assert_scalar.default)
-_FACTORIES = {op for rule in views.RULES for op in rule.ops}
+_MADE = {op for rule in (*views.RULES, *factories.RULES) for op in rule.ops}
 
 
 @dataclass
@@ -212,7 +212,7 @@ class Analysis:
             if isinstance(op, torch._ops.OpOverload) and op not in _ASSERTS and _reads_data(padder, node):
                 raise padder.refuse("it reads a tensor's value on the host")
             return None
-        if _static(padder, node) and op not in _FACTORIES and not pointwise.pointwise(op):
+        if _static(padder, node) and op not in _MADE and not pointwise.pointwise(op):
             made = tuple(Pads(padder.dims_of(value)) for value in _tensors(val(node)))
             return made if isinstance(val(node), (tuple, list)) else made[0]
         if torch.Tag.nondeterministic_seeded in op.tags and not _inert(node):

@@ -20,6 +20,9 @@ FUSED = {
     "gaudicc::rms_norm": "hpu::rms_norm",
     "gaudicc::rotary": "hpu::rotary_pos_embedding",
     "gaudicc::moe": "hpu::mixture_of_experts",
+    # One TPC node between the two products of an attention slice; docs/split_attention.md says which forms they cover.
+    "gaudicc::softmax_tile": "hpu::scaled_masked_softmax",
+    "gaudicc::softmax_part": "hpu::scaled_triangular_softmax_retain",
 }
 
 

@@ -67,9 +67,7 @@ def tested() -> set[str]:
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_class_is_raised_somewhere_and_tested(
-    kind: type[GaudiccError], used: set[str], tested: set[str]
-) -> None:
+def test_every_class_is_raised_somewhere_and_tested(kind: type[GaudiccError], used: set[str], tested: set[str]) -> None:
     assert kind.__doc__
     if kind is not GaudiccError:
         assert kind.__name__ in used, f"nothing raises {kind.__name__}"

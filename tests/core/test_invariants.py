@@ -55,7 +55,8 @@ def program_of(function: Callable[..., Any], *args: Tensor, dynamic: bool = Fals
 
 
 def first_op(program: Program) -> fx.Node:
-    return next(node for node in program.root.graph.nodes if is_op(node))
+    found: fx.Node = next(node for node in program.root.graph.nodes if is_op(node))
+    return found
 
 
 def emit(program: Program, op: Any, *args: Any, **kwargs: Any) -> fx.Node:

@@ -12,7 +12,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
 
 import gaudicc
 from gaudicc.errors import BundleError, DeviceError, InputError
@@ -21,7 +20,7 @@ from gaudicc.program import InputKind, regions_called
 
 # The model's own package, which the loading process must not need. Two kinds of layers (two regions), an op of the host
 # between them (two segments and more), a buffer that grows (state), and an output type of its own.
-MODEL = '''
+MODEL = """
 from dataclasses import dataclass
 import torch
 from torch import nn
@@ -57,11 +56,11 @@ class Model(nn.Module):
         self.seen.add_(x.sum(0))
         for layer in self.first:
             x = layer(x)
-        x = torch.i0(x.tanh())
+        x = torch.polygamma(1, x.abs() + 1)
         for layer in self.second:
             x = layer(x)
         return Answer(x * scale + self.seen, {"calls": self.calls + 0, "name": "answer"})
-'''
+"""
 
 LOAD = """
 import json, sys, torch
@@ -72,8 +71,7 @@ given = torch.load(inputs)
 outputs = []
 for x in given:
     answer = compiled(x)
-    outputs.append((answer["scores"], answer["extra"]["calls"], answer["extra"]["name"])
-                   if isinstance(answer, dict) else (answer.scores, answer.extra["calls"], answer.extra["name"]))
+    outputs.append((answer.scores, answer.extra["calls"], answer.extra["name"]))
 torch.save([o[:2] for o in outputs], results)
 print(json.dumps({
     "names": [o[2] for o in outputs],
@@ -99,8 +97,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
-def test_a_process_without_the_models_code_gives_the_same(stranger: ModuleType, tmp_path: Path, name: str) -> None:
+def test_a_process_without_the_models_code_gives_the_same(stranger: ModuleType, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = stranger.Model().eval()
     inputs = [torch.randn(2, 8) for _ in range(3)]
@@ -109,10 +106,17 @@ def test_a_process_without_the_models_code_gives_the_same(stranger: ModuleType, 
     steps = [type(step) for step in compiled.plan().steps]
     assert steps == [Record, HostOp, Record]
     assert sum(spec.kind is InputKind.STATE for spec in compiled.program.inputs) == 2
-    compiled.save(tmp_path / name)
+    compiled.save(tmp_path / "bundle.zip")
     torch.save(inputs, tmp_path / "inputs.pt")
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / name), str(tmp_path / "inputs.pt"), str(tmp_path / "results.pt")],
+        [
+            sys.executable,
+            "-c",
+            LOAD,
+            str(tmp_path / "bundle.zip"),
+            str(tmp_path / "inputs.pt"),
+            str(tmp_path / "results.pt"),
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -124,6 +128,7 @@ def test_a_process_without_the_models_code_gives_the_same(stranger: ModuleType, 
     assert said["names"] == ["answer"] * 3
     assert said["stats"] == [2, 3]
     assert said["trace"] == 0
+    assert said["type"] == "Record", "a class that is not there is stood in for by a dict with attributes"
     for x, (scores, calls) in zip(inputs, torch.load(tmp_path / "results.pt"), strict=True):
         expected = model(x)
         torch.testing.assert_close(scores, expected.scores, rtol=1e-5, atol=1e-5)
@@ -140,10 +145,11 @@ def test_a_bundle_read_back_is_the_same_model(stranger: ModuleType, tmp_path: Pa
     assert loaded.guards == compiled.guards
     assert str(loaded.plan()) == str(compiled.plan())
     assert loaded.certificate.as_json() == compiled.certificate.as_json()
-    assert str(loaded.buckets) == str(compiled.buckets) or list(loaded.buckets) == list(compiled.buckets)
+    assert list(loaded.buckets) == list(compiled.buckets)
     for _ in range(2):
         a, b = loaded(x), compiled(x)
-        torch.testing.assert_close(a.scores if hasattr(a, "scores") else a["scores"], b.scores)
+        assert type(a) is type(b) is stranger.Answer
+        torch.testing.assert_close((a.scores, a.extra["calls"]), (b.scores, b.extra["calls"]))
     loaded.save(tmp_path / "again.zip")
     again = gaudicc.load(tmp_path / "again.zip")
     assert str(again.static_program().root.graph) == str(compiled.static_program().root.graph)
@@ -151,17 +157,12 @@ def test_a_bundle_read_back_is_the_same_model(stranger: ModuleType, tmp_path: Pa
 
 def test_loading_shares_nothing_with_the_model_that_was_saved(tmp_path: Path) -> None:
     linear = torch.nn.Sequential(torch.nn.Linear(8, 4)).eval()
-
-    def model(x: Tensor) -> Tensor:
-        out: Tensor = linear(x)
-        return out
-
     x = torch.randn(2, 8)
     gaudicc.compile(linear, (x,)).save(tmp_path / "b")
-    expected = model(x).detach().clone()
+    expected = linear(x).detach().clone()
     loaded = gaudicc.load(tmp_path / "b")
     with torch.no_grad():
-        linear[0].weight.zero_()  # type: ignore[union-attr, operator]
+        linear[0].weight.zero_()  # type: ignore[operator]
     torch.testing.assert_close(loaded(x), expected)
 
 

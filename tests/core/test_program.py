@@ -39,7 +39,8 @@ def test_identical_layers_are_one_body_called_with_each_layers_weights(make_stac
     assert [name for _, name in calls] == ["block"] * 4
     sources = {spec.name: spec.source for spec in program.inputs}
     for layer, (call, _) in enumerate(calls):
-        bound = {sources[arg.name] for arg in call.args[1:] if arg.op == "placeholder" and arg.name != "x"}
+        weights = [arg for arg in call.all_input_nodes if arg.op == "placeholder" and arg.name != "x"]
+        bound = {sources[arg.name] for arg in weights}
         assert bound == {f"layers.{layer}.{part}.{end}" for part in ("norm", "a", "b") for end in ("weight", "bias")}
 
 

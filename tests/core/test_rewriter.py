@@ -30,7 +30,8 @@ class Scaled(nn.Module):
         self.inner = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) * 2 + x
+        y: Tensor = self.inner(x)
+        return y * 2 + x
 
 
 def captured(dynamic: bool = False) -> tuple[Program, fx.Node]:
@@ -41,6 +42,7 @@ def captured(dynamic: bool = False) -> tuple[Program, fx.Node]:
 
 
 def named(program: Program, name: str) -> fx.Node:
+    found: fx.Node
     (found,) = [node for node in program.root.graph.nodes if op_name(node) == name]
     return found
 
@@ -108,7 +110,7 @@ def test_replace_by_a_number_reaches_into_lists() -> None:
     rewriter.replace(size, 5)
     rewriter.finish()
     zeros = next(node for node in program.root.graph.nodes if "new_zeros" in op_name(node))
-    assert list(zeros.args[1]) == [2, 5]  # type: ignore[arg-type]
+    assert list(zeros.args[1]) == [2, 5]
 
 
 def test_replace_refuses_another_type_and_names_the_place() -> None:

@@ -55,7 +55,9 @@ def test_attention_is_what_pytorch_computes(arguments: tuple[Any, ...]) -> None:
     q, k, v, mask, causal, scale = arguments
     grouped = q.shape[1] != k.shape[1]
     wide = functional.scaled_dot_product_attention(
-        *(t.double() for t in (q, k, v)),
+        q.double(),
+        k.double(),
+        v.double(),
         mask if mask is None or mask.dtype == torch.bool else mask.double(),
         is_causal=causal,
         scale=scale,

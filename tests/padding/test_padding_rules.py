@@ -32,8 +32,9 @@ ops = torch.ops.aten
 class Case:
     """A function of tensors with dynamic sizes.
 
-    `shapes` names the sizes: b, s, t are dynamic, numbers fixed; a trailing letter i makes integers below 4, m a bool, f floats. `low` is the
-    least length of s. With `composites` the op reaches its rule whole, as on a target that registers it.
+    `shapes` names the sizes: b, s, t are dynamic, numbers fixed; a trailing letter i makes integers below 4, m a bool,
+    f floats. `low` is the least length of s. With `composites` the op reaches its rule whole, as on a target that
+    registers it.
     """
 
     name: str
@@ -234,7 +235,11 @@ CASES += [
         "factories-like", lambda x: (x + ops.ones_like(x) + ops.full_like(x, 2.0) + ops.zeros_like(x)).sum(1), "b s f"
     ),
     case("new-full", lambda x: (x + x.new_full((x.shape[0], x.shape[1]), 3.0)).sum(1), "b s f"),
-    case("empty", lambda x: torch.where(x == x, x, ops.empty_like(x)) + x * torch.empty(0, x.shape[1]).sum(), "b s f"),
+    case("empty", lambda x: torch.where(x == x, x, ops.empty_like(x) + torch.empty(x.shape[0], 1)), "b s f"),
+    case("copy", lambda x, y: ops.copy(x.exp(), y).sum(1) + ops.copy(x, y + 1).sum(1), "b s f", "b s f"),
+    case("copy-half", lambda x, y: ops.copy(x.half(), y).sum(1), "b s f", "b s f"),
+    case("select-scatter", lambda x, y: ops.select_scatter(x, y.exp(), 2, -1).sum(1), "b s 3 f", "b s f"),
+    case("select-scatter-padded", lambda x, y: ops.select_scatter(x, y.exp(), 1, 0).sum(1), "b s f", "b f"),
     case("new-empty", lambda x: torch.where(x == x, x, x.new_empty(x.shape)).sum(1), "b s f"),
     case("arange-step", lambda x: torch.arange(0, 2 * x.shape[0], 2), "b s f"),
     case("split", lambda x: x.split(2, 2)[1].sum(1), "b s 4 f"),
@@ -244,7 +249,7 @@ CASES += [
     case(
         "complex", lambda x: torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(x)).sum(1), "b s 2 f"
     ),
-    case("squeeze-all", lambda x: (x[:, :, None] + 1).squeeze().sum(1), "b s f", low=2),
+    case("squeeze-all", lambda x: (x[:, :, None] + 1).squeeze().sum(1), "3 s f", low=2),
     case("unsafe-view", lambda x: ops._unsafe_view(x, [x.shape[0], x.shape[1] * 2]).sum(1), "b s 2 f"),
     case("unsafe-index", lambda x, i: ops._unsafe_index(x, [None, 3 - i]), "b 4 f", "s i"),
     case("scatter-reduce", lambda x, i, v: x.scatter_reduce(1, i, v + 9, "amax"), "b 4 f", "b s i", "b s f"),
@@ -256,7 +261,7 @@ CASES += [
     case("mv", lambda x, y: x.exp().mv(y.exp()), "b s f", "s f"),
     case("dot", lambda x, y: x.exp().dot(y.exp()), "s f", "s f"),
     case("baddbmm", lambda x, y, z: torch.baddbmm(z, x.exp(), y.exp()), "b 3 s f", "b s 2 f", "b 3 2 f"),
-    case("rms-norm", lambda x, w: rms_norm(x, w, 1e-5), "b s 4 f", "4 f"),
+    case("rms-norm", lambda x, w: rms_norm(x, w, 1e-5, False), "b s 4 f", "4 f"),
     whole("reshape", lambda x: ops.reshape(x, [x.shape[0], -1]).sum(1), "b s 3 f"),
     whole("reshape-copy", lambda x: ops._reshape_copy(x, [x.shape[0], x.shape[1] * 3]).sum(1), "b s 3 f"),
     whole("t", lambda x: ops.t(x.exp()).sum(0), "b s f"),
@@ -268,7 +273,8 @@ CASES += [
     whole("softmax-whole", lambda x: ops.softmax.int(x, 1), "b s f"),
     whole("log-softmax-whole", lambda x: ops.log_softmax.int(x, 1), "b s f"),
     whole("argsort-whole", lambda x: ops.argsort(x.cumsum(1), 1), "b s f"),
-    whole("argsort-stable", lambda x: ops.argsort.stable(x, stable=True, dim=1, descending=True), "b s i"),
+    whole("argsort-stable", lambda x: ops.argsort.stable(-x, stable=True, dim=1, descending=True), "b s i"),
+    case("scalar-of-size", lambda x: x + ops.scalar_tensor(x.shape[1]), "b s f"),
     whole("conv1d-whole", lambda x, w: ops.conv1d(x.cos(), w, None, [2], [1]), "b 2 s f", "3 2 3 f", low=3),
     whole("conv2d-whole", lambda x, w: ops.conv2d(x.cos(), w, None, [1, 1], [1, 1]), "1 2 s t f", "3 2 3 3 f"),
     whole("conv3d-whole", lambda x, w: ops.conv3d(x.cos(), w, None, [1] * 3, [1] * 3), "1 2 s t 2 f", "3 2 3 3 3 f"),

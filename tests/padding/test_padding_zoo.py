@@ -17,6 +17,7 @@ from torch import nn
 from torch.export import Dim
 
 from gaudicc.capture import capture
+from gaudicc.errors import NumericsError
 from gaudicc.models import transformers_models as families
 from gaudicc.models.transformers_models import Task
 from gaudicc.padding import certificate_of
@@ -26,7 +27,7 @@ from gaudicc.passes.pad import Pad
 from gaudicc.pipeline import Pipeline
 from gaudicc.program import Program
 from gaudicc.targets import load_target
-from gaudicc.verify import Level
+from gaudicc.verify import Level, differs
 
 SHAPES = (
     ((2, 9, 5), (4, 16, 8)),
@@ -54,8 +55,8 @@ class Plain(nn.Module):
         return next(tensors)
 
 
-def symbolic(name: str, task: Task) -> Program:
-    """The program of a tiny model, up to where padding comes."""
+def symbolic(name: str, task: Task) -> tuple[Program, nn.Module]:
+    """The program of a tiny model, up to where padding comes, and the model itself."""
     model = families.build(name, task=task)
     inputs = families.example_inputs(model)
     tensors = {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
@@ -68,7 +69,7 @@ def symbolic(name: str, task: Task) -> Program:
     program = capture(plain, tensors, dynamic_shapes=shapes)
     program.target = load_target("gaudi3")
     passes = (RecognizeAttention(), RecognizeNorm(), Decompose(), CleanUp())
-    return Pipeline(passes).run(program, level=Level.STRUCTURE)[0]
+    return Pipeline(passes).run(program, level=Level.STRUCTURE)[0], plain
 
 
 def calls(program: Program) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, int]]]:
@@ -93,18 +94,28 @@ def calls(program: Program) -> Iterator[tuple[dict[str, torch.Tensor], dict[str,
         yield inputs, {dim.name: sizes[dim.name] for dim in program.dimensions}
 
 
+def like_eager(program: Program, model: nn.Module) -> None:
+    """The unpadded program, to which `check` compares the padded one, gives what the model gives."""
+    for inputs, _ in calls(program):
+        with torch.no_grad():
+            expected = model(**{spec.source: inputs[spec.name] for spec in program.user_inputs()})
+        if difference := differs(expected, program.run(inputs)[0], bitwise=False):
+            raise NumericsError(f"the captured program differs from eager: {difference}")
+
+
 def row(name: str, task: Task) -> tuple[str, str]:
     """What became of one family: the stage reached, and the details."""
     stage = "not built"
     try:
         stage = "not captured"
-        program = symbolic(name, task)
+        program, model = symbolic(name, task)
         if not program.dimensions:
             return stage, "no size stayed dynamic"
         stage = "refused"
         padded = Pad().run(program).program
         stage = "wrong"
         check(padded, program, calls(padded))
+        like_eager(program, model)
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line), "")
         place = getattr(getattr(error, "where", None), "source", None)

@@ -1,4 +1,4 @@
-"""Matrix products, attention, convolutions, pooling and norms."""
+"""Matrix products and attention: what is contracted must hold nothing harmful."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import sympy
 import torch
 from torch import fx
 
-from gaudicc.kernels import attention, rms_norm
+from gaudicc.kernels import attention
 from gaudicc.padding.layout import FINITE, GARBAGE, Dim, Factor, Pads, constant, mapped, normal
-from gaudicc.padding.padder import Claims, Padder, aten, lowest
+from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand
 from gaudicc.padding.sizes import expression
 from gaudicc.program import val
-from gaudicc.rules.match import argument
 
 _PRODUCT = "0 on the contracted dim, on both sides (0 x NaN is NaN)"
 
@@ -190,181 +189,6 @@ def _masked(sizes: tuple[sympy.Expr, ...], value: Any) -> Dim:
     return tuple(Factor(size, constant(value) if size.free_symbols else None) for size in sizes)
 
 
-def _convolution(p: Padder, node: fx.Node) -> Claims:
-    """The convolution's zero padding lies where pads are: they hold 0, unless no valid output's window meets one."""
-    x: Any = operand(node, 0)
-    rank = val(x).dim()
-    weight = val(operand(node, 1))
-    if p.pads(operand(node, 1)).padded_dims or p.pads(x).padded(1):
-        raise p.refuse("a dynamic number of channels or size of the kernel")
-    padding, transposed = list(operand(node, 4)), bool(operand(node, 6))
-    for dim in range(2, rank):
-        x = p.compact(x, dim)
-    p.set_arg(0, x)
-    demanded = []
-    for i in range(rank - 2):
-        pad = padding[i if len(padding) > 1 else 0]
-        reach = transposed and int(weight.shape[2 + i]) > 1
-        demanded += [2 + i] if reach or pad > 0 else []
-    pads = p.fill_arg(0, demanded, 0, "the zero padding of the convolution lies where pads are")
-    result = val(node)
-    spatial = tuple(p.dim(size) for size in result.shape[2:])
-    batch = mapped(
-        pads.dims[0], lambda c: FINITE if c.finite and not any(pads.padded(d) for d in range(2, rank)) else GARBAGE
-    )
-    return Pads((batch, p.dim(result.shape[1]), *spatial))
-
-
-def _plain_convolution(p: Padder, node: fx.Node) -> Claims:
-    """conv1d, conv2d, conv3d: the general form."""
-    spatial = val(operand(node, 0)).dim() - 2
-    raw = [
-        argument(node, i, name, default)
-        for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
-    ]
-    stride, padding, dilation = ([v] * spatial if isinstance(v, int) else list(v) * (spatial // len(v)) for v in raw)
-    groups = argument(node, 6, "groups", 1)
-    bias = argument(node, 2, "bias")
-    general = p.emit(
-        aten.convolution.default,
-        operand(node, 0),
-        operand(node, 1),
-        bias,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0] * spatial,
-        groups,
-    )
-    return p.become(general)
-
-
-def _max_pool(p: Padder, node: fx.Node) -> Claims:
-    """The padding of the pool is -inf and lies where pads are."""
-    x: Any = operand(node, 0)
-    rank = val(x).dim()
-    first = rank - 2
-    for dim in range(first, rank):
-        x = p.compact(x, dim)
-    p.set_arg(0, x)
-    padding = argument(node, 3, "padding", 0)
-    ceil = bool(argument(node, 5, "ceil_mode", False))
-    padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
-    demanded = list(range(first, rank)) if padded or ceil else []
-    pads = p.fill_arg(0, demanded, lowest(val(x).dtype), "the padding of the pool lies where pads are")
-    result = val(node)
-    values = result[0] if isinstance(result, tuple) else result
-    claims = Pads(
-        (*(mapped(d, lambda c: GARBAGE) for d in pads.dims[:first]), *(p.dim(s) for s in values.shape[first:]))
-    )
-    if not isinstance(result, tuple):
-        return claims
-    inner = any(pads.padded(dim) for dim in range(first + 1, rank))
-    if inner and any(user.args[1] == 1 and user.users for user in node.users):
-        raise p.refuse("positions in a plane whose rows are padded")
-    return claims, claims
-
-
-def _average_pool(p: Padder, node: fx.Node) -> Claims:
-    x: Any = operand(node, 0)
-    rank = val(x).dim()
-    first = rank - (1 if "1d" in str(node.target) else 2)
-    spatial = [dim for dim in range(first, rank) if p.pads(x).padded(dim)]
-    padding = argument(node, 3, "padding", 0)
-    padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
-    counts = bool(argument(node, 5, "count_include_pad", True))
-    if spatial and (bool(argument(node, 4, "ceil_mode", False)) or (padded and not counts)):
-        raise p.refuse("the divisor depends on where the valid part ends")
-    for dim in spatial:
-        x = p.compact(x, dim)
-    p.set_arg(0, x)
-    pads = p.fill_arg(0, spatial if padded else [], 0, "the padding of the pool lies where pads are")
-    return Pads(
-        (*(mapped(d, lambda c: GARBAGE) for d in pads.dims[:first]), *(p.dim(s) for s in val(node).shape[first:]))
-    )
-
-
-def _norm_last(p: Padder, node: fx.Node) -> Claims:
-    """layer_norm, rms_norm: statistics over dims without pads; each row is by itself."""
-    pads = p.pads(operand(node, 0))
-    over = 1 if node.target is rms_norm else len(operand(node, 1))
-    rank = len(pads.dims)
-    if any(pads.padded(dim) for dim in range(rank - over, rank)):
-        raise p.refuse("statistics over a dynamic dim")
-    result = val(node)
-    first = result[0] if isinstance(result, tuple) else result
-    values = Pads(tuple(normal(mapped(d, lambda c: FINITE if c.finite else GARBAGE), first.dtype) for d in pads.dims))
-    if not isinstance(result, tuple):
-        return values
-    one = (Factor(sympy.Integer(1)),)
-    rows = Pads((*values.dims[: rank - over], *([one] * over)))
-    return values, rows, rows
-
-
-def _group_norm(p: Padder, node: fx.Node) -> Claims:
-    """Over padded positions: masked mean, then masked variance of the centred values."""
-    x: Any = operand(node, 0)
-    pads = p.pads(x)
-    rank = len(pads.dims)
-    spatial = [dim for dim in range(2, rank) if pads.padded(dim)]
-    if pads.padded(1):
-        raise p.refuse("a dynamic number of channels")
-    native = node.target is aten.native_group_norm.default
-    if not spatial:
-        values = Pads(tuple(mapped(d, lambda c: FINITE if c.finite else GARBAGE) for d in pads.dims))
-        return (
-            (
-                values,
-                Pads((pads.dims[0], p.dim(val(node)[1].shape[1]))),
-                Pads((pads.dims[0], p.dim(val(node)[1].shape[1]))),
-            )
-            if native
-            else values
-        )
-    groups = int(operand(node, 6) if native else operand(node, 1))
-    weight, bias = (
-        (operand(node, 1), operand(node, 2)) if native else (argument(node, 2, "weight"), argument(node, 3, "bias"))
-    )
-    eps = float(operand(node, 7) if native else argument(node, 4, "eps", 1e-5))
-    if native and any(user.args[1] != 0 and user.users for user in node.users):
-        raise p.refuse("the statistics of a group norm over padded positions are read")
-    value = val(x)
-    sizes = [p.size_of(size) for size in value.shape]
-    whole = p.emit(aten.clone.default, x, memory_format=torch.contiguous_format)
-    split = p.emit(aten.view.default, whole, [sizes[0], groups, int(value.shape[1]) // groups, *sizes[2:]])
-    over = list(range(2, rank + 1))
-    mean = p.emit(aten.mean.dim, split, over, True)
-    centred = p.emit(aten.sub.Tensor, split, mean)
-    variance = p.emit(aten.mean.dim, p.emit(aten.mul.Tensor, centred, centred), over, True)
-    scaled = p.emit(aten.mul.Tensor, centred, p.emit(aten.rsqrt.default, p.emit(aten.add.Tensor, variance, eps)))
-    result = p.emit(aten.view.default, scaled, sizes)
-    shape = [1, int(value.shape[1]), *([1] * (rank - 2))]
-    if weight is not None:
-        result = p.emit(aten.mul.Tensor, result, p.emit(aten.view.default, weight, shape))
-    if bias is not None:
-        result = p.emit(aten.add.Tensor, result, p.emit(aten.view.default, bias, shape))
-    p.log("rewrite", "statistics are over the logical count")
-    if native:
-        claims = p.claims[result]
-        p.rewriter.replace_outputs(node, (result, result, result))
-        return claims
-    return p.become(result)
-
-
-def _batch_norm(p: Padder, node: fx.Node) -> Claims:
-    """With the statistics of training each row is by itself."""
-    if node.target is aten.batch_norm.default and argument(node, 5, "training"):
-        raise p.refuse("batch statistics over pads")
-    pads = p.pads(operand(node, 0))
-    if pads.padded(1):
-        raise p.refuse("a dynamic number of channels")
-    values = Pads(tuple(mapped(d, lambda c: FINITE if c.finite else GARBAGE) for d in pads.dims))
-    result = val(node)
-    empty = Pads((p.dim(0),))
-    return (values, *([empty] * (len(result) - 1))) if isinstance(result, tuple) else values
-
-
 RULES = (
     Rule(
         (aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default),
@@ -379,47 +203,5 @@ RULES = (
         "pad keys masked, their keys and values finite; causal over equal lengths needs no mask",
         "garbage",
         _attention,
-    ),
-    Rule(
-        (aten.convolution.default,),
-        "0 on spatial dims where zero padding or a transposed kernel reaches pads",
-        "garbage on spatial dims",
-        _convolution,
-    ),
-    Rule(
-        (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
-        "as convolution",
-        "as convolution",
-        _plain_convolution,
-    ),
-    Rule(
-        (aten.max_pool2d_with_indices.default, aten.max_pool2d.default),
-        "lowest value where the pool pads",
-        "garbage",
-        _max_pool,
-    ),
-    Rule(
-        (aten.avg_pool1d.default, aten.avg_pool2d.default),
-        "0 where the pool pads; a divisor that depends on the end is refused",
-        "garbage",
-        _average_pool,
-    ),
-    Rule(
-        (aten.layer_norm.default, aten.native_layer_norm.default, rms_norm, aten.rms_norm.default),
-        "the normalised dims have no pads",
-        "finite if the operand's is",
-        _norm_last,
-    ),
-    Rule(
-        (aten.group_norm.default, aten.native_group_norm.default),
-        "over padded positions: masked mean and variance",
-        "garbage",
-        _group_norm,
-    ),
-    Rule(
-        (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default),
-        "none; batch statistics are refused",
-        "finite if the operand's is",
-        _batch_norm,
     ),
 )

@@ -30,7 +30,7 @@ _EXTRA = (
     aten.mish.default, aten.hardswish.default, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
     aten.logical_not.default, aten.bucketize.Tensor, aten.polar.default, aten.complex.default,
     aten.relu6.default, aten.selu.default, aten.celu.default, aten.addcmul.default, aten.softplus.default,
-    aten.hardsigmoid.default, aten.hardtanh.default, aten.isnan.default, aten.isinf.default,
+    aten.hardsigmoid.default, aten.hardtanh.default, aten.isnan.default, aten.isinf.default, aten.copy.default,
 )  # fmt: skip
 _TENSOR_FORM = {
     aten.pow.Tensor_Scalar: aten.pow.Tensor_Tensor, aten.pow.Scalar: aten.pow.Tensor_Tensor,
@@ -167,6 +167,8 @@ def _result(p: Padder, node: fx.Node, operands: dict[fx.Node, Content | None], d
         return _evaluate(node, known, strong)
     name = overload(node)._schema.name.split("::")[1]
     contents = [_of(arg, operands) for arg in node.args]
+    if name == "copy" and val(operand(node, 1)).dtype == dtype:
+        return _chosen(contents[1])
     absorbing = _absorbed(p, name, contents)
     if absorbing is not None:
         return absorbing

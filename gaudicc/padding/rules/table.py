@@ -5,16 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gaudicc.padding.rules import contractions, indexing, pointwise, positions, reductions, views
+from gaudicc.padding.rules import (
+    contractions,
+    convolutions,
+    factories,
+    indexing,
+    norms,
+    ordering,
+    pointwise,
+    positions,
+    reductions,
+    views,
+    writes,
+)
 from gaudicc.padding.rules.rule import Rule
 
 FAMILIES: dict[str, tuple[Rule, ...]] = {
     "pointwise": pointwise.RULES,
-    "views and factories": views.RULES,
+    "views": views.RULES,
+    "factories": factories.RULES,
     "positions": positions.RULES,
-    "reductions, softmax, sorting": reductions.RULES,
-    "gather and scatter": indexing.RULES,
-    "contractions and norms": contractions.RULES,
+    "reductions and softmax": reductions.RULES,
+    "cumulative ops and sorting": ordering.RULES,
+    "gather": indexing.RULES,
+    "scatter": writes.RULES,
+    "matrix products and attention": contractions.RULES,
+    "convolutions and pooling": convolutions.RULES,
+    "norms": norms.RULES,
 }
 
 RULES: dict[Any, Rule] = {op: rule for rules in FAMILIES.values() for rule in rules for op in rule.ops}

@@ -1,11 +1,8 @@
-"""Views, reshapes and factories: claims move with the dims; nothing is demanded."""
+"""Views and reshapes: claims move with the dims; nothing is demanded."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import sympy
-import torch
 from torch import fx
 
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Pads, constant, mapped, normal, total
@@ -146,6 +143,10 @@ def _squeeze(p: Padder, node: fx.Node) -> Claims:
     chosen = {wrap(int(i), rank) for i in (given if isinstance(given, (list, tuple)) else [given])}
     kept = [i for i in range(rank) if not (i in chosen and expression(val(operand(node, 0)).shape[i]) == 1)]
     iota = kept.index(pads.iota) if pads.iota in kept else None
+    if node.target is aten.squeeze.default:  # a bucket of size 1 must not lose the dim
+        node.target = aten.squeeze.dims
+        node.args = (operand(node, 0), [i for i in range(rank) if i not in kept])
+        p.rewriter.modified = True
     return Pads(tuple(pads.dims[i] for i in kept), pads.uniform, iota)
 
 
@@ -177,71 +178,6 @@ def _repeat(p: Padder, node: fx.Node) -> Claims:
         both = tuple(f for f in (*count, *old) if f.size != 1)
         dims.append(both or ONE)
     return Pads(tuple(dims), pads.uniform)
-
-
-def _made(value: Any) -> Any:
-    def claims(p: Padder, node: fx.Node) -> Claims:
-        given = value(node) if callable(value) else value
-        filled = given if not isinstance(given, fx.Node) else p.value(given)
-        if isinstance(filled, fx.Node):
-            base = p.raw(aten.expand.default, filled, _shape_of(p, node))
-            cast = (
-                base
-                if val(base).dtype == val(node).dtype
-                else p.raw(aten._to_copy.default, base, dtype=val(node).dtype)
-            )
-            p.claims[cast] = Pads(p.dims_of(val(node), GARBAGE))
-            return p.become(cast)
-        if filled is None:
-            return Pads(p.dims_of(val(node), GARBAGE))
-        cast_value = torch.full((), filled, dtype=val(node).dtype).item()
-        return Pads(p.dims_of(val(node), constant(cast_value, strong=True)), uniform=cast_value)
-
-    return claims
-
-
-def _shape_of(p: Padder, node: fx.Node) -> list[Any]:
-    return [p.size_of(size) for size in val(node).shape]
-
-
-def _like(value: Any) -> Any:
-    """Factories that take their shape from a tensor keep its layout too."""
-
-    def claims(p: Padder, node: fx.Node) -> Claims:
-        given = value(node) if callable(value) else value
-        if isinstance(given, fx.Node):
-            raise p.refuse("its value is a size; write it as arithmetic on a tensor")
-        pads = p.pads(operand(node, 0))
-        if given is None:
-            return Pads(tuple(mapped(d, lambda c: GARBAGE) for d in pads.dims))
-        cast = torch.full((), given, dtype=val(node).dtype).item()
-        return Pads(tuple(mapped(d, lambda c: constant(cast, strong=True)) for d in pads.dims), uniform=cast)
-
-    return claims
-
-
-def _arange(p: Padder, node: fx.Node) -> Claims:
-    """Positions go on in the pads; a start that is a size reads the logical length."""
-    start = 0 if node.target is aten.arange.default else operand(node, 0)
-    step = argument(node, 2, "step", 1) if node.target is aten.arange.start_step else 1
-    result = val(node)
-    if isinstance(step, fx.Node):
-        raise p.refuse("a step that is a size")
-    begins = p.value(start)
-    if isinstance(begins, fx.Node):
-        if step != 1:
-            raise p.refuse("a start that is a size together with a step")
-        base = p.raw(aten.add.Tensor, p.resources.iota(expression(result.shape[0])), begins)
-        cast = base if val(base).dtype == result.dtype else p.raw(aten._to_copy.default, base, dtype=result.dtype)
-        p.claims[cast] = Pads(normal_dims(p, result, FINITE))
-        return p.become(cast)
-    plain = start == 0 and step == 1
-    return Pads(normal_dims(p, result, FINITE), iota=0 if plain and not result.dtype.is_floating_point else None)
-
-
-def normal_dims(p: Padder, result: torch.Tensor, content: Content) -> tuple[Dim, ...]:
-    """Fresh dims with a content as the dtype allows it."""
-    return tuple(normal(d, result.dtype) for d in p.dims_of(result, content))
 
 
 def _triangle(p: Padder, node: fx.Node) -> Claims:
@@ -303,14 +239,6 @@ def _unfold(p: Padder, node: fx.Node) -> Claims:
     return Pads((*rest[:dim], windows, *rest[dim + 1 :], p.dim(result.shape[-1])))
 
 
-def _second(node: fx.Node) -> Any:
-    return operand(node, 1) if len(node.args) > 1 else node.kwargs["fill_value"]
-
-
-def _third(node: fx.Node) -> Any:
-    return operand(node, 2) if len(node.args) > 2 else node.kwargs["fill_value"]
-
-
 RULES = (
     Rule(
         (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten._reshape_copy.default),
@@ -329,22 +257,6 @@ RULES = (
     Rule((aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims), "none", "moves along", _squeeze),
     Rule((aten.expand.default,), "none", "copies of valid values in a new dim", _expand),
     Rule((aten.repeat.default,), "none", "the copies are a factor of their own", _repeat),
-    Rule((aten.zeros.default, aten.new_zeros.default), "none", "constant 0", _made(0)),
-    Rule((aten.ones.default, aten.new_ones.default), "none", "constant 1", _made(1)),
-    Rule((aten.full.default,), "none", "the constant", _made(_second)),
-    Rule((aten.new_full.default,), "none", "the constant", _made(_third)),
-    Rule((aten.scalar_tensor.default,), "none", "no dims", _made(lambda node: operand(node, 0))),
-    Rule((aten.empty.memory_format, aten.new_empty.default), "none", "garbage", _made(None)),
-    Rule((aten.zeros_like.default,), "none", "constant 0", _like(0)),
-    Rule((aten.ones_like.default,), "none", "constant 1", _like(1)),
-    Rule((aten.full_like.default,), "none", "the constant", _like(_second)),
-    Rule((aten.empty_like.default,), "none", "garbage", _like(None)),
-    Rule(
-        (aten.arange.default, aten.arange.start, aten.arange.start_step),
-        "none; a start that is a size reads the length",
-        "positions go on",
-        _arange,
-    ),
     Rule(
         (aten.tril.default, aten.triu.default),
         "none: positions decide, and pads come last",
@@ -352,7 +264,7 @@ RULES = (
         _triangle,
     ),
     Rule(
-        (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int),
+        (aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int),
         "the dim has no pads",
         "moves along",
         _split,

@@ -1,0 +1,91 @@
+"""The one emulated device of the process: its rules, memory, gathered graph, recipes and account."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gaudicc.emulator.events import EventDispatcher, EventId
+from gaudicc.emulator.judge import DeviceJudge
+from gaudicc.emulator.ledger import Kind, Ledger
+from gaudicc.emulator.memory import Memory
+from gaudicc.emulator.recipes import Recipes
+from gaudicc.emulator.settings import Settings, flag, read_settings
+from gaudicc.errors import DeviceError
+from gaudicc.targets import load_target
+
+if TYPE_CHECKING:
+    from gaudicc.emulator.capture import Capture
+
+
+class Emulation:
+    """An emulated device.
+
+    Args:
+        settings: how it behaves.
+
+    Attributes:
+        ledger: what happened so far.
+        memory: what tensors hold.
+        recipes: the graph being gathered, and those compiled.
+        judge: the rules.
+        capture: the HPU graph being captured, if any.
+        acquired: whether a program has used the device.
+        dynamic_shapes: what `enable_dynamic_shape` turned on; nothing here depends on it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ledger = Ledger()
+        self.memory = Memory(settings.memory)
+        self.recipes = Recipes(self.ledger, settings.max_ops)
+        target = load_target(settings.target, settings.overlay)
+        self.judge = DeviceJudge(target, settings, self.ledger, self.flush, lambda: self.capture is not None)
+        self.capture: Capture | None = None
+        self.acquired = False
+        self.dynamic_shapes = flag("PT_HPU_ENABLE_REFINE_DYNAMIC_SHAPES", False)
+
+    def acquire(self) -> None:
+        """Open the device, once."""
+        if not self.acquired:
+            self.acquired = True
+            EventDispatcher.instance().publish(EventId.DEVICE_ACQUIRED, [])
+
+    def flush(self, reason: str = "") -> None:
+        """Run what lazy mode has gathered; inside a capture this ends one recorded graph and begins the next.
+
+        Args:
+            reason: what forced it, if that splits a capture in a way the program did not ask for.
+        """
+        ran = self.recipes.flush()
+        if self.capture is not None:
+            self.capture.split()
+            if reason:
+                self.ledger.add(Kind.SPLIT, reason)
+        elif ran and self.settings.lazy:
+            EventDispatcher.instance().publish(EventId.MARK_STEP, [])
+
+
+_CURRENT: list[Emulation] = []
+
+
+def current() -> Emulation:
+    """The emulated device.
+
+    Raises:
+        DeviceError: none has been started.
+    """
+    if not _CURRENT:
+        raise DeviceError("no emulated device was started", hint="call gaudicc.emulator.install() first")
+    return _CURRENT[0]
+
+
+def start() -> Emulation:
+    """Start the emulated device with what the environment says, once per process; it cannot be stopped."""
+    if not _CURRENT:
+        _CURRENT.append(Emulation(read_settings()))
+    return _CURRENT[0]
+
+
+def started() -> bool:
+    """Whether there is an emulated device in this process."""
+    return bool(_CURRENT)

@@ -1,0 +1,126 @@
+"""Gaudi's rules as the emulated device applies them: the shared `Judge`, with eager fallback and its consequences.
+
+Where the rule interpreter refuses, a device does something: it runs the op on the host and copies, reads the size of a
+result on the host, or raises. Source: HabanaAI/gaudi-pytorch-bridge 1.19.0, `hpu_ops/cpu_fallback.cpp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from gaudicc.emulator.events import EventDispatcher, EventId
+from gaudicc.emulator.kernels import execute
+from gaudicc.emulator.ledger import Kind, Ledger
+from gaudicc.emulator.settings import Settings
+from gaudicc.errors import Where
+from gaudicc.interpreter import Fallback, Judge
+from gaudicc.targets import Mode, Target, Verdict, op_name
+from gaudicc.targets.calls import OpCall, map_values, on_meta, tensors_in
+from gaudicc.targets.model import Lazy
+from gaudicc.targets.target import RELEASE
+
+OWN_NAMESPACES = ("aten::", "prims::", "hpu::")
+
+
+class DeviceJudge(Judge):
+    """Judges and runs single ops for the emulated device.
+
+    Eager mode asks the same tables as lazy mode: they share kernels and the CPU fallback. Only narrowing differs.
+
+    Args:
+        target: the chip.
+        settings: what the environment says.
+        ledger: where fallbacks and host reads are counted.
+        flush: runs what lazy mode has gathered.
+        capturing: whether an HPU graph is being captured.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        settings: Settings,
+        ledger: Ledger,
+        flush: Callable[[], object],
+        capturing: Callable[[], bool],
+    ) -> None:
+        super().__init__(target, Mode.LAZY, "host")
+        self.settings, self.ledger = settings, ledger
+        self._flush, self._capturing = flush, capturing
+
+    def run(self, call: OpCall) -> object:
+        """Run a call without judging it: arguments and results are narrowed, a view shares its input's memory."""
+        if call.op.is_view:
+            return call.run()
+        name, written = op_name(call.op), call.written()
+        result = execute(call.map(self._narrow_argument, keep_written=True))
+        for tensor in written:
+            narrowed = self._narrow(tensor, name)
+            if narrowed is not tensor and isinstance(narrowed, torch.Tensor):
+                tensor.copy_(narrowed)
+        kept = {id(tensor) for tensor in written}
+        return map_values(result, lambda leaf: leaf if id(leaf) in kept else self._narrow(leaf, name))
+
+    def whole(self, call: OpCall) -> object:
+        """Judge and run a call; float64 keeps its name, as on the device, and float32's bits."""
+        overflowed = dict(self.overflowed)
+        result = self.call(call.op, call.args, call.kwargs)
+        for name, count in self.overflowed.items():
+            if count > overflowed.get(name, 0):
+                self.ledger.add(Kind.OVERFLOW, op_name(call.op))
+        return _with_float64(call, result)
+
+    def again(self, call: OpCall) -> object:
+        """Run a call that has been judged before, as a replayed graph does."""
+        return _with_float64(call, self.run(call))
+
+    def _unsupported(self, call: OpCall, verdict: Verdict, place: Where | None) -> object:
+        name = op_name(call.op)
+        row = self.target.rows.get(name)
+        complex_values = any(tensor.is_complex() for tensor in call.tensors())
+        if row is None and name not in self.target.overlays and name.startswith(OWN_NAMESPACES):
+            raise NotImplementedError(
+                f"Could not run '{name}' with arguments from the 'HPU' backend: release {RELEASE} has no such op."
+            )
+        if verdict.dynamic and not complex_values and row is not None and row.lazy is not Lazy.FALLBACK:
+            self._flush()
+            self.ledger.add(Kind.HOST_READ, name)
+            self.calls += 1
+            return self.run(call)
+        return self._fall_back(call, verdict)
+
+    def _fall_back(self, call: OpCall, verdict: Verdict) -> object:
+        name, allowed = op_name(call.op), self.settings.fallback_ops
+        if allowed is not None and name not in allowed and name.split("::")[-1] not in allowed:
+            raise RuntimeError(f"{name} is not yet supported on HPU: PT_HPU_PLACE_ON_CPU does not permit its CPU fallback")
+        EventDispatcher.instance().publish(EventId.CPU_FALLBACK, [("op_name", name)])
+        if self._capturing():
+            raise RuntimeError(f"cpu fallback is not supported during hpu graph capturing ({name}: {verdict.reason})")
+        self._flush()
+        result = execute(call)
+        moved = sum(tensor.nbytes for tensor in (*call.tensors(), *tensors_in(result)))
+        self.fallbacks.append(Fallback(name, verdict.reason, moved))
+        self.ledger.add(Kind.FALLBACK, verdict.reason if verdict.reason.startswith(name) else f"{name}: {verdict.reason}", moved)
+        return map_values(result, lambda leaf: self._narrow(leaf, name))
+
+    def _narrow(self, leaf: object, name: str) -> object:
+        if self.settings.int64 and isinstance(leaf, torch.Tensor) and leaf.dtype is torch.int64:
+            return leaf
+        return super()._narrow(leaf, name)
+
+
+def _with_float64(call: OpCall, result: object) -> object:
+    """The result with float64 where PyTorch declares it."""
+    asked = call.named().get("dtype")
+    if asked is not torch.float64 and not any(tensor.dtype is torch.float64 for tensor in call.tensors()):
+        return result
+    try:
+        declared = [tensor.dtype for tensor in tensors_in(on_meta(call).run())]
+    except (RuntimeError, NotImplementedError, TypeError):
+        declared = []  # no meta kernel: what came out of float64 operands is taken for float64
+    found = list(tensors_in(result))
+    if len(declared) != len(found):
+        declared = [torch.float64 if tensor.dtype is torch.float32 else tensor.dtype for tensor in found]
+    wide = {id(tensor) for tensor, dtype in zip(found, declared, strict=True) if dtype is torch.float64}
+    return map_values(result, lambda leaf: leaf.to(torch.float64) if id(leaf) in wide else leaf)  # type: ignore[attr-defined]

@@ -1,0 +1,128 @@
+"""Runs one call on the CPU in the device's stead: its random numbers, its freer dtypes, and ops that the CPU lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaudicc.emulator.generator import hpu_generator, using_hpu_generator
+from gaudicc.targets import op_name
+from gaudicc.targets.calls import OpCall, map_values, on_meta, tensors_in
+
+_NARROW_FLOATS = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+_GAPS = ("not implemented for", "Expected a long tensor", "expected scalar type Long", "must be long", "Expected tensor for")
+
+
+def execute(call: OpCall) -> object:
+    """Run a call on CPU tensors.
+
+    Args:
+        call: with plain CPU tensors, narrowed as the device would.
+
+    Returns:
+        What the op gives; random ops draw from the device's generator.
+    """
+    own = _KERNELS.get(op_name(call.op))
+    if own is not None:
+        return own(*call.args, **call.kwargs)
+    if torch.Tag.nondeterministic_seeded in call.op.tags:
+        return _random(call)
+    try:
+        return call.run()
+    except (RuntimeError, IndexError) as error:
+        if not any(gap in str(error) for gap in _GAPS):
+            raise
+        return _wider(call)
+
+
+def _random(call: OpCall) -> object:
+    named = call.named()
+    takes = any(argument.name == "generator" for argument in call.op._schema.arguments)
+    if not takes:
+        with using_hpu_generator():
+            return call.run()
+    if named.get("generator") is None:
+        call = OpCall(call.op, call.args, {**call.kwargs, "generator": hpu_generator()})
+    try:
+        return call.run()
+    except RuntimeError as error:
+        if not any(gap in str(error) for gap in _GAPS):
+            raise
+        return _wider(call)
+
+
+def _wider(call: OpCall) -> object:
+    """Run in float32 and with int64 indices what the CPU's kernels refuse, and give back the dtypes asked for."""
+    written = call.written()
+    copies: dict[int, Tensor] = {}
+
+    def widen(leaf: object) -> object:
+        if isinstance(leaf, Tensor):
+            wide = torch.float32 if leaf.dtype in _NARROW_FLOATS else torch.int64 if leaf.dtype is torch.int32 else None
+            if wide is None:
+                return leaf
+            return copies.setdefault(id(leaf), leaf.to(wide))
+        return torch.float32 if leaf in _NARROW_FLOATS else leaf
+
+    result = call.map(widen).run()
+    for tensor in written:
+        if id(tensor) in copies:
+            tensor.copy_(copies[id(tensor)])
+    originals = {id(copies[id(tensor)]): tensor for tensor in written if id(tensor) in copies}
+    declared = iter([tensor.dtype for tensor in tensors_in(on_meta(call).run())])
+
+    def restore(leaf: object) -> object:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        dtype = next(declared)
+        return originals[id(leaf)] if id(leaf) in originals else leaf.to(dtype)
+
+    return map_values(result, restore)
+
+
+def _convolution(*args: Any) -> Tensor:
+    return torch.ops.aten.convolution.default(*args)  # type: ignore[no-any-return]
+
+
+def _masked_scale(values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return values * mask.to(values.dtype) * scale
+
+
+def _fused_dropout(values: Tensor, keep: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    mask = torch.empty_like(values, dtype=torch.float32).bernoulli_(keep, generator=generator or hpu_generator())
+    return values * mask.to(values.dtype) / keep, mask.to(torch.uint8)
+
+
+def _add_relu(left: Tensor, right: Tensor, *, alpha: float = 1) -> Tensor:
+    """The sum is rounded to its dtype before relu sees it."""
+    return torch.relu(torch.add(left, right, alpha=alpha))
+
+
+def _uniform(tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+    """Integer tensors are filled too: uniform numbers, rounded down."""
+    generator = generator or hpu_generator()
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return tensor.uniform_(low, high, generator=generator)
+    wide = torch.empty(tensor.shape, dtype=torch.float32).uniform_(low, high, generator=generator)
+    return tensor.copy_(wide if tensor.is_floating_point() else wide.floor())
+
+
+def _unique2(
+    values: Tensor, sort: bool = True, return_inverse: bool = False, return_counts: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Outputs that were not asked for are None, not empty tensors."""
+    found, inverse, counts = torch.ops.aten._unique2.default(values, sort, return_inverse, return_counts)
+    return found, inverse if return_inverse else None, counts if return_counts else None
+
+
+_KERNELS: dict[str, Callable[..., object]] = {
+    "aten::convolution_overrideable": _convolution,
+    "aten::_masked_scale": _masked_scale,
+    "aten::_fused_dropout": _fused_dropout,
+    "aten::_add_relu.Tensor": _add_relu,
+    "aten::uniform_": _uniform,
+    "aten::_unique2": _unique2,
+}

@@ -1,0 +1,27 @@
+"""`habana_frameworks.torch.utils.internal`. Source: HabanaAI/gaudi-pytorch-bridge 1.19.0, `utils/internal.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from gaudicc.emulator.emulation import current
+
+__all__ = ["is_lazy", "lazy_only"]
+
+
+def is_lazy() -> bool:
+    """Whether lazy mode is on, as read when the device started."""
+    return current().settings.lazy
+
+
+def lazy_only(func: Callable[..., Any]) -> Callable[..., None]:
+    """A function that does nothing in the other modes, and gives nothing in any."""
+
+    @wraps(func)
+    def only(*args: Any, **kwargs: Any) -> None:
+        if is_lazy():
+            func(*args, **kwargs)
+
+    return only

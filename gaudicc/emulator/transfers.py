@@ -1,0 +1,73 @@
+"""Everything that crosses between host and device: copies, and reads of single values; each flushes the gathered graph.
+
+Inside a capture a crossing splits it, and the value that crossed stays what it was: replays neither read nor copy again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from gaudicc.emulator.emulation import Emulation
+from gaudicc.emulator.ledger import Kind
+from gaudicc.emulator.tensor import HpuTensor
+from gaudicc.errors import UnsupportedOpError
+from gaudicc.targets import op_name
+
+Compute = Callable[[Emulation, OpOverload, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def copy(emulation: Emulation, compute: Compute, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """`destination.copy_(source)` with either end on the host, or both on the device."""
+    destination, source = args[0], args[1]
+    if isinstance(destination, HpuTensor) and isinstance(source, HpuTensor):
+        on_device: Tensor = compute(emulation, torch.ops.aten.copy_.default, args, kwargs)
+        return on_device
+    if isinstance(destination, HpuTensor):
+        to_device(emulation, source, destination.raw)
+        return destination
+    emulation.flush("a copy to the host")
+    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), source.raw.nbytes)
+    host: Tensor = destination.copy_(source.raw)
+    return host
+
+
+def to_device(emulation: Emulation, source: Tensor, into: Tensor) -> None:
+    """Copy a CPU tensor into device memory, narrowing it.
+
+    Raises:
+        RuntimeError: the tensor is complex.
+    """
+    try:
+        narrowed = emulation.judge.enter(source, "a copy to the device")
+    except UnsupportedOpError as error:
+        raise RuntimeError(error.what) from error
+    assert isinstance(narrowed, Tensor)
+    if emulation.judge.overflowed.pop("a copy to the device", 0):
+        emulation.ledger.add(Kind.OVERFLOW, "a copy to the device")
+    emulation.flush("a copy to the device")
+    emulation.memory.note(into)
+    emulation.ledger.add(Kind.TO_DEVICE, str(tuple(source.shape)), into.nbytes)
+    into.copy_(narrowed)
+
+
+def to_host(emulation: Emulation, source: HpuTensor, kwargs: dict[str, Any]) -> Tensor:
+    """`tensor.cpu()`, `tensor.to("cpu", dtype)`."""
+    emulation.flush("a copy to the host")
+    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), source.raw.nbytes)
+    rest = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+    copied: Tensor = torch.ops.aten._to_copy.default(source.raw, **rest)
+    return copied
+
+
+def read(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """An op that turns values into a Python number: `item`, `equal`, `is_nonzero`."""
+    name = op_name(op)
+    emulation.flush(f"{name} reads a value on the host")
+    raw = [arg.raw if isinstance(arg, HpuTensor) else arg for arg in args]
+    emulation.ledger.add(Kind.HOST_READ, name, sum(arg.element_size() for arg in raw if isinstance(arg, Tensor)))
+    return op(*raw, **kwargs)

@@ -1,0 +1,118 @@
+"""Which of our modules stand behind which name below `habana_frameworks`, and the finder that serves them to `import`.
+
+Nothing is installed: the modules exist in this process only, once `install` has been called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+ROOT = "habana_frameworks"
+TORCH = "habana_frameworks.torch"
+_SURFACE = "gaudicc.emulator.surface"
+_HPU = ("device", "memory", "random", "streams", "metrics")
+_LAZY = ("graphs",)
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "": (),
+    "core": ("core",),
+    "core.quantization": ("core",),
+    "core.step_closure": ("core",),
+    "hpu": _HPU,
+    "hpu.events": ("streams",),
+    "hpu.graphs": _LAZY,
+    "hpu.memory": ("memory",),
+    "hpu.metrics": ("metrics",),
+    "hpu.random": ("random",),
+    "hpu.streams": ("streams",),
+    "internal": (),
+    "internal.bridge_config": ("debug",),
+    "utils": (),
+    "utils.debug": ("debug",),
+    "utils.event_dispatcher": ("dispatcher",),
+    "utils.experimental": ("debug",),
+    "utils.internal": ("internal",),
+}
+"""Name below `habana_frameworks.torch` -> files of `surface` whose `__all__` it shows, the later ones winning."""
+
+HOOKS: dict[str, str] = {"internal.bridge_config": "debug:bridge_setting"}
+"""Modules that answer for names which are not listed: name -> the function asked."""
+
+AT_ONCE = ("core", "hpu", "hpu.memory", "hpu.random", "hpu.metrics", "utils.internal", "utils.debug", "utils.event_dispatcher",
+           "utils.experimental", "internal.bridge_config")  # fmt: skip
+"""Imported together with `habana_frameworks.torch`."""
+
+
+class Finder(MetaPathFinder, Loader):
+    """Makes the modules when they are first imported.
+
+    Args:
+        bring_up: called before the first one below `habana_frameworks.torch` is filled.
+    """
+
+    def __init__(self, bring_up: Callable[[], object]) -> None:
+        self._bring_up = bring_up
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
+        """The spec of one of our names, or None."""
+        if fullname == ROOT or _below(fullname) in MODULES:
+            inner = any(name.startswith(f"{_below(fullname)}.") for name in MODULES)
+            return ModuleSpec(fullname, self, is_package=fullname in (ROOT, TORCH) or inner)
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Fill one module."""
+        module.__doc__ = f"`{module.__name__}` as gaudicc emulates it; nothing here speaks to a Gaudi."
+        name = _below(module.__name__)
+        if name is None:
+            return
+        if name == "":
+            self._bring_up()
+            for part in AT_ONCE:
+                importlib.import_module(f"{TORCH}.{part}")
+            return
+        fill(module, name)
+
+
+def fill(module: ModuleType, name: str) -> None:
+    """Give a module its names.
+
+    Args:
+        module: the module.
+        name: its name below `habana_frameworks.torch`.
+    """
+    for key, value in symbols(name).items():
+        setattr(module, key, value)
+    if name in HOOKS:
+        file, function = HOOKS[name].split(":")
+        module.__dict__["__getattr__"] = getattr(importlib.import_module(f"{_SURFACE}.{file}"), function)
+
+
+def symbols(name: str) -> dict[str, Any]:
+    """What a module below `habana_frameworks.torch` shows, by name."""
+    from gaudicc.emulator.emulation import current
+
+    files = MODULES[name] + (_LAZY if name == "hpu" and current().settings.lazy else ())
+    found: dict[str, Any] = {}
+    for file in files:
+        source = importlib.import_module(f"{_SURFACE}.{file}")
+        found.update({key: getattr(source, key) for key in source.__all__})
+    return found
+
+
+def _below(name: str) -> str | None:
+    """`core` for `habana_frameworks.torch.core`, "" for `habana_frameworks.torch`, None for any other name."""
+    if name == TORCH:
+        return ""
+    return name.removeprefix(f"{TORCH}.") if name.startswith(f"{TORCH}.") else None
+
+
+def loaded() -> bool:
+    """Whether a module named `habana_frameworks` has been imported, ours or not."""
+    return ROOT in sys.modules

@@ -1,0 +1,230 @@
+"""Attention in slices: the vector part of one slice as one op, the exact merge of partial results, and their assembly.
+
+`softmax_tile` stands between the two matrix products of a slice that sees whole rows of scores, `softmax_part` in one
+that sees some of the keys. Each is one node because Gaudi's graph compiler pipelines MME -> one TPC node -> MME and
+nothing longer. Partial results carry their row maximum and row sum, so `merge_parts` is exact, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gaudicc.kernels.registry import define
+
+if TYPE_CHECKING:
+    from gaudicc.machine.attention import Tile
+
+Part = tuple[Tensor, Tensor, Tensor]
+_LOWEST = torch.finfo(torch.float32).min
+
+
+def plain_softmax_part(
+    scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float
+) -> Part:
+    """The same in plain ATen, in float32: scale, mask, maximum, exponential, sum, division."""
+    wide = scores.to(torch.float32) * scale
+    if mask is not None:
+        wide = torch.where(mask, wide, float("-inf")) if mask.dtype == torch.bool else wide + mask
+    if diagonal is not None:
+        rows = torch.arange(scores.shape[-2], device=scores.device).unsqueeze(1) + diagonal
+        seen = torch.arange(scores.shape[-1], device=scores.device).unsqueeze(0) <= rows
+        wide = torch.where(seen, wide, float("-inf"))
+    # A row without any key has no maximum; with a finite one its weights are exp(-inf) = 0 and not NaN.
+    maximum = torch.amax(wide, -1, keepdim=True).clamp(min=_LOWEST)
+    if sink is not None:
+        maximum = torch.maximum(maximum, sink.to(torch.float32))
+    weights = torch.exp(wide - maximum)
+    total = weights.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + torch.exp(sink.to(torch.float32) - maximum)
+    # The largest key (or the sink) adds exp(0) = 1, so a sum below 1 is that of a row without any key.
+    weights = weights / total.clamp(min=1.0)
+    return weights.to(scores.dtype), maximum, total
+
+
+def plain_softmax_tile(
+    scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float
+) -> Tensor:
+    """The same in plain ATen."""
+    return plain_softmax_part(scores, mask, sink, diagonal, scale)[0]
+
+
+def plain_merge_parts(
+    out: Tensor, maximum: Tensor, total: Tensor, other: Tensor, other_maximum: Tensor, other_total: Tensor
+) -> Part:
+    """The same in plain ATen: two exponentials per row, then a weighted mean."""
+    top = torch.maximum(maximum, other_maximum)
+    first, second = total * torch.exp(maximum - top), other_total * torch.exp(other_maximum - top)
+    merged = first + second
+    share = merged.clamp(min=1.0)
+    return out * (first / share) + other * (second / share), top, merged
+
+
+def _fake_tile(scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float) -> Tensor:
+    return scores.new_empty(scores.shape)
+
+
+def _fake_part(scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float) -> Part:
+    row = (*scores.shape[:-1], 1)
+    return scores.new_empty(scores.shape), *(scores.new_empty(row, dtype=torch.float32) for _ in range(2))
+
+
+def _fake_merge(
+    out: Tensor, maximum: Tensor, total: Tensor, other: Tensor, other_maximum: Tensor, other_total: Tensor
+) -> Part:
+    return out.new_empty(out.shape, dtype=torch.float32), torch.empty_like(maximum), torch.empty_like(total)
+
+
+softmax_tile = define(
+    "softmax_tile(Tensor scores, Tensor? mask, Tensor? sink, int? diagonal, float scale) -> Tensor",
+    plain_softmax_tile,
+    _fake_tile,
+)
+"""Attention weights of whole rows: softmax(scores * scale + mask) over the last dim.
+
+Args:
+    scores: `[..., rows, keys]`, floating point; all keys that the rows may see.
+    mask: None, or broadcastable to the scores: bool (True = attend) or added to the scaled scores.
+    sink: None, or broadcastable to `[..., rows, 1]`: the score of one more key whose value is zero.
+    diagonal: None, or row i sees keys 0 .. i + diagonal only.
+    scale: factor on the scores.
+
+Returns:
+    Weights of the scores' shape and dtype; statistics are float32. A row without any key gets zeros.
+"""
+
+softmax_part = define(
+    "softmax_part(Tensor scores, Tensor? mask, Tensor? sink, int? diagonal, float scale) -> (Tensor, Tensor, Tensor)",
+    plain_softmax_part,
+    _fake_part,
+)
+"""As `softmax_tile` over some of the keys, with what merging needs.
+
+Returns:
+    Weights normalised within these keys, the row maximum `[..., rows, 1]` (the lowest float32 for a row without any
+    key) and the sum of exp(score - maximum), both float32. Give the sink to one part of each row only.
+"""
+
+merge_parts = define(
+    "merge_parts(Tensor out, Tensor maximum, Tensor total, Tensor other, Tensor other_maximum, Tensor other_total)"
+    " -> (Tensor, Tensor, Tensor)",
+    plain_merge_parts,
+    _fake_merge,
+)
+"""Attention over the keys of two parts, from the results over each.
+
+Args:
+    out: `[..., rows, value_dim]`, the result over the keys of one part.
+    maximum: its row maximum, `[..., rows, 1]`, float32.
+    total: its row sum, likewise.
+    other: the result over other keys.
+    other_maximum: its row maximum.
+    other_total: its row sum.
+
+Returns:
+    Result, maximum and sum over both, float32. Associative and commutative up to rounding.
+"""
+
+
+def sliced_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, tiles: Iterable[Tile],
+    sink: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`gaudicc::attention` as independent slices, each two matrix products around one vector op.
+
+    Args:
+        q: as for `gaudicc::attention`, like the five that follow.
+        k: grouped keys.
+        v: grouped values.
+        mask: None or a mask; cut to each tile.
+        causal: query i attends keys 0 .. i only.
+        scale: factor on the scores.
+        tiles: what each slice computes, those of one block of rows following each other; rows in order within a block of
+            heads, blocks of heads in order. Keys that no tile names are taken to be masked.
+        sink: None, or `[heads]`: the score of one more key per head whose value is zero.
+
+    Returns:
+        `[batch, heads, queries, value_dim]`, laid out as `gaudicc::attention` lays it out.
+    """
+    blocks: dict[tuple[int, int, int, int], dict[int, Tensor]] = {}
+    running: dict[tuple[tuple[int, int, int, int], int], Part] = {}
+    for tile in tiles:
+        place, row = (*tile.batch, *tile.heads), tile.rows[0]
+        done = blocks.setdefault(place, {})
+        if tile.first and tile.last:
+            done[row] = _whole_rows(q, k, v, mask, causal, scale, tile, sink)
+            continue
+        part = _part_of_rows(q, k, v, mask, causal, scale, tile, sink if tile.first else None)
+        merged = part if tile.first else torch.ops.gaudicc.merge_parts.default(*running.pop((place, row)), *part)
+        if tile.last:
+            done[row] = merged[0].to(q.dtype)
+        else:
+            running[place, row] = merged
+    return _assemble(blocks, v.shape[-1])
+
+
+def _whole_rows(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, tile: Tile, sink: Tensor | None
+) -> Tensor:
+    scores, values, extra = _operands(q, k, v, mask, causal, tile, sink)
+    weights = torch.ops.gaudicc.softmax_tile.default(scores, *extra, scale)
+    return torch.matmul(weights, values)
+
+
+def _part_of_rows(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, tile: Tile, sink: Tensor | None
+) -> Part:
+    scores, values, extra = _operands(q, k, v, mask, causal, tile, sink)
+    weights, maximum, total = torch.ops.gaudicc.softmax_part.default(scores, *extra, scale)
+    return torch.matmul(weights, values), maximum, total
+
+
+def _operands(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, tile: Tile, sink: Tensor | None
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, int | None]]:
+    """(Scores, values, (mask, sink, diagonal)) of a tile; with grouped heads as `[batch, kv_heads, group, ...]`."""
+    groups = q.shape[1] // k.shape[1]
+    low, high = tile.heads
+    kv_heads = (low // groups, -(-high // groups))
+    rows = _cut(_cut(_cut(q, 0, tile.batch), 1, tile.heads), 2, tile.rows)
+    keys, values = (_cut(_cut(_cut(x, 0, tile.batch), 1, kv_heads), 2, tile.keys) for x in (k, v))
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.dim())]
+        for dim, span in enumerate((tile.batch, tile.heads, tile.rows, tile.keys)):
+            mask = _cut(mask, dim, span) if mask.shape[dim] > 1 else mask
+    if sink is not None:
+        sink = _cut(sink, 0, tile.heads).reshape(1, high - low, 1, 1)
+    if groups > 1:
+        split = (kv_heads[1] - kv_heads[0], (high - low) // (kv_heads[1] - kv_heads[0]))
+        rows, keys, values = rows.unflatten(1, split), keys.unsqueeze(2), values.unsqueeze(2)
+        if mask is not None:
+            mask = mask.unflatten(1, split) if mask.shape[1] > 1 else mask.unsqueeze(2)
+        if sink is not None:
+            sink = sink.unflatten(1, split)
+    diagonal = tile.rows[0] - tile.keys[0]
+    crossed = causal and tile.keys[1] - 1 > tile.rows[0]
+    scores = torch.matmul(rows, keys.transpose(-2, -1))
+    return scores, values, (mask, sink, diagonal if crossed else None)
+
+
+def _cut(x: Tensor, dim: int, span: tuple[int, int]) -> Tensor:
+    return x if span == (0, x.shape[dim]) else torch.ops.aten.slice.Tensor(x, dim, *span)
+
+
+def _assemble(blocks: dict[tuple[int, int, int, int], dict[int, Tensor]], width: int) -> Tensor:
+    """`[batch, heads, queries, width]` of the results by (batch, heads) and first row."""
+    by_batch: dict[int, list[Tensor]] = {}
+    for (start, _, low, high), done in sorted(blocks.items()):
+        results = (done[row] for row in sorted(done))
+        laid = [x.reshape(x.shape[0], high - low, x.shape[-2], width).transpose(1, 2) for x in results]
+        by_batch.setdefault(start, []).append(_joined(laid, 1))
+    batches = [_joined(parts, 2) for _, parts in sorted(by_batch.items())]
+    return _joined(batches, 0).transpose(1, 2)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]

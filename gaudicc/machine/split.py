@@ -1,0 +1,169 @@
+"""Which way to run one attention: unsplit, the fused kernel, or slices; chosen under the graph compiler's own policy.
+
+Every split is bounded from below first; only those whose bound beats what has been found are simulated, so the result
+is that of exhaustive search over the family. All times are modelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gaudicc.machine.attention import AttentionShape, Costs, Split, split_tasks, splits
+from gaudicc.machine.chip import Chip
+from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpClass, OpWork, op_cost
+from gaudicc.machine.gemm import Gemm
+from gaudicc.machine.schedule import VENDOR_LIVE_SLICES, vendor_schedule
+from gaudicc.machine.simulate import Limits
+from gaudicc.machine.timeline import Timeline
+
+# Slices at most in one graph: what the graph compiler's own slicer makes of one bundle (synapse, HabanaAI/
+# Intel_Gaudi3_Software). A node costs about 1 ms of graph compile time, so more are a matter of seconds a layer.
+MOST_SLICES = 128
+# Of ways this close to the fastest the one with the fewest slices is taken: each slice costs compile time and memory.
+LEAST_GAIN = 0.03
+# Keys that the fused kernel takes at once: PT_HPU_SDPA_BC_FACTOR, HabanaAI/gaudi-pytorch-bridge 1.19.0.
+_FUSED_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to run an attention.
+
+    Attributes:
+        name: `unsplit`, `fused`, or the split in words.
+        split: the split; None for the other two.
+        seconds: modelled time under the vendor's policy.
+        slices: number of slices.
+    """
+
+    name: str
+    split: Split | None
+    seconds: float
+    slices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen, and among what.
+
+    Attributes:
+        best: the one taken.
+        options: all that were timed, the fastest first.
+        bound: seconds that no split considered beats, whatever its schedule.
+        considered: splits of the family.
+    """
+
+    best: Option
+    options: tuple[Option, ...]
+    bound: float
+    considered: int
+
+
+def choose_split(
+    shape: AttentionShape, chip: Chip, *, fused: bool = True, most_slices: int | None = MOST_SLICES
+) -> Choice:
+    """The fastest way to run an attention.
+
+    Args:
+        shape: the attention, static.
+        chip: the machine.
+        fused: the target has a fused kernel.
+        most_slices: splits into more slices are not considered; None for all.
+
+    Returns:
+        The choice: of the ways within `LEAST_GAIN` of the fastest, the one with the fewest slices, the fused kernel first.
+    """
+    costs = Costs(shape, chip)
+    options = [Option("unsplit", None, unsplit_seconds(shape, chip), 1)]
+    if fused:
+        options.append(Option("fused", None, fused_seconds(costs), 1))
+    bounds = sorted((split_bound(costs, split), split) for split in splits(shape, most_slices=most_slices))
+    for bound, split in bounds:
+        if bound >= min(option.seconds for option in options):
+            break
+        timeline = schedule_split(costs, split)
+        slices = sum(1 for event in timeline.events if event.task.name.endswith(".softmax"))
+        options.append(Option(str(split), split, timeline.makespan, slices))
+    options.sort(key=lambda option: (option.seconds, option.slices))
+    close = [option for option in options if option.seconds <= options[0].seconds * (1 + LEAST_GAIN)]
+    best = min(close, key=lambda option: (option.slices, option.name != "fused"))
+    least = min((bound for bound, _ in bounds), default=best.seconds)
+    return Choice(best, tuple(options), least, len(bounds))
+
+
+def schedule_split(costs: Costs, split: Split, live_slices: int = VENDOR_LIVE_SLICES) -> Timeline:
+    """A split as the graph compiler's policy runs it, within on-chip memory."""
+    return vendor_schedule(split_tasks(costs, split), limits_of(costs.chip), live_slices=live_slices)
+
+
+def limits_of(chip: Chip) -> Limits:
+    """What a schedule is bound by on a chip."""
+    return Limits(chip.memory.buffer_bytes, chip.memory.stream)
+
+
+def split_bound(costs: Costs, split: Split) -> float:
+    """Seconds that no schedule of a split beats.
+
+    Each engine's work with the shortest way in and out, and the residence of scores in on-chip memory: a slice holds
+    its memory while its three nodes run.
+    """
+    mme = tpc = held = 0.0
+    fill = drain = float("inf")
+    for cost, count in costs.counted(split):
+        mme, tpc = mme + cost.mme * count, tpc + cost.tpc * count
+        half = cost.score_bytes / 2
+        held += (cost.score_bytes * cost.scores.seconds + half * (cost.softmax.seconds + cost.values.seconds)) * count
+        fill = min(fill, cost.scores.seconds if cost.scores.engine is Engine.MME else 0.0)
+        drain = min(drain, cost.values.seconds if cost.values.engine is Engine.MME else 0.0)
+    return max(mme, tpc + fill + drain, held / costs.chip.memory.buffer_bytes)
+
+
+def family_bound(shape: AttentionShape, chip: Chip) -> float:
+    """Seconds that no schedule of any split of the family beats; it does not depend on the split chosen."""
+    costs = Costs(shape, chip)
+    return min(split_bound(costs, split) for split in splits(shape))
+
+
+def fused_seconds(costs: Costs) -> float:
+    """The vendor's fused kernel, in its favour: what it does inside is not published.
+
+    Taken to hold all heads at once, to go over blocks of `PT_HPU_SDPA_BC_FACTOR` keys with a running rescale, to skip
+    blocks that the causal structure masks, to keep scores on chip, and to overlap the two engines as far as was published for the
+    graph compiler (`host.engine_overlap` of the shorter).
+    """
+    shape = costs.shape
+    split = Split(shape.batch * shape.heads, min(_FUSED_BLOCK, shape.queries), _FUSED_BLOCK)
+    mme = sum(cost.mme * count for cost, count in costs.counted(split))
+    tpc = sum(cost.tpc * count for cost, count in costs.counted(split))
+    return max(mme, tpc) + (1 - costs.chip.host.engine_overlap) * min(mme, tpc)
+
+
+def unsplit_seconds(shape: AttentionShape, chip: Chip) -> float:
+    """Three nodes over all heads, rows and keys; scores go to HBM if they do not fit on chip."""
+    costs = [op_cost(work, chip, on_chip=_fits(shape, chip)) for work in _unsplit_works(shape)]
+    mme = sum(cost.seconds for cost in costs if cost.engine is Engine.MME)
+    tpc = sum(cost.seconds for cost in costs) - mme
+    return max(mme, tpc) + (1 - chip.host.engine_overlap) * min(mme, tpc)
+
+
+def _fits(shape: AttentionShape, chip: Chip) -> bool:
+    scores = shape.batch * shape.heads * shape.queries * shape.keys
+    return 2 * scores * ELEMENT_BYTES[shape.dtype] <= chip.memory.buffer_bytes
+
+
+def _unsplit_works(shape: AttentionShape) -> Iterator[OpWork]:
+    width, group = ELEMENT_BYTES[shape.dtype], shape.heads // shape.kv_heads
+    rest = shape.batch * shape.kv_heads
+    batch = tuple(size for size in (group, rest) if size > 1)
+    scores = group * rest * shape.queries * shape.keys
+    read = width * (group * rest * shape.queries + rest * shape.keys) * shape.dim
+    value = width * rest * shape.keys * shape.value_dim
+    out = width * group * rest * shape.queries * shape.value_dim
+    left = Gemm(shape.queries, shape.keys, shape.dim, batch, shape.dtype, trans_b=True, shared_b=group > 1)
+    right = Gemm(shape.queries, shape.value_dim, shape.keys, batch, shape.dtype, shared_b=group > 1)
+    yield OpWork("scores", OpClass.GEMM, shape.dtype, left, 0, read, width * scores, read)
+    yield OpWork(
+        "softmax", OpClass.SOFTMAX, shape.dtype, None, scores, (width + shape.mask_bytes) * scores, width * scores
+    )
+    yield OpWork("values", OpClass.GEMM, shape.dtype, right, 0, width * scores + value, out, value + out)

@@ -1,0 +1,136 @@
+"""Convolutions and pooling: their own padding lies where pads are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from gaudicc.padding.layout import FINITE, GARBAGE, Pads, mapped
+from gaudicc.padding.padder import Claims, Padder, aten, lowest
+from gaudicc.padding.rules.rule import Rule, operand
+from gaudicc.program import val
+from gaudicc.rules.match import argument
+
+
+def _convolution(p: Padder, node: fx.Node) -> Claims:
+    """The convolution's zero padding lies where pads are: they hold 0, unless no valid output's window meets one."""
+    x: Any = operand(node, 0)
+    rank = val(x).dim()
+    weight = val(operand(node, 1))
+    if p.pads(operand(node, 1)).padded_dims or p.pads(x).padded(1):
+        raise p.refuse("a dynamic number of channels or size of the kernel")
+    padding, transposed = list(operand(node, 4)), bool(operand(node, 6))
+    for dim in range(2, rank):
+        x = p.compact(x, dim)
+    p.set_arg(0, x)
+    demanded = []
+    for i in range(rank - 2):
+        pad = padding[i if len(padding) > 1 else 0]
+        reach = transposed and int(weight.shape[2 + i]) > 1
+        demanded += [2 + i] if reach or pad > 0 else []
+    pads = p.fill_arg(0, demanded, 0, "the zero padding of the convolution lies where pads are")
+    result = val(node)
+    spatial = tuple(p.dim(size) for size in result.shape[2:])
+    batch = mapped(
+        pads.dims[0], lambda c: FINITE if c.finite and not any(pads.padded(d) for d in range(2, rank)) else GARBAGE
+    )
+    return Pads((batch, p.dim(result.shape[1]), *spatial))
+
+
+def _plain_convolution(p: Padder, node: fx.Node) -> Claims:
+    """conv1d, conv2d, conv3d: the general form."""
+    spatial = val(operand(node, 0)).dim() - 2
+    raw = [
+        argument(node, i, name, default)
+        for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+    ]
+    stride, padding, dilation = ([v] * spatial if isinstance(v, int) else list(v) * (spatial // len(v)) for v in raw)
+    groups = argument(node, 6, "groups", 1)
+    bias = argument(node, 2, "bias")
+    general = p.emit(
+        aten.convolution.default,
+        operand(node, 0),
+        operand(node, 1),
+        bias,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0] * spatial,
+        groups,
+    )
+    return p.become(general)
+
+
+def _max_pool(p: Padder, node: fx.Node) -> Claims:
+    """The padding of the pool is -inf and lies where pads are."""
+    x: Any = operand(node, 0)
+    rank = val(x).dim()
+    first = rank - 2
+    for dim in range(first, rank):
+        x = p.compact(x, dim)
+    p.set_arg(0, x)
+    padding = argument(node, 3, "padding", 0)
+    ceil = bool(argument(node, 5, "ceil_mode", False))
+    padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+    demanded = list(range(first, rank)) if padded or ceil else []
+    pads = p.fill_arg(0, demanded, lowest(val(x).dtype), "the padding of the pool lies where pads are")
+    result = val(node)
+    values = result[0] if isinstance(result, tuple) else result
+    claims = Pads(
+        (*(mapped(d, lambda c: GARBAGE) for d in pads.dims[:first]), *(p.dim(s) for s in values.shape[first:]))
+    )
+    if not isinstance(result, tuple):
+        return claims
+    inner = any(pads.padded(dim) for dim in range(first + 1, rank))
+    if inner and any(user.args[1] == 1 and user.users for user in node.users):
+        raise p.refuse("positions in a plane whose rows are padded")
+    return claims, claims
+
+
+def _average_pool(p: Padder, node: fx.Node) -> Claims:
+    x: Any = operand(node, 0)
+    rank = val(x).dim()
+    first = rank - (1 if "1d" in str(node.target) else 2)
+    spatial = [dim for dim in range(first, rank) if p.pads(x).padded(dim)]
+    padding = argument(node, 3, "padding", 0)
+    padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+    counts = bool(argument(node, 5, "count_include_pad", True))
+    if spatial and (bool(argument(node, 4, "ceil_mode", False)) or (padded and not counts)):
+        raise p.refuse("the divisor depends on where the valid part ends")
+    for dim in spatial:
+        x = p.compact(x, dim)
+    p.set_arg(0, x)
+    pads = p.fill_arg(0, spatial if padded else [], 0, "the padding of the pool lies where pads are")
+    return Pads(
+        (*(mapped(d, lambda c: GARBAGE) for d in pads.dims[:first]), *(p.dim(s) for s in val(node).shape[first:]))
+    )
+
+
+RULES = (
+    Rule(
+        (aten.convolution.default,),
+        "0 on spatial dims where zero padding or a transposed kernel reaches pads",
+        "garbage on spatial dims",
+        _convolution,
+    ),
+    Rule(
+        (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
+        "as convolution",
+        "as convolution",
+        _plain_convolution,
+    ),
+    Rule(
+        (aten.max_pool2d_with_indices.default, aten.max_pool2d.default),
+        "lowest value where the pool pads",
+        "garbage",
+        _max_pool,
+    ),
+    Rule(
+        (aten.avg_pool1d.default, aten.avg_pool2d.default),
+        "0 where the pool pads; a divisor that depends on the end is refused",
+        "garbage",
+        _average_pool,
+    ),
+)

@@ -1,0 +1,230 @@
+"""split-attention: `gaudicc::attention` -> independent slices that keep MME and TPC busy, where that is modelled faster."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from gaudicc.invariants import STATIC, TYPED, WELL_FORMED, Invariant, verdict_of
+from gaudicc.kernels import attention, merge_parts, softmax_part, softmax_tile
+from gaudicc.kernels.split import sliced_attention
+from gaudicc.machine import CHIPS, Chip, load_chip
+from gaudicc.machine.attention import AttentionShape, Split, tiles
+from gaudicc.machine.split import MOST_SLICES, Choice, choose_split
+from gaudicc.pipeline import GraphPass, Numerics
+from gaudicc.program import InputKind, Program, call_region, val
+from gaudicc.rewriter import Rewriter
+from gaudicc.targets import Support
+
+aten = torch.ops.aten
+_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+_ANDS = (aten.bitwise_and.Tensor, aten.logical_and.default, aten.mul.Tensor)
+# What leaves every element where it is in the broadcast, or takes some of them.
+_VIEWS = (aten.expand.default, aten.unsqueeze.default, aten.view.default, aten.slice.Tensor, aten.alias.default,
+          aten.clone.default)  # fmt: skip
+# Elements of a mask that are looked at; a mask of 8,192 x 8,192 is the largest.
+_LARGEST_MASK = 1 << 26
+# Alternatives named in a note.
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class SplitAttention(GraphPass):
+    """Cuts attention into slices by heads, query rows and keys, where the machine model finds that faster.
+
+    One attention is one kernel, in which the MME waits for the softmax and the TPCs for the products. Slices that do not
+    depend on each other let Gaudi's graph compiler run the products of one under the softmax of another; each stays what
+    it pipelines: a product, one vector node, a product. Blocks that causality, a window or a constant mask rules out are
+    not computed. Where keys are cut, each slice brings its row maximum and row sum, and the merge is exact. The choice is
+    made per bucket, under the graph compiler's own scheduling policy.
+
+        %26 = gaudicc.attention(%q, %k, %v, None, True, 0.25)
+        ->
+        %3 = aten.matmul(%q0, %k0t); %4 = gaudicc.softmax_tile(%3, None, None, 0, 0.25); %5 = aten.matmul(%4, %v0)
+        ...;  %26 = aten.transpose.int(aten.cat([%5, ...], 1), 1, 2)
+
+    Refuses (and leaves to the next passes) other dtypes than bf16, fp16 and fp32, a target that the machine model does not
+    know, and whatever gains less than 3 % over the fused kernel. Every time in the notes is modelled.
+
+    Attributes:
+        most_slices: slices of one attention at most; each costs compile time and memory.
+        force: this split whatever the model says; for tests and experiments.
+    """
+
+    most_slices: int = MOST_SLICES
+    force: Split | None = None
+
+    name: ClassVar[str] = "split-attention"
+    requires: ClassVar[frozenset[Invariant]] = frozenset({WELL_FORMED, TYPED, STATIC})
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
+        """One decision per attention; equal ones share theirs."""
+        chip = program.target.name if program.target else None
+        decided: dict[tuple[AttentionShape, bool], Choice] = {}
+        masks = _Masks(program)
+        for node in [n for n in rewriter.graph.nodes if n.target is attention]:
+            if chip not in CHIPS:
+                yield f"{node.name} left: the machine model does not know the target"
+                continue
+            if reason := _misfit(node):
+                yield f"{node.name} left: {reason}"
+                continue
+            shape = _shape_of(node, masks, rewriter.module)
+            fused = verdict_of(node, program).support is not Support.NO
+            split = self.force
+            if split is None:
+                key = (shape, fused)
+                if key not in decided:
+                    decided[key] = choose_split(shape, load_chip(chip), fused=fused, most_slices=self.most_slices)
+                    yield _note(node, decided[key], load_chip(chip))
+                split = decided[key].best.split
+            if split is not None:
+                _apply(rewriter, node, shape, split)
+
+
+def _misfit(node: fx.Node) -> str | None:
+    q, k, v = (val(arg) for arg in node.args[:3])  # type: ignore[arg-type]
+    if {q.dtype, k.dtype, v.dtype} - set(_DTYPES) or len({q.dtype, k.dtype, v.dtype}) > 1:
+        return f"its operands are {q.dtype}, {k.dtype} and {v.dtype}"
+    return None if q.numel() and k.numel() and v.numel() else "it is empty"
+
+
+def _shape_of(node: fx.Node, masks: _Masks, module: fx.GraphModule) -> AttentionShape:
+    q, _, v, mask, causal, _ = node.args
+    batch, heads, queries, dim = val(q).shape  # type: ignore[arg-type]
+    _, kv_heads, keys, value_dim = val(v).shape  # type: ignore[arg-type]
+    ahead, window, mask_bytes = (0 if causal else None), None, 0
+    if isinstance(mask, fx.Node):
+        seen = masks.may_attend(mask, module)
+        ahead, window = _band(seen, queries, keys, ahead)
+        value = val(mask)
+        # A mask that all heads share is read once for all of them.
+        shared = value.dim() < 3 or value.shape[-3] == 1
+        mask_bytes = 0 if shared else value.element_size()
+    return AttentionShape(
+        batch, heads, kv_heads, queries, keys, dim, value_dim, _DTYPES[val(q).dtype],  # type: ignore[arg-type]
+        ahead=ahead, window=window, mask_bytes=mask_bytes,
+    )  # fmt: skip
+
+
+def _apply(rewriter: Rewriter, node: fx.Node, shape: AttentionShape, split: Split) -> None:
+    before = set(rewriter.graph.nodes)
+    build = partial(sliced_attention, tiles=list(tiles(shape, split)))
+    new = rewriter.inline(build, *node.args, like=node)
+    _mark_slices([made for made in rewriter.graph.nodes if made not in before])
+    rewriter.replace(node, new)
+
+
+def _mark_slices(nodes: list[fx.Node]) -> None:
+    """Numbers the nodes of each slice, so that a schedule can be drawn as the graph compiler makes it."""
+    for index, softmax in enumerate(n for n in nodes if n.target in (softmax_tile, softmax_part)):
+        weights = [user for user in softmax.users if user.target is operator.getitem] or [softmax]
+        slice_nodes = [softmax.args[0], softmax, *(user for made in weights for user in made.users)]
+        for node in slice_nodes:
+            if isinstance(node, fx.Node) and node.target is not merge_parts:
+                node.meta["slice"] = index
+
+
+def _note(node: fx.Node, choice: Choice, chip: Chip) -> str:
+    others = [option for option in choice.options if option is not choice.best]
+    listed = ", ".join(f"{option.name} {option.seconds * 1e6:.1f} us" for option in others[:_SHOWN])
+    what = f"{choice.best.slices} slices" if choice.best.split else "left as it is"
+    return (
+        f"{node.name} {what}: {choice.best.name} {choice.best.seconds * 1e6:.1f} us modelled on {chip.name}; "
+        f"others: {listed or 'none'}; {choice.considered} splits considered, none below {choice.bound * 1e6:.1f} us"
+    )
+
+
+def _band(seen: torch.Tensor | None, queries: int, keys: int, ahead: int | None) -> tuple[int | None, int | None]:
+    """(ahead, window) of the narrowest band that holds every pair which a mask may let through."""
+    if seen is None or seen.dim() < 2 or seen.shape[-2:] != (queries, keys):
+        return ahead, None
+    pairs = seen.reshape(-1, queries, keys).any(0)
+    if ahead is not None:
+        pairs = pairs.tril(ahead)
+    rows = torch.arange(queries)[pairs.any(-1)]
+    if not len(rows):
+        return ahead, None
+    wide = pairs[rows].to(torch.uint8)
+    low, high = wide.argmax(-1), keys - 1 - wide.flip(-1).argmax(-1)
+    furthest = int((high - rows).max())
+    return furthest, int((rows + furthest + 1 - low).max())
+
+
+class _Masks:
+    """What is known of masks before any call: values that depend on constants only."""
+
+    def __init__(self, program: Program) -> None:
+        self.constants = {s.name: program.tensors[s.source] for s in program.inputs if s.kind is InputKind.CONSTANT}
+        self.program = program
+        self._known: dict[fx.Node, torch.Tensor | None] = {}
+
+    def may_attend(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
+        """True wherever a mask may let a key through; None if nothing is known."""
+        exact = self._exact(node, module)
+        if exact is not None:
+            return exact if exact.dtype == torch.bool else exact != float("-inf")
+        if node.op == "placeholder" and module is not self.program.root:
+            return self._at_call_sites(node, module)
+        if node.target in _ANDS and val(node).dtype == torch.bool and not node.kwargs:
+            known = [self.may_attend(arg, module) for arg in node.args if isinstance(arg, fx.Node)]
+            return _all_of([part for part in known if part is not None])
+        if node.target in _VIEWS and isinstance(node.args[0], fx.Node):
+            inner = self.may_attend(node.args[0], module)
+            fits = inner is not None and inner.shape == val(node.args[0]).shape
+            return node.target(inner, *node.args[1:]) if fits else None  # type: ignore[operator]
+        return None
+
+    def _at_call_sites(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
+        """A body's operand: whatever any of its callers may let through."""
+        position = [n for n in module.graph.nodes if n.op == "placeholder"].index(node)
+        found: dict[fx.Node, torch.Tensor | None] = {}
+        for _, caller in self.program.graphs():
+            for call in caller.graph.nodes:
+                if call.target is call_region and getattr(caller, str(call.args[0].target)) is module:
+                    operand = call.args[1 + position]
+                    if operand not in found:
+                        found[operand] = self.may_attend(operand, caller)
+        parts = [part for part in found.values() if part is not None]
+        if len(parts) < len(found) or len({part.shape for part in parts}) != 1:
+            return None
+        return torch.stack(parts).any(0)
+
+    def _exact(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
+        if node not in self._known:
+            self._known[node] = self._evaluate(node, module)
+        return self._known[node]
+
+    def _evaluate(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
+        if node.op == "placeholder":
+            return self.constants.get(node.name) if module is self.program.root else None
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.numel() > _LARGEST_MASK:
+            return None
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        operands = {arg: self._exact(arg, module) for arg in node.all_input_nodes}
+        if (
+            any(operand is None for operand in operands.values())
+            or torch.Tag.nondeterministic_seeded in node.target.tags
+        ):
+            return None
+        args, kwargs = fx.map_arg((node.args, node.kwargs), operands.__getitem__)
+        result: torch.Tensor = node.target(*args, **kwargs)
+        return result
+
+
+def _all_of(parts: list[Any]) -> torch.Tensor | None:
+    if not parts:
+        return None
+    result: torch.Tensor = parts[0]
+    for part in parts[1:]:
+        result = result & part
+    return result
