@@ -17,8 +17,8 @@ from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gaudicc.errors import InternalError
-from gaudicc.program import call_region, output_of, where
+from gaudicc.errors import InternalError, UnsupportedOpError
+from gaudicc.program import call_region, op_name, output_of, where
 
 _CARRIED = ("stack_trace", "nn_module_stack")
 
@@ -197,9 +197,16 @@ class Rewriter:
         self.modified = True
 
     def replace_outputs(self, old: fx.Node, new: tuple[Any, ...]) -> None:
-        """Replaces a node with several results: its `getitem` users read the matching entry of `new`."""
+        """Replaces a node with several results: its `getitem` users read the matching entry of `new`.
+
+        Raises:
+            UnsupportedOpError: a result is read that `new` lacks.
+        """
         for user in list(old.users):
-            self.replace(user, new[int(user.args[1])])  # type: ignore[arg-type]
+            index = int(user.args[1])  # type: ignore[arg-type]
+            if index >= len(new):
+                raise UnsupportedOpError(f"result {index} of {op_name(old)} has no form of its own", where=where(old))
+            self.replace(user, new[index])
         self.graph.erase_node(old)
         self.modified = True
 

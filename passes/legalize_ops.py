@@ -17,7 +17,21 @@ from gaudicc.invariants import FUNCTIONAL, LEGAL_OPS, NO_COMPLEX, STATIC, TYPED,
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program, is_op, op_name, where
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules import index_generation, indexing, integers, scattering, slicing
+from gaudicc.rules import (
+    bags,
+    distances,
+    elementwise,
+    histograms,
+    index_generation,
+    indexing,
+    integers,
+    order,
+    pooling,
+    resampling,
+    scans,
+    scattering,
+    slicing,
+)
 from gaudicc.rules.rule import Rule
 from gaudicc.targets import Engine, Support, Verdict
 
@@ -27,6 +41,14 @@ ALL_RULES: tuple[Rule, ...] = (
     *integers.RULES,
     *indexing.RULES,
     *scattering.RULES,
+    *scans.RULES,
+    *histograms.RULES,
+    *order.RULES,
+    *distances.RULES,
+    *bags.RULES,
+    *pooling.RULES,
+    *resampling.RULES,
+    *elementwise.RULES,
 )
 
 
@@ -40,7 +62,7 @@ class LegalizeOps(GraphPass):
 
         %4 = aten.slice.Tensor(%x, 1, 0, 64, 2)   ->   %2 = aten.view(%x, [2, 32, 2]); %4 = aten.select.int(%2, 2, 0)
 
-    Refuses, with the source line, an op that no rule and no decomposition makes legal.
+    Refuses an op that no rule and no decomposition makes legal, with its source line.
 
     Attributes:
         rules: tried in order; the first whose check passes is applied.

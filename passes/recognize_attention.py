@@ -38,13 +38,14 @@ class _Found:
 class RecognizeAttention(GraphPass):
     """Recognises attention as one op over query heads and grouped key/value heads.
 
-    The split for MME and TPC, the fused kernel and the padding rules all need to see attention whole; and `repeat_kv`
-    would copy keys and values once per group.
+    On Gaudi, the split between MME and TPC and the fused kernel need to see attention whole, and so do the padding rules;
+    `repeat_kv` would copy keys and values once per group.
 
         %3 = aten.reshape(aten.expand(aten.unsqueeze(%k, 2), ...), ...)
         %5 = aten.scaled_dot_product_attention(%q, %3, %4, %mask)    ->    %5 = gaudicc.attention(%q, %k, %v, %mask, False, 0.25)
 
-    Refuses dropout, ranks other than 4, and a softmax over another dim than the keys; each near miss is noted in the trace.
+    Refuses dropout, ranks other than 4, a softmax over another dim than the keys, operands that broadcast otherwise than
+    groups of heads do, and added masks that are no floats; each near miss is noted in the trace.
     """
 
     name: ClassVar[str] = "recognize-attention"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -21,6 +20,7 @@ from gaudicc.capture import refusals
 from gaudicc.capture.convert import from_exported
 from gaudicc.capture.shapes import check_dims, grow_ones, names_of, specialized
 from gaudicc.capture.signature import CallForm, FunctionModule, register_types
+from gaudicc.capture.source_lines import every_frame, user_line
 from gaudicc.errors import (
     CaptureError,
     DynamicControlFlowError,
@@ -110,7 +110,7 @@ def _capture_module(
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), every_frame():
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
@@ -207,16 +207,4 @@ def _eager_error(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         with torch.no_grad():
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
-    return None
-
-
-_OURS = str(Path(__file__).parent.parent)
-
-
-def user_line(error: BaseException) -> str | None:
-    """The innermost `file:line` of a traceback that is neither torch's nor gaudicc's own."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        models = "/models/" in frame.filename
-        if "/torch/" not in frame.filename and (models or not frame.filename.startswith(_OURS)):
-            return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
     return None

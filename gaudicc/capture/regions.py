@@ -149,7 +149,7 @@ def _type_key(value: Any) -> Any:
 
 
 def _outline(root: fx.GraphModule, runs: Sequence[_Run], moved: dict[fx.Node, fx.Node]) -> None:
-    body = _body(runs[0])
+    body = _body(runs[0], moved)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", runs[0].kind).lower()
     taken = {child for child, _ in root.named_children()}
     name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, 10_000))) if n not in taken)
@@ -158,13 +158,14 @@ def _outline(root: fx.GraphModule, runs: Sequence[_Run], moved: dict[fx.Node, fx
         _call(root.graph, run, name, moved)
 
 
-def _body(run: _Run) -> fx.GraphModule:
+def _body(run: _Run, moved: dict[fx.Node, fx.Node]) -> fx.GraphModule:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for operand in run.operands:
         label = _operand_name(operand, run.path)
-        values[operand] = graph.placeholder(label)
-        values[operand].meta = {"val": operand.meta.get("val")}
+        placeholder = graph.placeholder(label)
+        placeholder.meta = {"val": operand.meta.get("val")}
+        values[moved.get(operand, operand)] = placeholder  # what the nodes read by now
     for node in run.nodes:
         values[node] = graph.node_copy(node, values.__getitem__)
     graph.output(tuple(values[node] for node in run.results))

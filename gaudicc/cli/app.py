@@ -42,6 +42,11 @@ COMMANDS: dict[str, Command] = {
         "gaudicc.cli.options:RunOptions",
         "gaudicc.cli.running:run",
     ),
+    "generate": Command(
+        "generate text with a causal language model",
+        "gaudicc.cli.options_lm:GenerateOptions",
+        "gaudicc.cli.generating:run",
+    ),
     "check": Command(
         "list what stands between a model and the target",
         "gaudicc.cli.options:CheckOptions",
@@ -61,6 +66,11 @@ COMMANDS: dict[str, Command] = {
         "time the passes beside torch.export, by number of layers",
         "gaudicc.cli.options:BenchCompileOptions",
         "gaudicc.bench.compiling:run",
+    ),
+    "bench lm": Command(
+        "time decode, prefill and a stream of requests beside peers and floors",
+        "gaudicc.cli.options_lm:BenchLmOptions",
+        "gaudicc.bench.lm:run",
     ),
     "buckets plan": Command(
         "plan buckets for the traffic of a trace",

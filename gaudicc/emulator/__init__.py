@@ -7,18 +7,19 @@ not and why: `docs/emulator.md`, `docs/emulator_symbols.md`.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
-from gaudicc.emulator.tree import ROOT, Finder, loaded
+from gaudicc.emulator.tree import ROOT, TORCH, Finder, loaded
 from gaudicc.errors import DeviceError
 
 if TYPE_CHECKING:
     from gaudicc.emulator.emulation import Emulation
     from gaudicc.emulator.ledger import Ledger
 
-__all__ = ["install", "ledger"]
+__all__ = ["account", "install"]
 
 
 def install() -> None:
@@ -39,7 +40,7 @@ def install() -> None:
     sys.meta_path.insert(0, Finder(_bring_up))
 
 
-def ledger() -> Ledger:
+def account() -> Ledger:
     """What happened on the emulated device so far.
 
     Raises:
@@ -52,17 +53,13 @@ def ledger() -> Ledger:
 
 def _bring_up() -> Emulation:
     """Start the device and make it known to torch."""
-    from types import ModuleType
-
-    from gaudicc.emulator import autocast, device, emulation, metrics, patches, tree
+    from gaudicc.emulator import autocast, device, emulation, metrics, patches
 
     known = emulation.started()
     emulated = emulation.start()
     if not known:
         metrics.start_metrics()
-        module = ModuleType(f"{tree.TORCH}.hpu")
-        tree.fill(module, "hpu")
-        device.register(module)
+        device.register(importlib.import_module(f"{TORCH}.hpu"))
         autocast.register()
         patches.apply()
     return emulated

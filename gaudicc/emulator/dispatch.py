@@ -77,6 +77,8 @@ def _compute(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs
     call = _on_cpu(given)
     if op in ALLOCATIONS:
         result = call.run()
+        if isinstance(result, Tensor) and result.is_complex() and (asked is None or torch.device(asked).type == DEVICE):
+            raise RuntimeError(f"{op_name(op)}: the device holds no complex tensor ({result.dtype})")
     elif op.is_view:
         result = call.run()
         _gather(emulation, call, result, computes=False)

@@ -72,7 +72,7 @@ def _wider(call: OpCall) -> object:
         if id(tensor) in copies:
             tensor.copy_(copies[id(tensor)])
     originals = {id(copies[id(tensor)]): tensor for tensor in written if id(tensor) in copies}
-    declared = iter([tensor.dtype for tensor in tensors_in(on_meta(call).run())])
+    declared = iter(_declared(call, result))
 
     def restore(leaf: object) -> object:
         if not isinstance(leaf, Tensor):
@@ -81,6 +81,15 @@ def _wider(call: OpCall) -> object:
         return originals[id(leaf)] if id(leaf) in originals else leaf.to(dtype)
 
     return map_values(result, restore)
+
+
+def _declared(call: OpCall, result: object) -> list[torch.dtype]:
+    """The dtypes that a call's results would have; where even the meta kernel refuses, float32 stands for the operands'."""
+    try:
+        return [tensor.dtype for tensor in tensors_in(on_meta(call).run())]
+    except (RuntimeError, IndexError):
+        low = next((tensor.dtype for tensor in call.tensors() if tensor.dtype in _NARROW_FLOATS), torch.float32)
+        return [low if tensor.dtype is torch.float32 else tensor.dtype for tensor in tensors_in(result)]
 
 
 def _convolution(*args: Any) -> Tensor:

@@ -69,6 +69,11 @@ class HpuTensor(Tensor):
             copy.grad = self.grad.__deepcopy__(memo)
         return copy
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        from gaudicc.emulator.saving import rebuild
+
+        return rebuild, (self.raw.detach(), self.requires_grad, isinstance(self, torch.nn.Parameter))
+
     @property
     def data(self) -> Tensor:  # type: ignore[override]
         """The same memory without a gradient history."""
@@ -82,7 +87,7 @@ class HpuTensor(Tensor):
     def point_to(self, raw: Tensor) -> None:
         """Makes this tensor another view: of `raw`'s memory, with its shape, strides and dtype."""
         shell = HpuTensor(raw)
-        Tensor.data.__set__(self, shell)  # type: ignore[attr-defined]
+        torch._C.TensorBase.data.__set__(self, shell)  # type: ignore[attr-defined]
         self.raw = raw
 
     def data_ptr(self) -> int:

@@ -22,28 +22,34 @@ Part = tuple[Tensor, Tensor, Tensor]
 _LOWEST = torch.finfo(torch.float32).min
 
 
+def _masked_scores(scores: Tensor, mask: Tensor | None, diagonal: int | None, scale: float) -> Tensor:
+    """Scaled scores in float32, minus infinity where a key is masked."""
+    wide = _cast(scores, torch.float32) * scale
+    if mask is not None:
+        wide = wide.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else wide + mask
+    if diagonal is not None:
+        rows = torch.arange(scores.shape[-2], device=scores.device).unsqueeze(1) + diagonal
+        hidden = torch.arange(scores.shape[-1], device=scores.device).unsqueeze(0) > rows
+        wide = wide.masked_fill(hidden, float("-inf"))
+    return wide
+
+
 def plain_softmax_part(
     scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float
 ) -> Part:
     """The same in plain ATen, in float32: scale, mask, maximum, exponential, sum, division."""
-    wide = scores.to(torch.float32) * scale
-    if mask is not None:
-        wide = torch.where(mask, wide, float("-inf")) if mask.dtype == torch.bool else wide + mask
-    if diagonal is not None:
-        rows = torch.arange(scores.shape[-2], device=scores.device).unsqueeze(1) + diagonal
-        seen = torch.arange(scores.shape[-1], device=scores.device).unsqueeze(0) <= rows
-        wide = torch.where(seen, wide, float("-inf"))
+    wide = _masked_scores(scores, mask, diagonal, scale)
     # A row without any key has no maximum; with a finite one its weights are exp(-inf) = 0 and not NaN.
     maximum = torch.amax(wide, -1, keepdim=True).clamp(min=_LOWEST)
     if sink is not None:
-        maximum = torch.maximum(maximum, sink.to(torch.float32))
+        maximum = torch.maximum(maximum, _cast(sink, torch.float32))
     weights = torch.exp(wide - maximum)
     total = weights.sum(-1, keepdim=True)
     if sink is not None:
-        total = total + torch.exp(sink.to(torch.float32) - maximum)
+        total = total + torch.exp(_cast(sink, torch.float32) - maximum)
     # The largest key (or the sink) adds exp(0) = 1, so a sum below 1 is that of a row without any key.
     weights = weights / total.clamp(min=1.0)
-    return weights.to(scores.dtype), maximum, total
+    return _cast(weights, scores.dtype), maximum, total
 
 
 def plain_softmax_tile(
@@ -51,6 +57,15 @@ def plain_softmax_tile(
 ) -> Tensor:
     """The same in plain ATen."""
     return plain_softmax_part(scores, mask, sink, diagonal, scale)[0]
+
+
+def _reference_tile(
+    scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float
+) -> Tensor:
+    if sink is not None:
+        return plain_softmax_tile(scores, mask, sink, diagonal, scale)
+    wide = _masked_scores(scores, mask, diagonal, scale)
+    return _cast(torch.ops.aten._safe_softmax.default(wide, -1), scores.dtype)  # one pass instead of six on a CPU
 
 
 def plain_merge_parts(
@@ -81,7 +96,7 @@ def _fake_merge(
 
 softmax_tile = define(
     "softmax_tile(Tensor scores, Tensor? mask, Tensor? sink, int? diagonal, float scale) -> Tensor",
-    plain_softmax_tile,
+    _reference_tile,
     _fake_tile,
 )
 """Attention weights of whole rows: softmax(scores * scale + mask) over the last dim.
@@ -161,7 +176,7 @@ def sliced_attention(
         part = _part_of_rows(q, k, v, mask, causal, scale, tile, sink if tile.first else None)
         merged = part if tile.first else torch.ops.gaudicc.merge_parts.default(*running.pop((place, row)), *part)
         if tile.last:
-            done[row] = merged[0].to(q.dtype)
+            done[row] = _cast(merged[0], q.dtype)
         else:
             running[place, row] = merged
     return _assemble(blocks, v.shape[-1])
@@ -193,22 +208,32 @@ def _operands(
     rows = _cut(_cut(_cut(q, 0, tile.batch), 1, tile.heads), 2, tile.rows)
     keys, values = (_cut(_cut(_cut(x, 0, tile.batch), 1, kv_heads), 2, tile.keys) for x in (k, v))
     if mask is not None:
-        mask = mask[(None,) * (4 - mask.dim())]
+        mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
         for dim, span in enumerate((tile.batch, tile.heads, tile.rows, tile.keys)):
             mask = _cut(mask, dim, span) if mask.shape[dim] > 1 else mask
     if sink is not None:
-        sink = _cut(sink, 0, tile.heads).reshape(1, high - low, 1, 1)
+        sink = _cut(sink, 0, tile.heads).view(1, high - low, 1, 1)
     if groups > 1:
         split = (kv_heads[1] - kv_heads[0], (high - low) // (kv_heads[1] - kv_heads[0]))
-        rows, keys, values = rows.unflatten(1, split), keys.unsqueeze(2), values.unsqueeze(2)
+        rows, keys, values = _grouped(rows, split), keys.unsqueeze(2), values.unsqueeze(2)
         if mask is not None:
-            mask = mask.unflatten(1, split) if mask.shape[1] > 1 else mask.unsqueeze(2)
+            mask = _grouped(mask, split) if mask.shape[1] > 1 else mask.unsqueeze(2)
         if sink is not None:
-            sink = sink.unflatten(1, split)
+            sink = _grouped(sink, split)
     diagonal = tile.rows[0] - tile.keys[0]
     crossed = causal and tile.keys[1] - 1 > tile.rows[0]
     scores = torch.matmul(rows, keys.transpose(-2, -1))
     return scores, values, (mask, sink, diagonal if crossed else None)
+
+
+def _grouped(x: Tensor, split: tuple[int, int]) -> Tensor:
+    """`[batch, heads, ...]` -> `[batch, kv_heads, group, ...]`, a view."""
+    return x.view(x.shape[0], *split, *x.shape[2:])
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # `Tensor.to` is a composite, which no pass may bring back once they are decomposed.
+    return x if x.dtype == dtype else torch.ops.aten._to_copy.default(x, dtype=dtype)
 
 
 def _cut(x: Tensor, dim: int, span: tuple[int, int]) -> Tensor:
@@ -220,7 +245,7 @@ def _assemble(blocks: dict[tuple[int, int, int, int], dict[int, Tensor]], width:
     by_batch: dict[int, list[Tensor]] = {}
     for (start, _, low, high), done in sorted(blocks.items()):
         results = (done[row] for row in sorted(done))
-        laid = [x.reshape(x.shape[0], high - low, x.shape[-2], width).transpose(1, 2) for x in results]
+        laid = [x.view(x.shape[0], high - low, x.shape[-2], width).transpose(1, 2) for x in results]
         by_batch.setdefault(start, []).append(_joined(laid, 1))
     batches = [_joined(parts, 2) for _, parts in sorted(by_batch.items())]
     return _joined(batches, 0).transpose(1, 2)

@@ -25,15 +25,17 @@ def causal(query: Tensor, key: Tensor) -> Tensor:
 
 
 class Cache(Protocol):
-    """The cache as a model sees it during one forward pass.
+    """The cache as a model sees it during one forward pass."""
 
-    Attributes:
-        positions: int64 `[batch, queries]`, the position of each query in its request.
-        keys: int64 `[batch or 1, keys]`, the position of each key that `update` gives back.
-    """
+    @property
+    def positions(self) -> Tensor:
+        """The position of each query in its request: int64 `[batch, queries]`."""
+        ...
 
-    positions: Tensor
-    keys: Tensor
+    @property
+    def keys(self) -> Tensor:
+        """The position of each key that `update` gives back: int64 `[batch or 1, keys]`."""
+        ...
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new keys and values.

@@ -9,10 +9,11 @@ from torch import nn
 
 from gaudicc.errors import InputError, TrainingModeError, UnsupportedInputError, Where
 from gaudicc.lm.axes import exponential
-from gaudicc.lm.compiled import CompiledLM, LmStats
+from gaudicc.lm.compiled import CompiledLM
 from gaudicc.lm.graphs import Graphs
-from gaudicc.lm.state import Limits, LmState
+from gaudicc.lm.scheduler import LmStats
 from gaudicc.lm.stack_model import StackModel
+from gaudicc.lm.state import Limits, LmState
 from gaudicc.lm.steps import LanguageModel
 from gaudicc.lm.transformers_model import TransformersModel
 from gaudicc.models.cuda_style_llm import Transformer
@@ -69,8 +70,9 @@ def compile_lm(
     limits = Limits(max_batch, max_context, max(max_stop_ids, len(stop)))
     with torch.no_grad():
         state = LmState(adapted.shapes, adapted.dtype, limits)
-    graphs = Graphs(adapted, state, exponential(limits), chip, opened, LmStats())
-    return CompiledLM(graphs, chunk=chunk, default_stop=stop, pad=pad, notes=(chosen,))
+    stats = LmStats()
+    graphs = Graphs(adapted, state, exponential(limits), chip, opened, stats)
+    return CompiledLM(graphs, stats, chunk=chunk, default_stop=stop, pad=pad, notes=(chosen,))
 
 
 def _adapt(model: nn.Module) -> LanguageModel:

@@ -71,7 +71,9 @@ class EntryPoint:
         if self._program is None:
             made: dict[str, Any] = {}
             shapes = {
-                name: {position: made.setdefault(dim, Dim(dim, min=1, max=high)) for position, (dim, high) in where.items()}
+                name: {
+                    position: made.setdefault(dim, Dim(dim, min=1, max=high)) for position, (dim, high) in where.items()
+                }
                 for name, where in self._dims.items()
             }
             program = as_state(capture(self._module, (), dict(self._example), dynamic_shapes=shapes or None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +80,11 @@ class Graphs:
 
     def warm_up(self, *, sampled: bool, sessions: bool) -> Iterator[tuple[str, Bucket]]:
         """Records every bucket; yields before each."""
-        kinds = {"prefill": ("batch", "queries"), "decode": ("batch", "context")}
+        kinds: dict[str, tuple[str, ...]] = {"prefill": ("batch", "queries"), "decode": ("batch", "context")}
         if sessions:
             kinds["extend"] = ("batch", "queries", "context")
         for kind, dims in kinds.items():
-            for sizes in _product([getattr(self.axes, dim) for dim in dims]):
+            for sizes in product(*(getattr(self.axes, dim) for dim in dims)):
                 bucket = Bucket(dims, sizes)
                 yield kind, bucket
                 self.entry(kind, sampled).runner(bucket)
@@ -116,9 +117,7 @@ class Graphs:
         }
         if "ids" in example:
             dims.setdefault("ids", {})[1] = ("queries", limits.context)
-        return EntryPoint(
-            step.eval(), example, dims, target=self.target, device=self.device, counters=self.counters
-        )
+        return EntryPoint(step.eval(), example, dims, target=self.target, device=self.device, counters=self.counters)
 
     @property
     def buckets(self) -> dict[str, tuple[Bucket, ...]]:
@@ -126,14 +125,8 @@ class Graphs:
         return {f"{kind}{' sampled' * sampled}": entry.buckets for (kind, sampled), entry in self._entries.items()}
 
 
-def _product(axes: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
-    from itertools import product
-
-    return product(*axes)
-
-
 def _tokens(requests: Sequence[Request], batch: int, queries: int, dump: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids `[batch, queries]`, slots `[batch]` and lengths `[batch]`; rows that are pads have one token in the dump slot."""
+    """Ids `[batch, queries]`, slots `[batch]` and lengths `[batch]`; rows that are pads have one token in the dump slot."""
     pads = batch - len(requests)
     ids = torch.zeros(batch, queries, dtype=torch.int64)
     for row, request in enumerate(requests):

@@ -67,9 +67,10 @@ class Request:
         tokens: the new tokens so far.
         logits: of each new token, float32 `[vocabulary]`, if they are asked for.
         reason: why it ended: `stop`, `length`, `cancelled` or `error`; None while it goes on.
-        error: what `on_token` raised.
+        error: what ended it, e.g. what `on_token` raised.
         slot: while it holds one.
         position: of its newest token.
+        cancel_wanted: it ends before the next decode chunk.
     """
 
     prompt: tuple[int, ...]
@@ -108,15 +109,26 @@ class Request:
             try:
                 self.on_token(token)
             except Exception as error:
-                failed = GaudiccError(
-                    f"on_token raised {type(error).__name__}: {error}",
-                    where=Where(stage="generate"),
-                    hint="mend the callback; the other requests go on",
-                )
-                failed.__cause__ = error
-                self.error = failed
-                self.cancel_wanted = True
+                self.fail(error)
                 return
+
+    def fail(self, error: Exception) -> None:
+        """Ends it with an error; what the user's own code raised is told apart from ours."""
+        self.cancel_wanted = True
+        if isinstance(error, GaudiccError):
+            self.error = error
+            return
+        self.error = GaudiccError(
+            f"the request ended with {type(error).__name__}: {error}",
+            where=Where(stage="generate"),
+            hint="mend what raised it; the other requests go on",
+        )
+        self.error.__cause__ = error
+
+    def keep_logits(self, logits: Tensor) -> None:
+        """Keeps the logits of the next token, if they are asked for."""
+        if self.logits is not None:
+            self.logits.append(logits.clone())
 
 
 def check_prompt(ids: Sequence[int], vocabulary: int) -> tuple[int, ...]:

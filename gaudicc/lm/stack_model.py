@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from gaudicc.errors import UnsupportedInputError, Where
 from gaudicc.lm.cache import Cache, mask
 from gaudicc.lm.state import CacheShape
-from gaudicc.models.cuda_style_llm import Attention, LayerCache, Transformer
+from gaudicc.models.cuda_style_llm import LayerCache, Transformer
 
 
 class StackModel(nn.Module):
@@ -45,7 +46,7 @@ class StackModel(nn.Module):
         rotary = model.rotary[cache.positions]
         seen = mask(cache)
         bias = torch.where(seen, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)
-        for index, layer in enumerate(model.layers):
+        for index, layer in enumerate(cast(Any, model.layers)):
             with _kept_by(layer.attn, cache, index):
                 hidden, _ = layer(hidden, rotary, bias, None)
         if last is not None:
@@ -55,7 +56,7 @@ class StackModel(nn.Module):
 
 
 @contextmanager
-def _kept_by(attention: Attention, cache: Cache, index: int) -> Iterator[None]:
+def _kept_by(attention: Any, cache: Cache, index: int) -> Iterator[None]:
     """Lets `extend` store new keys and values in our cache."""
     grow = attention.extend
 
@@ -64,8 +65,8 @@ def _kept_by(attention: Attention, cache: Cache, index: int) -> Iterator[None]:
         keys, values = cache.update(index, keys.transpose(1, 2), values.transpose(1, 2))
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    attention.extend = extend  # type: ignore[method-assign]
+    attention.extend = extend
     try:
         yield
     finally:
-        del attention.extend  # type: ignore[method-assign]  # the class's own shows again
+        del attention.extend  # the class's own shows again

@@ -148,8 +148,18 @@ class _Chunk:
 class Prefill(_Step):
     """The prompts of new requests, and the first token after each."""
 
-    def forward(self, ids: Tensor, slots: Tensor, lengths: Tensor, limit: Tensor, stop: Tensor,
-                temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Result:
+    def forward(
+        self,
+        ids: Tensor,
+        slots: Tensor,
+        lengths: Tensor,
+        limit: Tensor,
+        stop: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        uniform: Tensor,
+    ) -> Result:
         """One step.
 
         Args:
@@ -168,7 +178,9 @@ class Prefill(_Step):
         """
         chunk = self._chunk(ids, slots, torch.zeros_like(lengths), lengths)
         cache = FreshCache(Memory(self.state), chunk.positions, chunk.positions, chunk.rows)
-        return self._finish(ids, cache, slots, lengths, lengths, Admission(limit, stop, temperature, top_k, top_p, uniform))
+        return self._finish(
+            ids, cache, slots, lengths, lengths, Admission(limit, stop, temperature, top_k, top_p, uniform)
+        )
 
     def _chunk(self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor) -> _Chunk:
         limits = self.state.limits
@@ -180,7 +192,13 @@ class Prefill(_Step):
         return _Chunk(positions, rows.flatten())
 
     def _finish(
-        self, ids: Tensor, cache: FreshCache | AnySlotsCache, slots: Tensor, lengths: Tensor, total: Tensor, how: Admission
+        self,
+        ids: Tensor,
+        cache: FreshCache | AnySlotsCache,
+        slots: Tensor,
+        lengths: Tensor,
+        total: Tensor,
+        how: Admission,
     ) -> Result:
         logits: Tensor = self.model(ids, cache, lengths - 1)
         for name, value in how._asdict().items():
@@ -192,8 +210,18 @@ class Extend(Prefill):
     """More tokens for requests whose keys and values are kept: the next turn of a session."""
 
     def forward(  # type: ignore[override]
-        self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor, context: Tensor, limit: Tensor, stop: Tensor,
-        temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
+        self,
+        ids: Tensor,
+        slots: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        context: Tensor,
+        limit: Tensor,
+        stop: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        uniform: Tensor,
     ) -> Result:
         """As `Prefill.forward`, behind what is there.
 
@@ -216,4 +244,6 @@ class Extend(Prefill):
         chunk = self._chunk(ids, slots, starts, lengths)
         readable = torch.clamp(slots, max=self.state.limits.slots - 1)
         cache = AnySlotsCache(Memory(self.state), chunk.positions, context[None], chunk.rows, readable)
-        return self._finish(ids, cache, slots, lengths, starts + lengths, Admission(limit, stop, temperature, top_k, top_p, uniform))
+        return self._finish(
+            ids, cache, slots, lengths, starts + lengths, Admission(limit, stop, temperature, top_k, top_p, uniform)
+        )

@@ -97,7 +97,7 @@ def _adapted(cache: Cache, layers: int) -> Any:
     from transformers.cache_utils import Cache as TheirCache
     from transformers.cache_utils import CacheLayerMixin
 
-    class Layer(CacheLayerMixin):
+    class Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
         def __init__(self, index: int) -> None:
             super().__init__()
             self.index = index

@@ -21,7 +21,7 @@ from gaudicc.machine.timeline import Timeline
 # Intel_Gaudi3_Software). A node costs about 1 ms of graph compile time, so more are a matter of seconds a layer.
 MOST_SLICES = 128
 # Of ways this close to the fastest the one with the fewest slices is taken: each slice costs compile time and memory.
-LEAST_GAIN = 0.03
+LEAST_GAIN = 0.05
 # Keys that the fused kernel takes at once: PT_HPU_SDPA_BC_FACTOR, HabanaAI/gaudi-pytorch-bridge 1.19.0.
 _FUSED_BLOCK = 1024
 
@@ -32,7 +32,7 @@ class Option:
 
     Attributes:
         name: `unsplit`, `fused`, or the split in words.
-        split: the split; None for the other two.
+        split: the split; None for the fused kernel.
         seconds: modelled time under the vendor's policy.
         slices: number of slices.
     """
@@ -75,7 +75,8 @@ def choose_split(
         The choice: of the ways within `LEAST_GAIN` of the fastest, the one with the fewest slices, the fused kernel first.
     """
     costs = Costs(shape, chip)
-    options = [Option("unsplit", None, unsplit_seconds(shape, chip), 1)]
+    whole = Split(shape.batch * shape.heads, shape.queries)
+    options = [Option("unsplit", whole, unsplit_seconds(shape, chip), 1)]
     if fused:
         options.append(Option("fused", None, fused_seconds(costs), 1))
     bounds = sorted((split_bound(costs, split), split) for split in splits(shape, most_slices=most_slices))
@@ -128,15 +129,16 @@ def family_bound(shape: AttentionShape, chip: Chip) -> float:
 def fused_seconds(costs: Costs) -> float:
     """The vendor's fused kernel, in its favour: what it does inside is not published.
 
-    Taken to hold all heads at once, to go over blocks of `PT_HPU_SDPA_BC_FACTOR` keys with a running rescale, to skip
+    Taken to be one node that holds all heads at once, to go over blocks of `PT_HPU_SDPA_BC_FACTOR` keys with a running rescale, to skip
     blocks that the causal structure masks, to keep scores on chip, and to overlap the two engines as far as was published for the
     graph compiler (`host.engine_overlap` of the shorter).
     """
-    shape = costs.shape
+    shape, host = costs.shape, costs.chip.host
+    costs = Costs(shape, costs.chip.with_value("host.node_seconds", 0.0))
     split = Split(shape.batch * shape.heads, min(_FUSED_BLOCK, shape.queries), _FUSED_BLOCK)
     mme = sum(cost.mme * count for cost, count in costs.counted(split))
     tpc = sum(cost.tpc * count for cost, count in costs.counted(split))
-    return max(mme, tpc) + (1 - costs.chip.host.engine_overlap) * min(mme, tpc)
+    return max(mme, tpc) + (1 - host.engine_overlap) * min(mme, tpc) + host.node_seconds
 
 
 def unsplit_seconds(shape: AttentionShape, chip: Chip) -> float:

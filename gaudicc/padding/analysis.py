@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from gaudicc.errors import InternalError, PaddingError
-from gaudicc.padding.certificate import OutputProof, PadCertificate
+from gaudicc.padding.certificate import PadCertificate, proof_of
 from gaudicc.padding.layout import Pads, constant, weaker
 from gaudicc.padding.padder import Claims, Journal, Padder
 from gaudicc.padding.resources import BodyResources, Key, Resources, RootResources
@@ -22,7 +22,6 @@ from gaudicc.padding.sizes import expression, text
 from gaudicc.program import (
     InputKind,
     InputSpec,
-    OutputKind,
     PadRecord,
     Program,
     call_region,
@@ -147,26 +146,11 @@ class Analysis:
         )
         number = itertools.count()
         proofs = tuple(
-            self._proof(spec.target or f"output {next(number)}", spec.kind, dims)
+            proof_of(spec.target or f"output {next(number)}", spec.kind, dims)
             for spec, dims in zip(program.outputs, shown, strict=True)
         )
         certificate = PadCertificate(proofs, tuple(self.journal.edits), tuple(self.journal.finite), self.strict)
         return PadRecord(shown, users, certificate)
-
-    @staticmethod
-    def _proof(name: str, kind: OutputKind, dims: tuple[tuple[str, ...], ...]) -> OutputProof:
-        sizes = tuple(" * ".join(factors) for factors in dims)
-        fixed = all(size.isdigit() for size in sizes)
-        if kind is OutputKind.STATE and not fixed:
-            raise PaddingError(f"state {name} has a dynamic size", hint="give the buffer its largest size")
-        sentence = (
-            "no pads: every element depends on valid positions only"
-            if fixed
-            else "valid positions depend on valid positions only"
-        )
-        if kind is OutputKind.STATE:
-            sentence = "holds no pads before a call, and none after it: what pads would write is dropped"
-        return OutputProof(name, sizes, sentence)
 
     # -- one graph -------------------------------------------------------------------------------------------------
 

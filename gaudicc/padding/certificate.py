@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gaudicc.errors import InputError
-from gaudicc.program import Program
+from gaudicc.errors import InputError, PaddingError
+from gaudicc.program import OutputKind, Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,31 @@ class OutputProof:
     name: str
     dims: tuple[str, ...]
     proved: str
+
+
+def proof_of(name: str, kind: OutputKind, dims: tuple[tuple[str, ...], ...]) -> OutputProof:
+    """What the claims on one output prove.
+
+    Args:
+        name: what the user knows it by.
+        kind: what it is for.
+        dims: per dim its factors, as text.
+
+    Raises:
+        PaddingError: a state buffer has pads, so that nothing can be said of it before a call.
+    """
+    sizes = tuple(" * ".join(factors) for factors in dims)
+    fixed = all(size.isdigit() for size in sizes)
+    if kind is OutputKind.STATE and not fixed:
+        raise PaddingError(f"state {name} has a dynamic size", hint="give the buffer its largest size")
+    sentence = (
+        "no pads: every element depends on valid positions only"
+        if fixed
+        else "valid positions depend on valid positions only"
+    )
+    if kind is OutputKind.STATE:
+        sentence = "holds no pads before a call, and none after it: what pads would write is dropped"
+    return OutputProof(name, sizes, sentence)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from gaudicc.padding.edits import Claims, Edits, Journal, aten, highest, lowest
-from gaudicc.padding.layout import GARBAGE, Content, Dim, Factor, Kind, mapped, normal, total
+from gaudicc.padding.layout import GARBAGE, Content, Dim, Factor, Kind, Pads, mapped, normal, total
 from gaudicc.padding.sizes import expression
 from gaudicc.program import val
 

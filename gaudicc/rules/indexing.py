@@ -1,4 +1,4 @@
-"""Rules for numpy-style indexing: `x[i, :, j]`, `x[i] = v`, `x[mask] = v`, `take`, `put`.
+"""Rules for numpy-style indexing: `x[i, :, j]`, `x[i] = v`, `x[mask] = v`, `nonzero` of a static size.
 
 The table knows `index.Tensor` without any dtype, so several index tensors are folded into one position along one dim, and one
 `index_select`, `index_copy` or `index_add` does the rest. Where positions repeat in an assignment without `accumulate`, the last
@@ -108,18 +108,11 @@ def _is_mask(x: Tensor, indices: Indices, values: Tensor, accumulate: bool = Fal
     return None
 
 
-def put(x: Tensor, places: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
-    """`put`: assignment by position in the flattened tensor."""
-    flat = aten.reshape(x, [x.numel()])
-    values = aten.reshape(source, [source.numel()])
-    indices = [aten.reshape(places, [places.numel()])]
-    result: Tensor = aten.reshape(assign(flat, indices, values, accumulate), list(x.shape))
-    return result
-
-
 def gather(x: Tensor, dim: int, places: Tensor, *, sparse_grad: bool = False) -> Tensor:
-    """Gather by narrow indices: they are widened to int32."""
-    result: Tensor = aten.gather(x, dim, aten._to_copy(places, dtype=torch.int32))
+    """Gather by narrow indices: a product widens them to int32, since the device casts no uint8."""
+    one = aten.full([1], 1, dtype=torch.int32, device=x.device)
+    wide = aten.reshape(aten.mul.Tensor(places, one), list(places.shape))
+    result: Tensor = aten.gather(x, dim, wide)
     return result
 
 
@@ -129,6 +122,9 @@ def _narrow_index(x: Tensor, dim: int, places: Tensor, *, sparse_grad: bool = Fa
 
 def nonzero_static(x: Tensor, *, size: int, fill_value: int = -1) -> Tensor:
     """The coordinates of the first `size` nonzero entries: the k-th is where the running count reaches k."""
+    if not x.numel() or not x.dim() or not size:
+        empty: Tensor = aten.full([size, x.dim()], fill_value, dtype=torch.int64, device=x.device)
+        return empty
     entries = aten.reshape(aten.ne.Scalar(x, 0), [x.numel()])
     rank = aten.cumsum(entries, 0, dtype=torch.int32)
     wanted = aten.arange.start(1, size + 1, dtype=torch.int32, device=x.device)
@@ -144,10 +140,6 @@ def nonzero_static(x: Tensor, *, size: int, fill_value: int = -1) -> Tensor:
     return result
 
 
-def _countable(x: Tensor, *, size: int, fill_value: int = -1) -> str | None:
-    return "there is nothing to count" if not x.numel() or not x.dim() or not size else None
-
-
 RULES = (
     Rule(
         "index-by-position", (aten.index.Tensor, aten._unsafe_index.Tensor), index, check=_by_position,
@@ -161,10 +153,9 @@ RULES = (
         "assign-by-mask", (aten.index_put.default,), assign_mask, check=_is_mask,
         cost="reads and writes the whole tensor once; a list of values is gathered to the size of the mask",
     ),
-    Rule("put", (aten.put.default,), put, cost="copies the tensor once"),
     Rule("gather-by-bytes", (aten.gather.default,), gather, check=_narrow_index, cost="one cast of the index"),
     Rule(
-        "nonzero-static", (aten.nonzero_static.default,), nonzero_static, check=_countable,
+        "nonzero-static", (aten.nonzero_static.default,), nonzero_static,
         cost="a running count of the entries and a search per result; no more memory than the input",
     ),
 )  # fmt: skip

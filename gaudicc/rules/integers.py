@@ -12,16 +12,22 @@ from gaudicc.rules.rule import Rule
 aten = torch.ops.aten
 
 
-def subtract(x: Any, y: Any, alpha: int = 1) -> Tensor:
+def subtract(x: Tensor, y: Any, alpha: int = 1) -> Tensor:
     """X - alpha * y as x + (-alpha) * y: exact in two's complement, wrapping included."""
-    scaled = aten.mul.Tensor(y, -alpha) if isinstance(y, Tensor) else -alpha * y
+    scaled = _scaled(y, -alpha, torch.result_type(x, y)) if isinstance(y, Tensor) else -alpha * y
     result: Tensor = aten.add.Tensor(x, scaled)
     return result
 
 
 def reversed_subtract(x: Tensor, y: Any, alpha: int = 1) -> Tensor:
     """Y - alpha * x, for `rsub`."""
-    result: Tensor = aten.add.Tensor(aten.mul.Tensor(x, -alpha), y)
+    result: Tensor = aten.add.Tensor(_scaled(x, -alpha, torch.result_type(x, y)), y)
+    return result
+
+
+def _scaled(x: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
+    # In the dtype of the result: -(-128) is no int8, but may be what an int16 lacks.
+    result: Tensor = aten.mul.Tensor(x if x.dtype == dtype else aten._to_copy(x, dtype=dtype), factor)
     return result
 
 

@@ -1,8 +1,8 @@
 """The CPU device: records a static segment once and replays it with as little Python as can be.
 
 Recording, in the order of the steps: `cpu_flatten` inlines regions into one graph, `cpu_semantic`, `cpu_fuse` and
-`cpu_linear` rewrite it to the fewest and fastest calls, `cpu_plan` decides where every value lives, `cpu_emit` writes one straight-line
-Python function. docs/cpu-engine.md tells the whole story.
+`cpu_linear` rewrite it to the fewest and fastest calls, `cpu_plan` decides where every value lives, `cpu_emit` writes
+one straight-line Python function. docs/cpu-engine.md tells the whole story.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from gaudicc.errors import AutocastError, InputError, LoweringError, StateError, Where
 from gaudicc.runtime.cpu_calls import below_autograd
 from gaudicc.runtime.cpu_edit import Editor
-from gaudicc.runtime.cpu_emit import Emitter
+from gaudicc.runtime.cpu_emit import Emitter, Run
 from gaudicc.runtime.cpu_flatten import byte_extent, flatten
 from gaudicc.runtime.cpu_fuse import fuse
 from gaudicc.runtime.cpu_linear import lower_linears
@@ -113,6 +113,11 @@ class CpuRecording:
             if [source._version for source in self._sources] != self._versions:
                 self._prepare()
             return self._run(*inputs)
+
+    @property
+    def calls(self) -> Run:
+        """The recorded calls by themselves, for measurements: no checks besides those of inputs and indices, no lock."""
+        return self._run
 
     def _prepare(self) -> None:
         """Derives again what changed weights were derived into."""

@@ -30,7 +30,7 @@ def pack_linear(weight: torch.Tensor) -> torch.Tensor:
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs linears of this dtype on this CPU."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -106,7 +106,7 @@ _CALLEES: dict[Any, Callee] = {
     _aten.argmax.default: Callee(torch.argmax),
     _aten.cumsum.default: Callee(torch.cumsum),
     _aten.linalg_vector_norm.default: Callee(torch.linalg.vector_norm),
-    _aten._softmax.default: Callee(torch._softmax, out=False),  # type: ignore[attr-defined]
+    _aten._softmax.default: Callee(torch._softmax, out=False),
     _aten.gather.default: Callee(torch.gather),
     _aten.index_select.default: Callee(torch.index_select),
     _aten.embedding.default: Callee(torch.embedding, out=False),
@@ -115,7 +115,7 @@ _CALLEES: dict[Any, Callee] = {
     _aten.linear.default: Callee(_nn.linear, out=False),
     _aten.scaled_dot_product_attention.default: Callee(_nn.scaled_dot_product_attention, out=False),
     _aten._scaled_dot_product_flash_attention_for_cpu.default: Callee(
-        torch._scaled_dot_product_flash_attention_for_cpu,  # type: ignore[attr-defined]
+        torch._scaled_dot_product_flash_attention_for_cpu,
         out=False,
     ),
 }

@@ -93,7 +93,8 @@ class Emitter:
         function = callee(node.target).function
         first = node.args[0] if node.args else None
         if not isinstance(first, (fx.Node, list, tuple)):
-            function = getattr(node.target, "_op", node.target)
+            overload: Any = node.target
+            function = getattr(overload, "_op", overload)
         kwargs = {key: value for key, value in node.kwargs.items() if key not in ("pin_memory", "layout")}
         arguments = [self._value(arg) for arg in node.args]
         arguments += [f"{key}={self._value(value)}" for key, value in kwargs.items()]

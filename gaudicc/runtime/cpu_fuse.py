@@ -173,7 +173,7 @@ def _unrepeated(node: fx.Node) -> Any:
     inserted: Any = cloned.args[0].args[0]
     if not isinstance(inserted, fx.Node) or inserted.target is not _aten.unsqueeze.default or inserted.args[1] != 2:
         return None
-    base = inserted.args[0]
+    base: Any = inserted.args[0]
     batch, heads, *rest = base.meta["val"].shape
     wide = cloned.meta["val"].shape
     repeated = len(wide) == 5 and wide[:2] == (batch, heads) and list(wide[3:]) == rest

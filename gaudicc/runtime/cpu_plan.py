@@ -62,7 +62,7 @@ def plan(flat: Flat, *, borrow: bool) -> Plan:
     """Plans one flat graph."""
     result = Plan({node: position for position, node in enumerate(flat.graph.nodes)})
     for node in flat.graph.nodes:
-        result.root[node] = result.root[node.args[0]] if _shares(node) else node  # type: ignore[index]
+        result.root[node] = result.root[node.args[0]] if _shares(node) else node
     _plan_state(flat, result)
     _plan_outputs(flat, result, borrow=borrow)
     returned = set() if borrow else {result.root[flat.outputs[index]] for index in result.kept}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -34,7 +34,12 @@ def test_a_ragged_batch_equals_transformers(family: str) -> None:
     model.generation_config.eos_token_id = None
     ids, mask = ragged()
     lm = gaudicc.compile_lm(model, max_batch=4, max_context=100)
-    wanted = {"max_new_tokens": 64, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    wanted: dict[str, Any] = {
+        "max_new_tokens": 64,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     ours = lm.generate(ids, mask, **wanted)
     with torch.no_grad():
         theirs = model.generate(ids, attention_mask=mask, pad_token_id=0, **wanted)
@@ -72,4 +77,4 @@ def test_a_model_that_keeps_no_keys_is_refused() -> None:
 
 def test_an_encoder_is_refused() -> None:
     with pytest.raises(UnsupportedInputError, match="no output embedding"):
-        gaudicc.compile_lm(build("bert", task="encoder").base_model)
+        gaudicc.compile_lm(cast(torch.nn.Module, build("bert", task="encoder").base_model))

@@ -85,7 +85,7 @@ def test_pads_on_either_side_are_left_out() -> None:
 @pytest.mark.parametrize("name", ["max_batch", "max_context", "chunk", "max_stop_ids"])
 def test_sizes_that_are_none(llama: Any, name: str) -> None:
     with pytest.raises(InputError, match=name):
-        gaudicc.compile_lm(llama, **{name: 0})
+        gaudicc.compile_lm(llama, **{name: 0})  # type: ignore[arg-type]
 
 
 def test_models_that_are_none(llama: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,8 +64,10 @@ def test_the_largest_random_number_draws_a_kept_token() -> None:
         assert token.item() in logits.topk(3).indices[0].tolist()
 
 
-def test_a_seed_decides_whoever_shares_the_batch(lm: CompiledLM, reference: Reference, prompts: list[list[int]]) -> None:
-    how = {"max_new_tokens": 12, "do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.95}
+def test_a_seed_decides_whoever_shares_the_batch(
+    lm: CompiledLM, reference: Reference, prompts: list[list[int]]
+) -> None:
+    how: dict[str, Any] = {"max_new_tokens": 12, "do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.95}
     together = [lm.submit(prompts[1], seed=seed, **how) for seed in (5, 6)]
     greedy = lm.submit(prompts[0], max_new_tokens=12)
     lm.run()
@@ -75,7 +79,7 @@ def test_a_seed_decides_whoever_shares_the_batch(lm: CompiledLM, reference: Refe
 
 
 def test_generate_samples_each_row_with_a_seed_of_its_own(lm: CompiledLM, prompts: list[list[int]]) -> None:
-    how = {"max_new_tokens": 10, "do_sample": True, "temperature": 2.0}
+    how: dict[str, Any] = {"max_new_tokens": 10, "do_sample": True, "temperature": 2.0}
     rows = lm.generate(torch.tensor([prompts[1]] * 3), seed=5, **how)
     again = lm.generate(torch.tensor([prompts[1]]), seed=7, **how)
     assert isinstance(rows, torch.Tensor)

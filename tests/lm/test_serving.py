@@ -29,16 +29,15 @@ def test_the_host_reads_once_per_chunk(lm: CompiledLM, prompts: Prompts) -> None
     before = (lm.stats.host_reads, lm.stats.decode_steps, lm.stats.replays)
     lm.run([lm.submit(prompts[0], max_new_tokens=25)])
     reads, steps, replays = (
-        after - b for after, b in zip((lm.stats.host_reads, lm.stats.decode_steps, lm.stats.replays), before, strict=True)
+        after - b
+        for after, b in zip((lm.stats.host_reads, lm.stats.decode_steps, lm.stats.replays), before, strict=True)
     )
     assert (steps, replays) == (24, 25)  # the first token is the prefill's
     assert reads == 1 + 3
     assert lm.stats.host_ops == 0
 
 
-def test_a_stop_id_ends_a_row_in_the_middle_of_a_chunk(
-    lm: CompiledLM, reference: Reference, prompts: Prompts
-) -> None:
+def test_a_stop_id_ends_a_row_in_the_middle_of_a_chunk(lm: CompiledLM, reference: Reference, prompts: Prompts) -> None:
     full = reference(prompts[0], 30)
     end = full[10]
     request, other = lm.submit(prompts[0], max_new_tokens=30, stop=(end,)), lm.submit(prompts[1], max_new_tokens=30)
@@ -89,7 +88,7 @@ def test_cancel_and_a_failing_callback_leave_the_others_alone(
     assert cancelled.tokens == reference(prompts[3], 40)[: len(cancelled.tokens)]
     assert failing.reason == "error"
     assert len(failing.tokens) == 1
-    with pytest.raises(GaudiccError, match="ValueError: no more"):
+    with pytest.raises(GaudiccError, match="ended with ValueError: no more"):
         lm.run([failing])
 
 

@@ -37,7 +37,7 @@ SHAPES = (
     ((4, 11, 7), (5, 12, 9)),
     ((1, 3, 2), (2, 8, 4)),
 )
-TASKS: tuple[Task, ...] = ("causal", "masked", "seq2seq")
+TASKS: tuple[Task, ...] = ("causal", "encoder", "seq2seq")
 
 
 class Plain(nn.Module):

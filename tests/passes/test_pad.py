@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +89,5 @@ def test_the_table_covers_each_op_once() -> None:
     assert len(ops) == len(set(ops))
     text = "\n".join(table_lines())
     assert all(str(op).removesuffix(".default") in text for op in ops)
+    page = Path(__file__).parents[2] / "docs" / "tables" / "padding_rules.md"
+    assert page.read_text() == f"{text}\n", "run python -m gaudicc.padding > docs/tables/padding_rules.md"

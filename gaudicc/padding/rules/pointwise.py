@@ -12,7 +12,7 @@ from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Kind, 
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand, overload
 from gaudicc.padding.sizes import expression
-from gaudicc.program import val
+from gaudicc.program import source_of, val
 
 # Finite on finite operands of the magnitudes that a model computes with.
 _TOTAL = {
@@ -225,7 +225,7 @@ def _absorbed(p: Padder, name: str, contents: list[Content | None]) -> Content |
     if name == "mul" and any(c is not None and c.is_constant(0) for c in first):
         others = [c for c in first if c is None or not c.is_constant(0)]
         if all(c is None or c.finite for c in others) and not p.strict:
-            p.journal.finite[f"a product with constant 0 at {p.node.name}"] = None
+            p.journal.finite[f"a product with constant 0, at {source_of(p.node)}"] = None
             return constant(0.0 if val(p.node).dtype.is_floating_point else 0)
     if name == "where" and contents[0] is not None and contents[0].kind is Kind.CONSTANT:
         return _chosen(contents[1] if contents[0].value else contents[2])

@@ -1,0 +1,38 @@
+"""The user's source lines: of a node while torch.export traces it, and of an error that capture meets."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from torch.fx.proxy import TracerBase
+
+_OURS = str(Path(__file__).parent.parent)
+
+
+def user_line(error: BaseException) -> str | None:
+    """The innermost `file:line` of a traceback that is neither torch's nor gaudicc's own."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame)]
+    return f"{'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].lineno}" if frames else None
+
+
+@contextmanager
+def every_frame() -> Iterator[None]:
+    """Lets nodes carry the line of a helper or plain function: by itself torch.export keeps frames called `forward` only."""
+    with patch.object(TracerBase, "_filter_traceback_frames", _of_user):
+        yield
+
+
+def _of_user(tracer: TracerBase, stack: traceback.StackSummary) -> traceback.StackSummary:
+    start = next((i for i, frame in enumerate(stack) if frame.name == "forward"), len(stack))
+    frames = [frame for frame in stack[start:] if _is_users(frame)]
+    kept = [frame for frame in frames[:-1] if frame.name == "forward"] + frames[-1:]
+    return traceback.StackSummary.from_list(kept)
+
+
+def _is_users(frame: traceback.FrameSummary) -> bool:
+    models = "/models/" in frame.filename
+    return "/torch/" not in frame.filename and (models or not frame.filename.startswith(_OURS))

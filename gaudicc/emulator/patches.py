@@ -1,0 +1,96 @@
+"""Where torch asks C++ for something that a device written in Python cannot give, torch is changed in this process.
+
+Each change: a module's `to` keeps its parameters' identity, assigning a device tensor to a CPU tensor's `data` works, a
+generator for `hpu` can be made, and a saved device tensor comes back on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import swap_tensors
+
+from gaudicc.emulator import saving
+from gaudicc.emulator.tensor import HpuTensor
+
+
+def apply() -> None:
+    """Make the changes, once per process."""
+    nn.Module._apply = _keeping_identity(nn.Module._apply)  # type: ignore[method-assign, assignment]
+    Tensor.data = property(_plain_data, _set_data)  # type: ignore[assignment, misc]
+    torch.Generator = _Generator  # type: ignore[misc]
+    Tensor.pin_memory = _pin_memory  # type: ignore[method-assign]
+    Tensor.is_pinned = _is_pinned  # type: ignore[method-assign]
+    saving.register()
+
+
+def _keeping_identity(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`to("hpu")` swaps the parameters' contents, as on the device; where a graph still holds one it is replaced."""
+
+    def apply_to(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+        before = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            return original(self, fn, recurse)
+        except RuntimeError as error:
+            if "swap" not in str(error):
+                raise
+            torch.__future__.set_swap_module_params_on_conversion(False)
+            return original(self, fn, recurse)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(before)
+
+    return apply_to
+
+
+_DATA: Any = torch._C.TensorBase.data  # type: ignore[attr-defined]
+
+
+def _plain_data(self: Tensor) -> Tensor:
+    found: Tensor = _DATA.__get__(self)
+    return found
+
+
+def _set_data(self: Tensor, value: Tensor) -> None:
+    if not isinstance(value, HpuTensor):
+        _DATA.__set__(self, value)
+        return
+    wants, kind = self.requires_grad, type(self)
+    shell: Tensor = HpuTensor(value.raw)
+    if issubclass(kind, nn.Parameter):
+        shell = nn.Parameter(shell, requires_grad=wants)
+    else:
+        shell.requires_grad_(wants)
+    swap_tensors(self, shell)
+
+
+class _Generator(torch._C.Generator):
+    """A CPU generator that says it is the device's when it was made for it."""
+
+    def __new__(cls, device: Any = "cpu") -> _Generator:
+        made: _Generator = super().__new__(cls, "cpu")
+        made._on = torch.device(device)
+        return made
+
+    def __init__(self, device: Any = "cpu") -> None:
+        super().__init__()
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self._on
+
+
+def _pin_memory(self: Tensor, device: Any = None) -> Tensor:
+    """A copy that answers True to `is_pinned`; the memory is plain."""
+    if isinstance(self, HpuTensor):
+        raise RuntimeError(f"cannot pin '{self.device}' only dense CPU tensors can be pinned")
+    copy = self.clone()
+    copy._gaudicc_pinned = True  # type: ignore[attr-defined]
+    return copy
+
+
+def _is_pinned(self: Tensor, device: Any = None) -> bool:
+    return bool(getattr(self, "_gaudicc_pinned", False))

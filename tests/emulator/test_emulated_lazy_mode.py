@@ -1,0 +1,311 @@
+"""Rules 23 to 26, 28, 29, 31, 32: flushes, recipes, metrics, streams, random numbers, memory."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+CACHE = {"PT_HPU_ENABLE_CACHE_METRICS": "1"}
+EAGER = {**CACHE, "PT_HPU_LAZY_MODE": "0"}
+ENVIRONMENT = CACHE
+
+
+def stats(name: str) -> dict[str, Any]:
+    from habana_frameworks.torch.hpu.metrics import metric_global
+
+    return dict(metric_global(name).stats())
+
+
+def step(size: int, sums: int = 1) -> None:
+    """Two copies in, some ops, one copy out: one flush."""
+    a, b = torch.rand(2, size).to("hpu"), torch.rand(2, size).to("hpu")
+    product, total = a * b, a
+    for _ in range(sums):
+        total += b
+    (total * product).cpu()
+
+
+# rule 23
+def test_new_shapes_compile_and_repeats_hit() -> None:
+    last = 0
+    for number, size in enumerate((1, 2, 3), start=1):
+        step(size)
+        found = stats("graph_compilation")
+        assert (found["TotalNumber"], stats("recipe_cache")["TotalMiss"]) == (number, number)
+        assert found["TotalTime"] > last
+        last = found["TotalTime"]
+    for hits in (1, 2):
+        step(2)
+        assert stats("graph_compilation")["TotalTime"] == last
+        assert stats("recipe_cache")["TotalHit"] == hits
+
+
+def test_the_graphs_form_is_the_key() -> None:
+    step(2)
+    step(2, sums=2)
+    assert stats("graph_compilation")["TotalNumber"] == 2, "another op sequence"
+    x, y = torch.ones(2).to("hpu"), torch.ones(2).to("hpu")
+    for left, right in ((x, y), (y, x), (x, x)):
+        (left - right).cpu()
+    assert stats("recipe_cache")["TotalMiss"] == 4, "x-y and y-x are the same graph, x-x is not"
+    (x.to(torch.bfloat16)).cpu()
+    (x.to(torch.float16)).cpu()
+    assert stats("recipe_cache")["TotalMiss"] == 6, "another dtype"
+    for value in (2.0, 3.0):
+        (x * value).cpu()
+    assert stats("recipe_cache")["TotalMiss"] == 8, "a Python number is part of the graph"
+    (torch.ones(2, 2).to("hpu").t() + 1).cpu()
+    (torch.ones(2, 2).to("hpu") + 1).cpu()
+    assert stats("recipe_cache")["TotalMiss"] == 10, "other strides"
+
+
+def test_copies_to_the_device_and_allocations_compile_nothing() -> None:
+    torch.ones(3).to("hpu")
+    torch.empty(3, device="hpu")
+    torch.ones(3).to("hpu").view(3, 1).cpu()
+    assert stats("graph_compilation")["TotalNumber"] == 0
+
+
+def test_what_flushes() -> None:
+    import habana_frameworks.torch.core as htcore
+
+    x = torch.ones(2).to("hpu")
+    flushes = [htcore.mark_step, torch.hpu.synchronize, lambda: x.cpu(), lambda: x.sum().item(), lambda: x.to("cpu")]
+    for number, flush in enumerate(flushes, start=1):
+        for _ in range(number):
+            x = x + 1
+        assert stats("graph_compilation")["TotalNumber"] == number - 1
+        flush()
+        assert stats("graph_compilation")["TotalNumber"] == number
+    htcore.mark_step()
+    assert stats("graph_compilation")["TotalNumber"] == number, "nothing was gathered"
+
+
+@pytest.mark.parametrize("environment", [{"PT_HPU_MAX_COMPOUND_OP_SIZE": "4"}])
+def test_a_full_graph_flushes_by_itself(environment: dict[str, str]) -> None:
+    x = torch.ones(2).to("hpu")
+    for _ in range(8):
+        x = x + 1
+    found = stats("recipe_cache")
+    assert (found["TotalMiss"], found["TotalHit"]) == (1, 1)
+
+
+@pytest.mark.parametrize("environment", [EAGER])
+def test_eager_mode_looks_up_every_op(environment: dict[str, str]) -> None:
+    import habana_frameworks.torch.core as htcore
+
+    x = torch.ones(2).to("hpu")
+    for _ in range(3):
+        x = x + 1
+    htcore.mark_step()
+    found = stats("recipe_cache")
+    assert (found["TotalMiss"], found["TotalHit"]) == (1, 2)
+    assert not hasattr(torch.hpu, "HPUGraph"), "recorded graphs exist in lazy mode only"
+
+
+def test_step_closures_run_after_the_step() -> None:
+    import habana_frameworks.torch.core as htcore
+
+    seen: list[int] = []
+    htcore.add_step_closure(seen.append, (3,))
+    assert seen == []
+    htcore.mark_step()
+    htcore.mark_step()
+    assert seen == [3]
+
+
+# rules 24 and 25
+def test_names_of_the_metrics() -> None:
+    assert set(stats("graph_compilation")) == {"TotalNumber", "TotalTime", "AvgTime"}
+    os.environ["PT_HPU_METRICS_GC_DETAILS"] = "1"
+    assert "recipe" in stats("graph_compilation")
+    assert set(stats("recipe_cache")) == {"TotalHit", "TotalMiss", "RecipeHit", "RecipeMiss"}
+    assert set(stats("cpu_fallback")) == {"TotalNumber", "FallbackOps"}
+    assert set(stats("memory_defragmentation")) == {"TotalNumber", "TotalSuccessful", "AvgTime", "MaxTime"}
+    torch.histc(torch.ones(3, device="hpu"), 2)
+    assert stats("cpu_fallback") == {"TotalNumber": 1, "FallbackOps": {"aten::histc": 1}}
+
+
+def test_local_contexts_count_inside_and_nest() -> None:
+    from habana_frameworks.torch.hpu.metrics import MetricNotFound, metric_global, metric_localcontext
+
+    def number(metric: Any) -> int:
+        return int(dict(metric.stats())["TotalNumber"])
+
+    step(1)
+    with metric_localcontext("graph_compilation") as outer:
+        step(2)
+        with metric_localcontext("graph_compilation") as inner:
+            step(3)
+        step(4)
+    step(5)
+    assert (number(inner), number(outer), stats("graph_compilation")["TotalNumber"]) == (1, 3, 5)
+    metric_global("graph_compilation").reset()
+    assert stats("graph_compilation")["TotalNumber"] == 0
+    assert metric_global("no such metric") is None
+    with pytest.raises(MetricNotFound), metric_localcontext("no such metric"):
+        pass
+
+
+def test_event_dispatcher_publishes_under_real_names() -> None:
+    from habana_frameworks.torch.utils.event_dispatcher import EventDispatcher, EventId
+
+    seen: list[str] = []
+    dispatcher = EventDispatcher.instance()
+    handles = [dispatcher.subscribe(event, lambda _, p: seen.append(dict(p).get("recipe_id", "-"))) for event in EventId]
+    step(2)
+    assert seen == ["recipe_0", "-", "-"], "a miss, a compilation, a step"
+    for handle in handles:
+        dispatcher.unsubscribe(handle)
+    step(3)
+    assert len(seen) == 3
+
+
+# rule 26
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_metrics_dump(tmp_path: Path, form: str) -> None:
+    from gaudicc.emulator import metrics
+
+    file = tmp_path / "deep" / f"metric.{form}"
+    os.environ.update(
+        PT_HPU_METRICS_FILE=str(file), PT_HPU_METRICS_FILE_FORMAT=form, RANK="3",
+        PT_HPU_METRICS_DUMP_TRIGGERS="process_exit,metric_change",
+    )  # fmt: skip
+    manager = metrics._Manager()
+    written = file.with_name(f"metric-rank3.{form}")
+    manager._at_exit()
+    assert not written.exists(), "the device was never used"
+    manager.saver.enable()
+    for size in (1, 2, 3):
+        step(size)
+    manager._at_exit()
+    text = written.read_text()
+    if form == "json":
+        entries = json.loads(text)
+        assert [entry["metric_name"] for entry in entries[-4:]][0] == "graph_compilation"
+        assert [entry["triggered_by"] for entry in entries] == ["metric_change"] * 6 + ["process_exit"] * 4
+        assert entries[-4]["statistics"]["TotalNumber"] == 3
+    else:
+        assert text.count("Metric name:") == 10
+        assert "\tTotalNumber: 3\n" in text
+    second = metrics._Manager()
+    second.saver.enable()
+    second._at_exit()
+    assert written.with_name(f"{written.name}.1").exists(), "a file is never overwritten"
+    assert written.read_text() == text
+
+
+def test_metrics_dump_by_the_user(tmp_path: Path) -> None:
+    from habana_frameworks.torch.hpu.metrics import metrics_dump
+
+    metrics_dump(str(tmp_path / "now.json"))
+    assert [entry["triggered_by"] for entry in json.loads((tmp_path / "now.json").read_text())] == ["user"] * 4
+
+
+def test_forgotten_recipes_compile_again() -> None:
+    from habana_frameworks.torch.utils.debug import _bridge_cleanup
+
+    step(2)
+    _bridge_cleanup()
+    step(2)
+    assert stats("recipe_cache")["TotalMiss"] == 2
+
+
+# rules 28 and 29
+def test_streams_and_events() -> None:
+    first, second = torch.hpu.Event(enable_timing=True), torch.hpu.Event(enable_timing=True)
+    assert first.query()
+    assert first.event_id != second.event_id
+    first.record()
+    second.record()
+    assert first.elapsed_time(second) > 0
+    stream = torch.hpu.Stream()
+    same = torch.hpu.Stream(
+        stream_id=stream.stream_id, device_index=stream.device_index, device_type=stream.device_type
+    )
+    assert same == stream != torch.hpu.Stream()
+    assert stream.id() == stream.stream_id
+    with torch.hpu.stream(stream):
+        assert torch.hpu.current_stream() == stream
+        stream.wait_stream(torch.hpu.default_stream())
+    assert torch.hpu.current_stream() == torch.hpu.default_stream()
+    assert torch.Stream("hpu").stream_id == torch.hpu.default_stream().stream_id
+
+
+# rule 31
+def test_seeds() -> None:
+    torch.manual_seed(7)
+    assert torch.equal(torch.hpu.random.get_rng_state(), torch.get_rng_state())
+    before = torch.get_rng_state()
+    torch.hpu.manual_seed(3)
+    torch.rand(4, device="hpu")
+    torch.nn.functional.dropout(torch.ones(4, device="hpu"))
+    torch.hpu.seed()
+    assert torch.equal(torch.get_rng_state(), before), "the CPU's sequence is its own"
+    torch.manual_seed(7)
+    first = torch.randn(3, device="hpu").cpu()
+    assert not torch.equal(first, torch.randn(3, device="hpu").cpu())
+    torch.manual_seed(7)
+    assert torch.equal(first, torch.randn(3, device="hpu").cpu())
+    with torch.random.fork_rng(device_type="hpu"):
+        torch.hpu.manual_seed(9)
+    state = torch.hpu.get_rng_state()
+    with torch.random.fork_rng(device_type="hpu"):
+        torch.rand(2, device="hpu")
+    assert torch.equal(torch.hpu.get_rng_state(), state)
+    generator = torch.Generator(device="hpu").manual_seed(5)
+    assert generator.device.type == "hpu"
+    drawn = torch.rand(2, device="hpu", generator=generator).cpu()
+    assert torch.equal(drawn, torch.rand(2, generator=torch.Generator().manual_seed(5)))
+
+
+# rule 32
+def test_memory_statistics() -> None:
+    memory = torch.hpu.memory
+    names = "Limit InUse MaxInUse NumAllocs NumFrees ActiveAllocs MaxAllocSize TotalSystemAllocs TotalSystemFrees"
+    assert set(memory.memory_stats()) == {*names.split(), "TotalActiveAllocs"}
+    start = memory.memory_allocated()
+    x = torch.zeros(1000, device="hpu")
+    view = x.view(10, 100)
+    assert memory.memory_allocated() - start == 4000, "a view holds no memory of its own"
+    y = x + 1
+    del y
+    assert memory.memory_allocated() - start == 4000
+    assert memory.max_memory_allocated() - start == 8000
+    memory.reset_peak_memory_stats()
+    assert memory.max_memory_allocated() - start == 4000
+    del x
+    assert memory.memory_allocated() - start == 4000, "the view still holds it"
+    del view
+    assert memory.memory_allocated() == start
+    assert memory.mem_get_info() == (memory.memory_stats()["Limit"] - start, memory.memory_stats()["Limit"])
+
+
+@pytest.mark.parametrize("environment", [{"GAUDICC_EMULATOR_MEMORY": "10000"}])
+def test_device_memory_ends(environment: dict[str, str]) -> None:
+    x = torch.zeros(2000, device="hpu")
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.zeros(1000, device="hpu")
+    del x
+    torch.zeros(2000, device="hpu")
+
+
+# rule 33
+def test_autocast_lists() -> None:
+    x = torch.ones(2, 2, device="hpu")
+    assert torch.get_autocast_dtype("hpu") is torch.bfloat16
+    with torch.autocast("hpu"):
+        assert torch.log_softmax(x, -1).dtype is torch.bfloat16
+        assert torch.mm(x, x).dtype is torch.bfloat16
+        assert (x + x).dtype is torch.float32
+        assert (x + x.to(torch.bfloat16)).dtype is torch.float32
+        assert torch.exp(x.to(torch.bfloat16)).dtype is torch.float32
+        four = x[None, None]
+        assert torch.nn.functional.scaled_dot_product_attention(four, four, four).dtype is torch.bfloat16
+        assert torch.nn.functional.layer_norm(x, (2,), x[0], x[0]).dtype is torch.bfloat16
+    assert torch.mm(x, x).dtype is torch.float32
+    with torch.autocast("hpu", dtype=torch.float16):
+        assert torch.mm(x, x).dtype is torch.float16

@@ -1,0 +1,78 @@
+"""Rules of matrix products, attention, convolutions, pooling and norms, against brute force (see conftest.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gaudicc.kernels import rms_norm
+from gaudicc.padding.rules import contractions, convolutions, norms
+
+ops = torch.ops.aten
+
+CASES: dict[str, tuple[Any, ...]] = {
+    "matmul": (lambda x, y: x.exp() @ y.exp(), "b s f", "s 3 f"),
+    "matmul-zero-one-side": (lambda x, y: x @ y.exp(), "b s f", "s 3 f"),
+    "matmul-batched": (lambda x, y: x.exp() @ y.transpose(1, 2), "b 2 s f", "b t s f"),
+    "bmm": (lambda x, y: torch.bmm(x.rsqrt(), y.rsqrt()), "b 3 s f", "b s 2 f"),
+    "linear": (lambda x, w: F.linear(x, w), "b s 4 f", "3 4 f"),
+    "addmm": (lambda x, y, z: torch.addmm(z, x.exp(), y.exp()), "b s f", "s 3 f", "3 f"),
+    "sdpa": (
+        lambda q, k, v: F.scaled_dot_product_attention(q.cos(), k.exp(), v.exp()),
+        "b 2 s 4 f",
+        "b 2 t 4 f",
+        "b 2 t 4 f",
+    ),
+    "layer-norm": (lambda x: F.layer_norm(x, (4,)), "b s 4 f"),
+    "group-norm": (lambda x: F.group_norm(x, 2, eps=1e-3), "b 4 s:4 f"),
+    "conv1d": (lambda x, w: F.conv1d(x.cos(), w, padding=1), "b 2 s f", "3 2 3 f"),
+    "conv1d-stride": (lambda x, w: F.conv1d(F.conv1d(x, w, padding=1, stride=2), w, padding=1), "b 3 s:3 f", "3 3 3 f"),
+    "conv1d-valid": (lambda x, w: F.conv1d(x.cos(), w), "b 2 s:4 f", "3 2 3 f"),
+    "conv2d": (lambda x, w: F.conv2d(x.cos(), w, padding=1), "1 2 s t f", "3 2 3 3 f"),
+    "conv-transpose": (lambda x, w: F.conv_transpose1d(x.cos(), w, stride=2), "b 2 s f", "2 3 3 f"),
+    "max-pool2d": (lambda x: F.max_pool2d(x - 9, 2, 1, padding=1), "1 2 s:4 t f"),
+    "avg-pool": (lambda x: F.avg_pool1d(x.cos(), 3, 2, padding=1), "b 2 s:4 f"),
+    "avg-pool-valid": (lambda x: F.avg_pool2d(x.cos(), (2, 1), 1), "1 2 s:4 t f"),
+    "mm": (lambda x, y: x.exp().mm(y.exp()), "b s f", "s t f"),
+    "mv": (lambda x, y: x.exp().mv(y.exp()), "b s f", "s f"),
+    "dot": (lambda x, y: x.exp().dot(y.exp()), "s f", "s f"),
+    "baddbmm": (lambda x, y, z: torch.baddbmm(z, x.exp(), y.exp()), "b 3 s f", "b s 2 f", "b 3 2 f"),
+    "rms-norm": (lambda x, w: rms_norm(x, w, 1e-5, False), "b s 4 f", "4 f"),
+    "batch-norm": (
+        lambda x, w: ops._native_batch_norm_legit_no_training(x, w, w, w, w * w, 0.1, 1e-5)[0],
+        "b 4 s f",
+        "4 f",
+    ),
+}
+# The op reaches its rule whole, as on a target that registers it.
+WHOLE: dict[str, tuple[Any, ...]] = {
+    "conv1d-whole": (lambda x, w: ops.conv1d(x.cos(), w, None, [2], [1]), "b 2 s:3 f", "3 2 3 f"),
+    "conv2d-whole": (lambda x, w: ops.conv2d(x.cos(), w, None, [1, 1], [1, 1]), "1 2 s t f", "3 2 3 3 f"),
+    "conv3d-whole": (lambda x, w: ops.conv3d(x.cos(), w, None, [1] * 3, [1] * 3), "1 2 s t 2 f", "3 2 3 3 3 f"),
+    "max-pool2d-whole": (lambda x: ops.max_pool2d(x - 9, [2, 2], [1, 1], [1, 1]), "1 2 s:4 t f"),
+    "avg-pool1d-whole": (lambda x: ops.avg_pool1d(x.cos(), [3], [2], [1]), "b 2 s:4 f"),
+    "layer-norm-whole": (lambda x: ops.layer_norm(x, [4]), "b s 4 f"),
+    "rms-norm-whole": (lambda x: ops.rms_norm(x, [4]), "b s 4 f"),
+    "group-norm-whole": (lambda x, w: ops.group_norm(x, 2, w, w, 1e-3), "b 4 s:4 f", "4 f"),
+    "batch-norm-whole": (lambda x, w: ops.batch_norm(x, w, w, w, w * w, False, 0.1, 1e-5, False), "b 4 s f", "4 f"),
+}
+
+
+@pytest.mark.parametrize("name", [*CASES, *WHOLE])
+def test_every_split_of_valid_and_pad(name: str, brute_force: Callable[..., set[Any]]) -> None:
+    brute_force(*(CASES.get(name) or WHOLE[name]), composites=name in WHOLE)
+
+
+@pytest.mark.sweep
+def test_every_rule_has_a_case(brute_force: Callable[..., set[Any]]) -> None:
+    met = set().union(*(brute_force(*case, composites=name in WHOLE) for name, case in {**CASES, **WHOLE}.items()))
+    table = (
+        *contractions.RULES,
+        *convolutions.RULES,
+        *norms.RULES,
+    )
+    assert not {op for rule in table for op in rule.ops} - met
