@@ -53,10 +53,12 @@ class _Dispatcher:
 
     def __init__(self, graph: fx.GraphModule, options: dict[str, Any]) -> None:
         self._graph = graph
+        self._numbers = _take_numbers(graph)
         self._options = options
         self._compiled: dict[Any, tuple[tuple[Any, ...], CompiledModel]] = {}
 
     def __call__(self, *inputs: Any) -> Any:
+        inputs = tuple(value.item() if i in self._numbers else value for i, value in enumerate(inputs))
         key = tuple(_key(value) for value in inputs)
         weights = tuple(value for value in inputs if _is_weight(value))
         known = self._compiled.get(key)
@@ -70,6 +72,26 @@ class _Dispatcher:
         rest = tuple(value for value in inputs if not _is_weight(value))
         # The caller goes on reading its static buffers (a cache) itself, so their state is written through.
         return compile(module, rest, **self._options, own_state=False)
+
+
+def _take_numbers(graph: fx.GraphModule) -> set[int]:
+    """Lets the Python floats that Dynamo hands over as tensors (an eps, with dynamic sizes) be numbers again.
+
+    Returns:
+        Their positions. A call with another number is compiled anew; tensors of the model are left alone.
+    """
+    found = set()
+    for index, node in enumerate(node for node in graph.graph.nodes if node.op == "placeholder"):
+        reads = list(node.users)
+        if not getattr(node.meta.get("grapharg"), "pass_arg_as_tensor", False):
+            continue
+        if all((user.op, user.target) == ("call_method", "item") for user in reads):
+            found.add(index)
+            for read in reads:
+                read.replace_all_uses_with(node)
+                graph.graph.erase_node(read)
+    graph.recompile()
+    return found
 
 
 class _BoundGraph(nn.Module):

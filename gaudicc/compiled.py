@@ -267,6 +267,8 @@ def load(path: str | Path, *, device: str = "auto", outputs: str = "fresh") -> C
     """
     from gaudicc.bundle import Item, read_bundle
 
+    if outputs not in ("fresh", "borrow"):
+        raise InputError(f"outputs is {outputs!r}", hint="choose one of fresh, borrow")
     programs, content = read_bundle(Path(path))
     manifest = Item(content, f"{path}: manifest").fields(("buckets", "dims", "proved", "notes"))
     dims = tuple(item.identifier() for item in manifest["dims"].items())

@@ -11,6 +11,7 @@ from gaudicc.passes.pad import Pad
 from gaudicc.passes.recognize_attention import RecognizeAttention
 from gaudicc.passes.recognize_norm import RecognizeNorm
 from gaudicc.passes.specialize import Specialize
+from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.pipeline import Pass
 
 # Once, on symbolic shapes. Recognition comes before decomposition, which would destroy what it looks for.
@@ -27,6 +28,7 @@ SYMBOLIC: tuple[Pass, ...] = (
 STATIC: tuple[Pass, ...] = (
     Specialize(),  # the bucket's sizes in place of symbols
     CleanUp(),  # what became constant or no-op with it
+    SplitAttention(),  # slices that keep MME and TPC busy, or left to the fused kernel, by the machine model
     LegalizeDtypes(),  # complex -> pairs of reals
     LowerSemanticOps(),  # fused kernel or plain ATen
     LegalizeOps(),  # unsupported ops -> supported ones, or a refusal
@@ -50,4 +52,5 @@ __all__ = [
     "RecognizeAttention",
     "RecognizeNorm",
     "Specialize",
+    "SplitAttention",
 ]

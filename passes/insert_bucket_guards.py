@@ -42,7 +42,8 @@ class InsertBucketGuards:
                 if dim is None and not isinstance(size, torch.SymInt):
                     guards.append(Guard(f"{text} == {size}", f"captured with this size of {spec.source}"))
                 elif dim is not None and dim.positions[0] == (spec.name, position):
-                    guards.append(Guard(f"{dim.low} <= {text} <= {dim.high}", f"the range of {dim.name}"))
+                    bound = f" <= {dim.high}" if dim.high >= 0 else ""
+                    guards.append(Guard(f"{dim.low} <= {text}{bound}", f"the range of {dim.name}"))
                 elif dim is not None:
                     first, at = dim.positions[0]
                     guards.append(Guard(f"{text} == {first}.shape[{at}]", f"both are {dim.name}"))

@@ -21,16 +21,19 @@ from gaudicc.rules import (
     bags,
     distances,
     elementwise,
+    elimination,
     histograms,
     index_generation,
     indexing,
     integers,
     order,
     pooling,
+    reflections,
     resampling,
     scans,
     scattering,
     slicing,
+    triangular,
 )
 from gaudicc.rules.rule import Rule
 from gaudicc.targets import Engine, Support, Verdict
@@ -49,6 +52,9 @@ ALL_RULES: tuple[Rule, ...] = (
     *pooling.RULES,
     *resampling.RULES,
     *elementwise.RULES,
+    *triangular.RULES,
+    *elimination.RULES,
+    *reflections.RULES,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from gaudicc.kernels import attention, merge_parts, softmax_part, softmax_tile
 from gaudicc.kernels.split import sliced_attention
 from gaudicc.machine import CHIPS, Chip, load_chip
 from gaudicc.machine.attention import AttentionShape, Split, tiles
+from gaudicc.machine.fx import attention_shape
 from gaudicc.machine.split import MOST_SLICES, Choice, choose_split
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import InputKind, Program, call_region, val
@@ -87,6 +88,8 @@ class SplitAttention(GraphPass):
                 split = decided[key].best.split
             if split is not None:
                 _apply(rewriter, node, shape, split)
+            else:
+                node.meta["band"] = (shape.ahead, shape.window)
 
 
 def _misfit(node: fx.Node) -> str | None:
@@ -97,21 +100,13 @@ def _misfit(node: fx.Node) -> str | None:
 
 
 def _shape_of(node: fx.Node, masks: _Masks, module: fx.GraphModule) -> AttentionShape:
-    q, _, v, mask, causal, _ = node.args
-    batch, heads, queries, dim = val(q).shape  # type: ignore[arg-type]
-    _, kv_heads, keys, value_dim = val(v).shape  # type: ignore[arg-type]
-    ahead, window, mask_bytes = (0 if causal else None), None, 0
-    if isinstance(mask, fx.Node):
-        seen = masks.may_attend(mask, module)
-        ahead, window = _band(seen, queries, keys, ahead)
-        value = val(mask)
-        # A mask that all heads share is read once for all of them.
-        shared = value.dim() < 3 or value.shape[-3] == 1
-        mask_bytes = 0 if shared else value.element_size()
-    return AttentionShape(
-        batch, heads, kv_heads, queries, keys, dim, value_dim, _DTYPES[val(q).dtype],  # type: ignore[arg-type]
-        ahead=ahead, window=window, mask_bytes=mask_bytes,
-    )  # fmt: skip
+    mask, causal = node.args[3:5]
+    shape = attention_shape(node)
+    if not isinstance(mask, fx.Node):
+        return shape
+    seen = masks.may_attend(mask, module)
+    ahead, window = _band(seen, shape.queries, shape.keys, 0 if causal else None)
+    return replace(shape, ahead=ahead, window=window)
 
 
 def _apply(rewriter: Rewriter, node: fx.Node, shape: AttentionShape, split: Split) -> None:

@@ -68,7 +68,7 @@ def vllm_bucket_file(prefill: Rows | None, decode: Rows | None) -> str:
     lines = ["# (batch, query, context blocks); query 1 is decode"]
     if prefill is not None:
         rows = prefill if prefill.shape[1] == 3 else np.insert(prefill, 0, 1, axis=1)
-        if (rows[:, 1] == 1).any():
+        if np.any(rows[:, 1] == 1):
             raise InputError(
                 "vllm-gaudi reads buckets with query 1 as decode buckets; align prefill queries to 2 or more"
             )

@@ -37,10 +37,18 @@ class Budget:
     prefill: GraphPrice = PREFILL_GRAPH
     decode: GraphPrice = DECODE_GRAPH
 
+    def __post_init__(self) -> None:
+        if self.graphs < 1:
+            raise InputError(f"a budget of {self.graphs} graphs allows none")
+
+    def uses(self, prefill: int, decode: int) -> tuple[float, float]:
+        """Device bytes that so many graphs of each phase hold, and seconds to compile and record them."""
+        held = prefill * self.prefill.device_bytes + decode * self.decode.device_bytes
+        return held, prefill * self.prefill.compile_seconds + decode * self.decode.compile_seconds
+
     def allows(self, prefill: int, decode: int) -> bool:
         """Whether so many graphs of each phase fit."""
-        held = prefill * self.prefill.device_bytes + decode * self.decode.device_bytes
-        spent = prefill * self.prefill.compile_seconds + decode * self.decode.compile_seconds
+        held, spent = self.uses(prefill, decode)
         return (
             prefill + decode <= self.graphs
             and (self.device_bytes is None or held <= self.device_bytes)
@@ -59,7 +67,7 @@ def divide_pool(prefill: Planner, decode: Planner, budget: Budget) -> tuple[Plan
     least = (len(prefill.fixed), len(decode.fixed))
     if not budget.allows(*least):
         raise InputError(
-            f"the budget does not allow even {least[0]} prefill and {least[1]} decode graphs: {budget}",
+            f"the budget does not allow even the least there must be: {least[0]} prefill and {least[1]} decode graphs",
             hint="raise the budget; one graph of each phase must serve every legal shape",
         )
     counts = best_division(

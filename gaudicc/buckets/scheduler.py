@@ -44,6 +44,10 @@ class Server:
     decode_cost: ShapeCost = llama_8b_decode
 
     def __post_init__(self) -> None:
+        if min(self.max_prefill_seqs, self.max_num_seqs, self.max_num_batched_tokens, self.max_model_len - 1) < 1:
+            raise InputError(f"a server's limits must be at least 1, max_model_len at least 2; got {self}")
+        if self.load is not None and not self.load > 0:
+            raise InputError(f"the load is a share of the saturated throughput, so over 0; got {self.load}")
         if self.kv_blocks * BLOCK < self.max_model_len or self.max_num_batched_tokens % BLOCK:
             raise InputError(
                 f"{self.kv_blocks} KV blocks must hold max_model_len={self.max_model_len}, and "

@@ -96,7 +96,10 @@ def _listed(entry: Mapping[str, int] | Sequence[int] | Bucket, dims: tuple[str, 
         entry = entry.as_dict()
     if isinstance(entry, Mapping):
         if set(entry) != set(dims):
-            raise InputError(f"bucket {dict(entry)} must give a size for each of {dims}")
+            raise InputError(
+                f"bucket {dict(entry)} must give a size for each of {dims}",
+                hint=f"write it as {{{', '.join(f'{dim!r}: ...' for dim in dims)}}}",
+            )
         return Bucket(dims, tuple(entry[dim] for dim in dims))
     return Bucket(dims, tuple(entry))
 

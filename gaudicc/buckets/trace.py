@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from gaudicc.buckets.cost import BLOCK
 from gaudicc.errors import InputError
 
+LARGEST = 1e12
+"""Numbers in a trace are below this."""
 COLUMNS = ("arrival_s", "input_len", "output_len")
 
 
@@ -53,8 +55,8 @@ def read_trace(path: Path) -> Trace:
         raise InputError(f"cannot read the trace {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a trace: {error}", hint=f"it needs the columns {','.join(COLUMNS)}") from error
-    if not rows or any((column < 0).any() for column in columns.values()):
-        raise InputError(f"{path} holds no request, or a negative number")
+    if not rows or not all(((column >= 0) & (column < LARGEST)).all() for column in columns.values()):
+        raise InputError(f"{path} holds no request, or a number that is negative or not below {LARGEST:.0e}")
     order = np.argsort(columns["arrival_s"], kind="stable")
     arrival = columns.pop("arrival_s")[order]
     whole = {name: column[order].astype(np.int64) for name, column in columns.items()}
@@ -64,8 +66,15 @@ def read_trace(path: Path) -> Trace:
 def with_cached_prefixes(trace: Trace, share: float, most: float, block: int, rng: np.random.Generator) -> Trace:
     """Gives a random `share` of the requests a cached prefix, uniform up to `most` of the prompt in whole blocks.
 
-    Published traces carry no prefix information, so this is an assumption, not data.
+    Published traces carry no prefix information, so this is an assumption, not data. A share of 0 leaves all as it is.
+
+    Raises:
+        InputError: a share is not within 0 and 1.
     """
+    if not (0 <= share <= 1 and 0 <= most <= 1):
+        raise InputError(f"the share of cached requests, and of their prompts, is within 0 and 1; got {share}, {most}")
+    if not share:
+        return trace
     hit = rng.random(len(trace)) < share
     cached = (rng.random(len(trace)) * most * trace.input_len / block).astype(np.int64) * block
     return Trace(trace.arrival, trace.input_len, trace.output_len, np.where(hit, cached, 0))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.capture import refusals
 from gaudicc.capture.convert import from_exported
-from gaudicc.capture.shapes import check_dims, grow_ones, names_of, specialized
+from gaudicc.capture.shapes import check_dims, grow_ones, names_of, separate, specialized
 from gaudicc.capture.signature import CallForm, FunctionModule, register_types
 from gaudicc.capture.source_lines import every_frame, user_line
 from gaudicc.errors import (
@@ -63,12 +65,13 @@ def capture(
         model = _load_pt2(Path(model))
     if isinstance(model, ExportedProgram):
         return _from_exported_program(model)
-    if not isinstance(model, nn.Module) and not callable(model):
+    if isinstance(model, type) or not (isinstance(model, nn.Module) or callable(model)):
         raise InputError(
-            f"the model is a {type(model).__name__}",
+            f"the model is {'the class' if isinstance(model, type) else 'a'} {getattr(model, '__name__', type(model).__name__)}",
             hint="pass an nn.Module, a function, an ExportedProgram or the path of a .pt2 file",
         )
     refusals.refuse_ambient()
+    refusals.refuse_script(model)
     module = model if isinstance(model, nn.Module) else FunctionModule(model)
     refusals.refuse_model(module)
     form = CallForm(module.forward if isinstance(model, nn.Module) else model)
@@ -76,6 +79,7 @@ def capture(
     register_types((args, kwargs))
     leaves = refusals.leaf_paths(form.positional, args, kwargs)
     refusals.refuse_inputs(leaves)
+    refusals.refuse_mixed_devices(module, leaves)
     return _capture_module(module, form, args, kwargs, tuple(path for path, _ in leaves), dynamic_shapes)
 
 
@@ -88,6 +92,8 @@ def _capture_module(
     dynamic_shapes: Any,
 ) -> Program:
     auto = dynamic_shapes == "auto"
+    if isinstance(dynamic_shapes, str) and not auto:
+        raise InputError(f"dynamic_shapes is {dynamic_shapes!r}", hint="pass None, 'auto', or a dict by argument name")
     if auto:
         tensors = {n: v for n, v in [*zip(form.positional, args, strict=False), *kwargs.items()]}
         dynamic_shapes = {
@@ -97,8 +103,8 @@ def _capture_module(
             for name, value in tensors.items()
         }
     shapes = form.complete_shapes(dynamic_shapes, args, kwargs)
-    check_dims(shapes)
-    args, kwargs = grow_ones(args, kwargs, form.positional, shapes)
+    check_dims(args, kwargs, form.positional, shapes)
+    args, kwargs = grow_ones(*separate(args, kwargs), form.positional, shapes)
     with _output_types(module), _errors(module, args, kwargs):
         exported = _export(module, args, kwargs, shapes)
     example = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: x is None)
@@ -114,12 +120,19 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sh
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
+# These log the traceback of an error that is raised besides.
+_TALKATIVE = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps torch's talk to its own developers off the user's screen: deprecations, and the graph as far as it came."""
     said = io.StringIO()
     graph: Any = ""
+    loggers = [log for name in _TALKATIVE if not (log := logging.getLogger(name)).disabled]
     try:
+        for log in loggers:
+            log.disabled = True
         with warnings.catch_warnings(), redirect_stderr(said):
             warnings.simplefilter("ignore", FutureWarning)
             yield
@@ -127,6 +140,8 @@ def _quiet() -> Iterator[None]:
         graph = getattr(error, "partial_fx_graph", "")
         raise
     finally:
+        for log in loggers:
+            log.disabled = False
         sys.stderr.write(said.getvalue().replace(f"{graph}\n", "") if graph else said.getvalue())
 
 
@@ -135,7 +150,7 @@ def _load_pt2(path: Path) -> ExportedProgram:
         raise ModelFileError(f"no file {path}")
     try:
         return torch.export.load(path)
-    except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
         raise ModelFileError(f"{path} is not a readable .pt2 file: {error}") from error
 
 
@@ -184,8 +199,11 @@ def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
                 where=Where(source=user_line(eager), stage="capture"),
             ) from eager
         if "Constraints violated" in str(error):
+            broken = [line.removeprefix("  - ") for line in str(error).splitlines() if line.startswith("  - ")]
             raise UnsupportedInputError(
-                f"a size declared dynamic is fixed by the model: {error}", where=place, hint="fix it in dynamic_shapes"
+                f"a size declared dynamic is fixed by the model: {' '.join(broken) or _first_line(error)}",
+                where=place,
+                hint="fix it in dynamic_shapes, or narrow its Dim to the sizes that the model allows",
             ) from error
         raise CaptureError(f"torch.export failed: {type(error).__name__}: {_first_line(error)}", where=place) from error
 

@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind as TorchInput
 from torch.export.graph_signature import OutputKind as TorchOutput
 
 from gaudicc.capture.regions import split_regions
+from gaudicc.capture.shapes import UNBOUNDED, settled
 from gaudicc.errors import CaptureError, DynamicControlFlowError
 from gaudicc.program import (
     Calling,
@@ -62,6 +63,7 @@ def from_exported(
             warnings.simplefilter("ignore", FutureWarning)  # torch copies its own deprecated types
             exported = exported.run_decompositions({})
     root = fx.GraphModule(dict(exported.graph_module.named_children()), _copy(exported.graph))
+    _settle_sizes(root.graph)
     _inline_grad_mode(root)
     _drop_assertions_on_types(root.graph)
     _drop_detach(root.graph)
@@ -105,6 +107,13 @@ def _copy(graph: fx.Graph) -> fx.Graph:
     result = copied.graph_copy(graph, values)
     copied.output(result).meta.update(output_of(graph).meta)
     return copied
+
+
+def _settle_sizes(graph: fx.Graph) -> None:
+    """Makes numbers of symbolic sizes that the model turned out to fix, so that they are guarded like any other."""
+    for node in graph.nodes:
+        if isinstance(value := node.meta.get("val"), torch.Tensor):
+            node.meta["val"] = settled(value)
 
 
 def _inline_grad_mode(root: fx.GraphModule) -> None:
@@ -233,7 +242,5 @@ def _dimensions(
 
 
 def _bound(value: Any, unbounded: int) -> int:
-    try:
-        return int(value)
-    except (TypeError, OverflowError, ValueError):
-        return unbounded
+    known = (isinstance(value, int) or value.is_Integer) and int(value) < UNBOUNDED
+    return int(value) if known else unbounded

@@ -29,15 +29,23 @@ def refuse_ambient() -> None:
             raise AutocastError(f"autocast is enabled for {device!r}")
 
 
+def refuse_script(model: Any) -> None:
+    """Refuses TorchScript.
+
+    Raises:
+        UnsupportedInputError: the model is a script module or function.
+    """
+    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise UnsupportedInputError("the model is TorchScript", hint="pass the Python code it was scripted from")
+
+
 def refuse_model(model: nn.Module) -> None:
     """Refuses modules that cannot be compiled, naming the part at fault.
 
     Raises:
-        UnsupportedInputError: TorchScript, torchbind objects, tensor subclasses, mixed devices, a `device_map`.
+        UnsupportedInputError: torchbind objects, tensor subclasses, a `device_map`.
         TrainingModeError: any submodule is in training mode.
     """
-    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        raise UnsupportedInputError("the model is TorchScript", hint="pass the Python module it was scripted from")
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         more = f" and {len(training) - 1} more" if len(training) > 1 else ""
@@ -47,20 +55,35 @@ def refuse_model(model: nn.Module) -> None:
             f"the model is spread by a device_map over {sorted({str(v) for v in device_map.values()})}",
             hint="load it without device_map, on one device",
         )
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    devices: dict[str, str] = {}
-    for name, tensor in named.items():
+    for name, tensor in _tensors(model).items():
         refuse_subclass(tensor, name)
-        devices.setdefault(tensor.device.type, name)
-    if len(devices) > 1:
-        places = ", ".join(f"{name} on {device}" for device, name in devices.items())
-        raise UnsupportedInputError(f"the model mixes devices: {places}", hint="move it to one device: model.to('cpu')")
     for path, module in model.named_modules():
         for attribute, value in vars(module).items():
             if isinstance(value, torch.ScriptObject):
                 raise UnsupportedInputError(
                     f"{path or 'the model'}.{attribute} is a torchbind object", hint="replace it by tensors"
                 )
+
+
+def refuse_mixed_devices(model: nn.Module, leaves: Iterable[tuple[str, Any]]) -> None:
+    """Refuses weights and arguments on several devices, naming one tensor of each.
+
+    Raises:
+        UnsupportedInputError: there is more than one device.
+    """
+    arguments = {f"argument {path}": leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
+    devices: dict[str, str] = {}
+    for name, tensor in {**_tensors(model), **arguments}.items():
+        devices.setdefault(tensor.device.type, name)
+    if len(devices) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise UnsupportedInputError(
+            f"the model mixes devices: {places}", hint="move all to one device: model.to('cpu')"
+        )
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def refuse_subclass(value: torch.Tensor, name: str) -> None:

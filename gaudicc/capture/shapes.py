@@ -6,24 +6,39 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from gaudicc.errors import InputError
 
+UNBOUNDED = 2**31
+"""A size from here on is no bound: what torch takes for one is of this order."""
+
 
 def _pairs(spec: Any, value: Any, path: str) -> Iterator[tuple[str, Any, torch.Tensor]]:
-    """Walks a dynamic-shape spec beside the value it describes: (path, spec of the tensor, tensor)."""
+    """Walks a dynamic-shape spec beside the value it describes: (path, spec of the tensor, tensor).
+
+    Raises:
+        InputError: the spec is nested otherwise than the value.
+    """
     if isinstance(value, torch.Tensor):
         yield path, spec, value
     elif spec is None or value is None:
         return
     elif isinstance(value, Mapping):
+        _demand(isinstance(spec, Mapping), path, spec, "a dict, like the argument")
         for key, item in value.items():
             yield from _pairs(spec.get(key), item, f"{path}[{key!r}]")
     elif isinstance(value, Sequence) and not isinstance(value, str):
+        _demand(isinstance(spec, (list, tuple)), path, spec, "a list, like the argument")
         for i, (inner, item) in enumerate(zip(spec, value, strict=False)):
             yield from _pairs(inner, item, f"{path}[{i}]")
+
+
+def _demand(holds: bool, path: str, spec: Any, wanted: str) -> None:
+    if not holds:
+        raise InputError(f"dynamic_shapes of {path} is {spec!r}", hint=f"write {wanted}")
 
 
 def _dims(spec: Any) -> dict[int, Any]:
@@ -33,18 +48,50 @@ def _dims(spec: Any) -> dict[int, Any]:
     return {dim: entry for dim, entry in entries if entry is not None and not isinstance(entry, int)}
 
 
-def check_dims(shapes: Mapping[str, Any] | None) -> None:
-    """Demands a maximum of every named Dim: the buckets' range.
+def check_dims(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], positional: Sequence[str], shapes: Mapping[str, Any] | None
+) -> None:
+    """Demands that every dim exists, and of every named Dim a maximum (the buckets' range) that admits the example.
 
     Raises:
-        InputError: a Dim has no max.
+        InputError: one of these does not hold.
     """
-    for leaf in pytree.tree_leaves(shapes or {}):
-        name, high = getattr(leaf, "__name__", None), getattr(leaf, "max", None)
-        if name and isinstance(high, int) and high >= 2**31:
-            raise InputError(
-                f"Dim {name!r} has no max", hint=f"write Dim({name!r}, min=1, max=...): buckets need a bound"
-            )
+    for name, value in [*zip(positional, args, strict=False), *kwargs.items()]:
+        for path, spec, tensor in _pairs((shapes or {}).get(name), value, name):
+            _demand(spec is None or isinstance(spec, (Mapping, list, tuple)), path, spec, "{dim: Dim(...)}, or None")
+            for dim, entry in _dims(spec).items():
+                if not 0 <= dim < tensor.dim():
+                    raise InputError(
+                        f"dynamic_shapes names dim {dim} of {path}, which has {tensor.dim()} dims",
+                        hint="count from 0; negative dims are not read",
+                    )
+                _check_bounds(entry, path, dim, tensor.shape[dim])
+
+
+def _check_bounds(entry: Any, path: str, dim: int, size: int) -> None:
+    name, low, high = (getattr(entry, field, None) for field in ("__name__", "min", "max"))
+    if name is None:
+        return  # Dim.AUTO and the like: torch finds the range
+    if not isinstance(high, int) or high >= UNBOUNDED:
+        raise InputError(f"Dim {name!r} has no max", hint=f"write Dim({name!r}, min=1, max=...): buckets need a bound")
+    if isinstance(low, int) and not any(low <= n <= high for n in (size, max(size, 2))):  # 0 and 1 are grown to 2
+        raise InputError(
+            f"{path}.shape[{dim}] is {size} in the example, but Dim {name!r} runs from {low} to {high}",
+            hint="give an example in the range, or widen it",
+        )
+
+
+def separate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Copies a tensor that is given more than once: torch.export would take all its places for one argument."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        repeated = isinstance(leaf, torch.Tensor) and id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if repeated else leaf
+
+    separated: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(own, (args, kwargs))
+    return separated
 
 
 def grow_ones(
@@ -103,6 +150,19 @@ def names_of(
     return names
 
 
+def settled(value: torch.Tensor) -> torch.Tensor:
+    """A fake tensor whose symbolic sizes are plain numbers where torch.export found them to be fixed."""
+
+    def number(size: Any) -> Any:
+        return int(size) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
+
+    shape, strides = [number(size) for size in value.shape], [number(step) for step in value.stride()]
+    if not isinstance(value, FakeTensor) or [*map(type, shape)] == [*map(type, value.shape)]:
+        return value
+    with value.fake_mode:
+        return torch.empty_strided(shape, strides, dtype=value.dtype, device=value.device)
+
+
 def specialized(exported: ExportedProgram, paths: Sequence[str]) -> tuple[str, ...]:
     """Every dim of a tensor input that did not become symbolic, as `path.shape[d] == n`."""
     specs = [s for s in exported.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
@@ -111,5 +171,7 @@ def specialized(exported: ExportedProgram, paths: Sequence[str]) -> tuple[str, .
     for path, spec in zip(paths, specs, strict=True):
         value = nodes[spec.arg.name].meta.get("val") if spec.arg.name in nodes else None
         if isinstance(value, torch.Tensor):
-            found += [f"{path}.shape[{d}] == {size}" for d, size in enumerate(value.shape) if isinstance(size, int)]
+            found += [
+                f"{path}.shape[{d}] == {size}" for d, size in enumerate(settled(value).shape) if isinstance(size, int)
+            ]
     return tuple(found)

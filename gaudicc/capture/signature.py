@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,16 +19,39 @@ from gaudicc.program import Parameter, bind
 
 
 class FunctionModule(nn.Module):
-    """A plain function seen as a module, so that capture has one front door."""
+    """A plain function seen as a module, so that capture has one front door.
+
+    torch.export names inputs by the signature of `forward`, and keeps the source lines of frames of that name only. So
+    a Python function becomes `forward` itself, under that name; what else can be called is wrapped.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
-        self._function = function
+        self.forward = _as_forward(function)
         self.training = False
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the function."""
-        return self._function(*args, **kwargs)
+
+def _as_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    if isinstance(function, FunctionType):
+        code = function.__code__.replace(co_name="forward")
+        named = FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)
+        named.__kwdefaults__ = function.__kwdefaults__
+        return named
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    forward.__signature__ = _signature_of(function)  # type: ignore[attr-defined]
+    return forward
+
+
+def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError as error:
+        raise InputError(
+            f"{function!r} has no signature that Python knows", hint="wrap it: lambda x: function(x)"
+        ) from error
 
 
 class CallForm:
@@ -40,7 +64,7 @@ class CallForm:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.signature = inspect.signature(function)
+        self.signature = _signature_of(function)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.positional = [p.name for p in self.signature.parameters.values() if p.kind in kinds]
 
@@ -66,10 +90,14 @@ class CallForm:
             kwargs: canonical keyword arguments.
 
         Raises:
-            InputError: a name in `spec` is no argument of the model.
+            InputError: `spec` is of another form, or a name in it is no argument of the model.
         """
         if spec is None:
             return None
+        if not isinstance(spec, (tuple, list, Mapping)):
+            raise InputError(
+                f"dynamic_shapes is a {type(spec).__name__}", hint='write {"argument": {dim: Dim(...)}}, or "auto"'
+            )
         if isinstance(spec, (tuple, list)):
             spec = dict(zip(self.positional, spec, strict=False))
         names = [*self.positional[: len(args)], *kwargs]

@@ -74,7 +74,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "buckets plan": Command(
         "plan buckets for the traffic of a trace",
-        "gaudicc.buckets.cli:PlanOptions",
+        "gaudicc.buckets.options:PlanOptions",
         "gaudicc.buckets.cli:plan",
     ),
 }

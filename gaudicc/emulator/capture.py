@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from gaudicc.emulator.ledger import Kind, Ledger
+from gaudicc.emulator.tensor import FREED
 from gaudicc.targets import op_name
 from gaudicc.targets.calls import OpCall, tensors_in
-
-FREED = "_gaudicc_freed"
-"""Marks the CPU tensor of an intermediate that `mark_user_outputs` has given back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class Capture:
 
     def before(self, call: OpCall) -> None:
         """Look at a call that is about to run: writes to memory from outside the capture."""
-        for tensor in call.written():
+        for tensor in [*call.written(), *_written_unsaid(call)]:
             key = tensor.untyped_storage()._cdata
             if key in self._made:
                 continue
@@ -130,6 +128,14 @@ def _fresh(node: Node) -> list[Tensor]:
         return []
     written = {id(tensor) for tensor in node.call.written()}
     return [tensor for tensor in tensors_in(node.result) if id(tensor) not in written]
+
+
+def _written_unsaid(call: OpCall) -> list[Tensor]:
+    """What a training batch norm writes although its schema does not say so."""
+    named = call.named()
+    if op_name(call.op) != "aten::native_batch_norm" or not named.get("training"):
+        return []
+    return list(tensors_in([named.get("running_mean"), named.get("running_var")]))
 
 
 def _whole(tensor: Tensor) -> Tensor:

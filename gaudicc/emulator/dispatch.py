@@ -9,11 +9,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from gaudicc.emulator import transfers
-from gaudicc.emulator.capture import FREED
 from gaudicc.emulator.cells import PARTS
 from gaudicc.emulator.emulation import Emulation, current
 from gaudicc.emulator.ledger import Kind
-from gaudicc.emulator.tensor import DEVICE, HpuTensor
+from gaudicc.emulator.tensor import DEVICE, HpuTensor, raw_of
 from gaudicc.targets import op_name
 from gaudicc.targets.calls import OpCall, map_values, reads_host
 
@@ -75,6 +74,8 @@ def _compute(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs
     _check_devices(emulation, given)
     asked = kwargs.get("device")
     call = _on_cpu(given)
+    if emulation.capture is not None:
+        call = call.map(lambda leaf: _frozen(leaf, given), keep_written=True)
     if op in ALLOCATIONS:
         result = call.run()
         if isinstance(result, Tensor) and result.is_complex() and (asked is None or torch.device(asked).type == DEVICE):
@@ -103,18 +104,17 @@ def _gather(emulation: Emulation, call: OpCall, result: object, *, computes: boo
 
 def _on_cpu(call: OpCall) -> OpCall:
     """The call with the wrapped CPU tensors, and without a device: the CPU computes it."""
-    raw = call.map(_raw)
+    raw = call.map(raw_of)
     kwargs = {name: value for name, value in raw.kwargs.items() if name not in ("device", "pin_memory")}
     device = [torch.device("cpu") if isinstance(value, torch.device) else value for value in raw.args]
     return OpCall(raw.op, tuple(device), kwargs)
 
 
-def _raw(leaf: object) -> object:
-    if not isinstance(leaf, HpuTensor):
-        return leaf
-    if getattr(leaf.raw, FREED, False):
-        raise RuntimeError("Empty tensor optional: an HPU graph with disable_tensor_cache has freed this intermediate")
-    return leaf.raw
+def _frozen(leaf: object, given: OpCall) -> object:
+    """A CPU tensor among the operands is copied to the device once: replays see what it held then."""
+    if isinstance(leaf, Tensor) and any(leaf is tensor for tensor in given.tensors()):
+        return leaf.clone()
+    return leaf
 
 
 def _wrap(emulation: Emulation, given: OpCall, result: object) -> object:
@@ -156,13 +156,15 @@ def _check_devices(emulation: Emulation, call: OpCall) -> None:
                 f"{tensor.device}! (when checking the arguments of {name})"
             )
         if tensor.dim() > 0:
+            if emulation.capture is not None:
+                emulation.flush("a copy to the device")
             emulation.ledger.add(Kind.MIXED, name, tensor.nbytes)
 
 
 def _repoint(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HpuTensor:
     """`set_` and `resize_`: the tensor gets another memory, shape or both; nothing runs on the device."""
     tensor: HpuTensor = args[0]
-    raw = [arg.raw if isinstance(arg, HpuTensor) else arg for arg in args]
+    raw = [raw_of(arg) for arg in args]
     op(*raw, **kwargs)
     emulation.memory.note(tensor.raw)
     tensor.point_to(tensor.raw)

@@ -93,7 +93,9 @@ class DeviceJudge(Judge):
     def _fall_back(self, call: OpCall, verdict: Verdict) -> object:
         name, allowed = op_name(call.op), self.settings.fallback_ops
         if allowed is not None and name not in allowed and name.split("::")[-1] not in allowed:
-            raise RuntimeError(f"{name} is not yet supported on HPU: PT_HPU_PLACE_ON_CPU does not permit its CPU fallback")
+            raise RuntimeError(
+                f"{name} is not yet supported on HPU: PT_HPU_PLACE_ON_CPU does not permit its CPU fallback"
+            )
         EventDispatcher.instance().publish(EventId.CPU_FALLBACK, [("op_name", name)])
         if self._capturing():
             raise RuntimeError(f"cpu fallback is not supported during hpu graph capturing ({name}: {verdict.reason})")
@@ -101,7 +103,9 @@ class DeviceJudge(Judge):
         result = execute(call)
         moved = sum(tensor.nbytes for tensor in (*call.tensors(), *tensors_in(result)))
         self.fallbacks.append(Fallback(name, verdict.reason, moved))
-        self.ledger.add(Kind.FALLBACK, verdict.reason if verdict.reason.startswith(name) else f"{name}: {verdict.reason}", moved)
+        self.ledger.add(
+            Kind.FALLBACK, verdict.reason if verdict.reason.startswith(name) else f"{name}: {verdict.reason}", moved
+        )
         return map_values(result, lambda leaf: self._narrow(leaf, name))
 
     def _narrow(self, leaf: object, name: str) -> object:

@@ -13,7 +13,13 @@ from gaudicc.targets import op_name
 from gaudicc.targets.calls import OpCall, map_values, on_meta, tensors_in
 
 _NARROW_FLOATS = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
-_GAPS = ("not implemented for", "Expected a long tensor", "expected scalar type Long", "must be long", "Expected tensor for")
+_GAPS = (
+    "not implemented for",
+    "Expected a long tensor",
+    "expected scalar type Long",
+    "must be long",
+    "Expected tensor for",
+)
 
 
 def execute(call: OpCall) -> object:
@@ -110,7 +116,9 @@ def _add_relu(left: Tensor, right: Tensor, *, alpha: float = 1) -> Tensor:
     return torch.relu(torch.add(left, right, alpha=alpha))
 
 
-def _uniform(tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+def _uniform(
+    tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: torch.Generator | None = None
+) -> Tensor:
     """Integer tensors are filled too: uniform numbers, rounded down."""
     generator = generator or hpu_generator()
     if tensor.is_floating_point() and tensor.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):

@@ -11,7 +11,11 @@ from enum import Enum
 import torch
 
 _HERE = os.path.dirname(__file__)
-_INSIDE = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep, os.path.join(os.path.dirname(_HERE), "targets") + os.sep)
+_INSIDE = (
+    os.path.dirname(torch.__file__) + os.sep,
+    _HERE + os.sep,
+    os.path.join(os.path.dirname(_HERE), "targets") + os.sep,
+)
 
 
 class Kind(Enum):
@@ -26,7 +30,7 @@ class Kind(Enum):
     HIT = "graphs found in the recipe cache"
     CAPTURE = "HPU graphs captured"
     REPLAY = "HPU graphs replayed"
-    SPLIT = "captures split"
+    SPLIT = "crossings inside captures: each splits the graph and freezes what it read"
     HAZARD = "capture rules broken: replays give wrong results"
     OVERFLOW = "int64 values that do not fit the device's int32"
     PRESUMED = "ops that no source vouches for"

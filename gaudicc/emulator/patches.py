@@ -1,7 +1,7 @@
 """Where torch asks C++ for something that a device written in Python cannot give, torch is changed in this process.
 
 Each change: a module's `to` keeps its parameters' identity, assigning a device tensor to a CPU tensor's `data` works, a
-generator for `hpu` can be made, and a saved device tensor comes back on the device.
+generator for `hpu` can be made, `fork_rng` keeps the device's state, and a saved device tensor comes back on the device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import swap_tensors
 
 from gaudicc.emulator import saving
-from gaudicc.emulator.tensor import HpuTensor
+from gaudicc.emulator.tensor import DEVICE, HpuTensor
 
 
 def apply() -> None:
@@ -24,6 +24,7 @@ def apply() -> None:
     torch.Generator = _Generator  # type: ignore[misc]
     Tensor.pin_memory = _pin_memory  # type: ignore[method-assign]
     Tensor.is_pinned = _is_pinned  # type: ignore[method-assign]
+    torch.random.fork_rng = _forking(torch.random.fork_rng)  # type: ignore[assignment]
     saving.register()
 
 
@@ -65,6 +66,15 @@ def _set_data(self: Tensor, value: Tensor) -> None:
     else:
         shell.requires_grad_(wants)
     swap_tensors(self, shell)
+
+
+def _forking(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`fork_rng()` keeps the state of `hpu` unless another device is named."""
+
+    def fork_rng(*args: Any, device_type: str = DEVICE, **kwargs: Any) -> Any:
+        return original(*args, device_type=device_type, **kwargs)
+
+    return fork_rng
 
 
 class _Generator(torch._C.Generator):

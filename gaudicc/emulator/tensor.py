@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 DEVICE = "hpu"
+FREED = "_gaudicc_freed"
+"""Marks the CPU tensor of an intermediate that an HPU graph has given back."""
 
 
 class HpuTensor(Tensor):
@@ -58,7 +60,9 @@ class HpuTensor(Tensor):
             known: Tensor = memo[id(self)]
             return known
         if not self.is_leaf:
-            raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol at the moment")
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user support the deepcopy protocol at the moment"
+            )
         copy: Tensor = HpuTensor(self.raw.clone(memory_format=torch.preserve_format))
         if isinstance(self, torch.nn.Parameter):
             copy = torch.nn.Parameter(copy, requires_grad=self.requires_grad)
@@ -118,3 +122,16 @@ class HpuTensor(Tensor):
 
     def __dlpack__(self, *_: Any, **__: Any) -> Any:
         raise BufferError("the emulated hpu device has no DLPack: C++ code cannot see its memory")
+
+
+def raw_of(value: object) -> object:
+    """The CPU tensor behind a device tensor; any other value as it is.
+
+    Raises:
+        RuntimeError: the tensor is an intermediate of an HPU graph that has freed it.
+    """
+    if not isinstance(value, HpuTensor):
+        return value
+    if getattr(value.raw, FREED, False):
+        raise RuntimeError("Empty tensor optional: an HPU graph with disable_tensor_cache has freed this intermediate")
+    return value.raw

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 
 from gaudicc.emulator.emulation import Emulation
 from gaudicc.emulator.ledger import Kind
-from gaudicc.emulator.tensor import HpuTensor
+from gaudicc.emulator.tensor import HpuTensor, raw_of
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.targets import op_name
 
@@ -30,9 +30,10 @@ def copy(emulation: Emulation, compute: Compute, args: tuple[Any, ...], kwargs: 
     if isinstance(destination, HpuTensor):
         to_device(emulation, source, destination.raw)
         return destination
+    raw = _values(source)
     emulation.flush("a copy to the host")
-    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), source.raw.nbytes)
-    host: Tensor = destination.copy_(source.raw)
+    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), raw.nbytes)
+    host: Tensor = destination.copy_(raw)
     return host
 
 
@@ -57,10 +58,11 @@ def to_device(emulation: Emulation, source: Tensor, into: Tensor) -> None:
 
 def to_host(emulation: Emulation, source: HpuTensor, kwargs: dict[str, Any]) -> Tensor:
     """`tensor.cpu()`, `tensor.to("cpu", dtype)`."""
+    raw = _values(source)
     emulation.flush("a copy to the host")
-    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), source.raw.nbytes)
+    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), raw.nbytes)
     rest = {name: value for name, value in kwargs.items() if name != "pin_memory"}
-    copied: Tensor = torch.ops.aten._to_copy.default(source.raw, **rest)
+    copied: Tensor = torch.ops.aten._to_copy.default(raw, **rest)
     return copied
 
 
@@ -68,6 +70,12 @@ def read(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: di
     """An op that turns values into a Python number: `item`, `equal`, `is_nonzero`."""
     name = op_name(op)
     emulation.flush(f"{name} reads a value on the host")
-    raw = [arg.raw if isinstance(arg, HpuTensor) else arg for arg in args]
+    raw = [raw_of(arg) for arg in args]
     emulation.ledger.add(Kind.HOST_READ, name, sum(arg.element_size() for arg in raw if isinstance(arg, Tensor)))
     return op(*raw, **kwargs)
+
+
+def _values(tensor: Tensor) -> Tensor:
+    raw = raw_of(tensor)
+    assert isinstance(raw, Tensor)
+    return raw

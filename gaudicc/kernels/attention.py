@@ -62,10 +62,10 @@ def plain_attention(
     lowest = float("-inf") if fill is None else fill
     if causal:
         rows = torch.arange(q.shape[2], device=q.device).unsqueeze(1)
-        seen = torch.arange(k.shape[2], device=q.device).unsqueeze(0) <= rows
-        scores = aten.where.ScalarOther(seen, scores, lowest)
+        hidden = torch.arange(k.shape[2], device=q.device).unsqueeze(0) > rows
+        scores = scores.masked_fill(hidden, lowest)
     if mask is not None:
-        scores = aten.where.ScalarOther(mask, scores, lowest) if mask.dtype == torch.bool else scores + mask
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     weights = aten._softmax(aten._to_copy(scores, dtype=torch.float32), -1, False)
     if q.dtype != torch.float32:
         weights = aten._to_copy(weights, dtype=q.dtype)

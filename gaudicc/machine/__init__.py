@@ -2,7 +2,7 @@
 
 Bucket planning, control-flow choices, splitting of attention and `gaudicc profile` ask it; it sees nothing of them.
 Every second it gives is modelled: nothing here was ever run on a Gaudi. Nodes of captured graphs enter by
-`gaudicc.machine.fx`, which alone imports torch.
+`gaudicc.machine.fx` and `fx_tasks`, which alone import torch.
 """
 
 from gaudicc.machine.chip import CHIPS, Chip, Evidence, Source, load_chip, parse_chip

@@ -1,13 +1,13 @@
 """From captured graphs to the machine model: the work of ATen nodes, read from their fake tensors.
 
-The only module of the room that knows torch; everything else runs without it. Shapes must be static: specialise the
-graph to a bucket first.
+This module and `fx_tasks` alone in the room know torch. Shapes must be static: specialise the graph to a bucket first.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 from gaudicc.errors import InputError, Where
-from gaudicc.machine.chip import Chip
-from gaudicc.machine.cost import Engine, OpClass, OpWork, op_cost
+from gaudicc.machine.attention import AttentionShape
+from gaudicc.machine.cost import OpClass, OpWork
 from gaudicc.machine.gemm import Gemm
-from gaudicc.machine.timeline import Task
+from gaudicc.machine.split import unsplit_works
 from gaudicc.machine.workload import Workload
 
 _DTYPES = {
@@ -27,13 +27,14 @@ _DTYPES = {
     torch.int16: "int16", torch.int32: "int32", torch.int64: "int64", torch.bool: "bool",
 }  # fmt: skip
 
+FUSED_ATTENTION = {"attention", "scaled_dot_product_attention"}
 _PRODUCTS = {"linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "convolution"}
 # Products whose third operand is added to the result; the MME has no input for it, so it costs a TPC node.
 _WITH_BIAS = {"linear": 2, "convolution": 2, "addmm": 0, "baddbmm": 0}
 _VIEWS = {
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "numpy_T", "mT", "expand", "unsqueeze", "squeeze",
     "slice", "select", "detach", "alias", "split", "split_with_sizes", "chunk", "unbind", "as_strided", "flatten",
-    "unflatten", "narrow", "lift_fresh", "getitem", "sym_size",
+    "unflatten", "narrow", "lift_fresh", "getitem", "sym_size", "_reshape_alias",
 }  # fmt: skip
 _CLASSES = {
     OpClass.COPY: {"clone", "copy", "copy_", "cat", "stack", "constant_pad_nd", "contiguous", "slice_scatter",
@@ -43,7 +44,8 @@ _CLASSES = {
                              "cos", "tan", "rsqrt", "sqrt", "erf", "pow", "softplus", "elu", "mish", "logaddexp"},
     OpClass.REDUCTION: {"sum", "mean", "amax", "amin", "max", "min", "prod", "var", "var_mean", "std", "any", "all",
                         "argmax", "argmin", "cumsum", "cumprod", "logsumexp", "linalg_vector_norm"},
-    OpClass.SOFTMAX: {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax"},
+    OpClass.SOFTMAX: {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "softmax_tile",
+                      "softmax_part"},
     OpClass.NORM: {"native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm", "native_group_norm", "group_norm",
                    "_native_batch_norm_legit_no_training", "batch_norm"},
     OpClass.GATHER: {"embedding", "index_select", "gather", "index", "scatter", "scatter_add", "index_put",
@@ -56,7 +58,8 @@ _CLASS_OF = {name: op_class for op_class, names in _CLASSES.items() for name in 
 def work_of(node: fx.Node) -> OpWork:
     """The work of one `call_function` node.
 
-    Products go to the MME, views cost nothing, all else is vector work. A bias is counted apart: see `workload_of`.
+    Products go to the MME, views cost nothing, all else is vector work. What needs both engines is counted in parts: a bias
+    and attention, see `workload_of`.
 
     Args:
         node: an ATen node with `meta["val"]`, whose operands have it too.
@@ -92,7 +95,7 @@ def work_of(node: fx.Node) -> OpWork:
 
 
 def workload_of(nodes: Iterable[fx.Node], repeats: int = 1) -> Workload:
-    """The workload of a graph's nodes, a bias as a vector op of its own.
+    """The workload of a graph's nodes; a bias is a vector op of its own, attention two products and a softmax.
 
     Args:
         nodes: of one graph, in order; all but `call_function` nodes are passed over.
@@ -101,37 +104,32 @@ def workload_of(nodes: Iterable[fx.Node], repeats: int = 1) -> Workload:
     Returns:
         The workload.
     """
-    return Workload.of((op for node in nodes if node.op == "call_function" for op in _works(node)), repeats)
+    return Workload.of((op for node in nodes if node.op == "call_function" for op in works_of(node)), repeats)
 
 
-def tasks_of(nodes: Iterable[fx.Node], chip: Chip, *, on_chip: bool = False) -> tuple[Task, ...]:
-    """Tasks for a scheduler: one per node and bias, dependences traced through views.
+def attention_shape(node: fx.Node) -> AttentionShape:
+    """The shape of a `gaudicc::attention` (or SDPA) node of static sizes.
 
-    Args:
-        nodes: of one graph, in order; all but `call_function` nodes are passed over.
-        chip: the machine.
-        on_chip: results stay in on-chip memory until they are read.
-
-    Returns:
-        The tasks in program order, without bundles and slices.
+    What its mask rules out is in `meta["band"]`, (ahead, window), if split-attention has looked.
     """
-    tasks: list[Task] = []
-    made_by: dict[fx.Node, tuple[str, ...]] = {}  # node -> tasks whose results it stands for
-    for node in nodes:
-        if node.op != "call_function":
-            continue
-        after = tuple(dict.fromkeys(name for source in node.all_input_nodes for name in made_by.get(source, ())))
-        for op in _works(node):
-            cost = op_cost(op, chip, on_chip=on_chip)
-            if cost.engine is Engine.NONE:
-                continue
-            tasks.append(Task(op.name, cost.engine, cost.seconds, after, op.written_bytes if on_chip else 0))
-            after = (op.name,)
-        made_by[node] = after
-    return tuple(tasks)
+    tensors = [_tensors(node, arg.meta.get("val")) for arg in node.args[:4] if isinstance(arg, fx.Node)]
+    (q,), (k,), (v,), *masks = tensors
+    causal = bool(node.args[4 if op_name(node) == "attention" else 5]) if len(node.args) > 4 else False
+    # A mask that all heads share is read once for all of them.
+    mask_bytes = sum(mask.element_size() for (mask,) in masks if mask.dim() > 2 and mask.shape[-3] > 1)
+    ahead, window = node.meta.get("band", (0 if causal else None, None))
+    return AttentionShape(
+        q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], _dtype(node, q),
+        ahead=ahead, window=window, mask_bytes=mask_bytes,
+    )  # fmt: skip
 
 
-def _works(node: fx.Node) -> Iterator[OpWork]:
+def works_of(node: fx.Node) -> Iterator[OpWork]:
+    """The work of one node in parts: what needs both engines is more than one."""
+    if op_name(node) in FUSED_ATTENTION:
+        for op in unsplit_works(attention_shape(node)):
+            yield replace(op, name=f"{node.name}_{op.name}")
+        return
     yield work_of(node)
     position = _WITH_BIAS.get(op_name(node))
     if position is not None and len(node.args) > position and isinstance(node.args[position], fx.Node):
@@ -215,14 +213,19 @@ def _matrix_product(node: fx.Node, name: str, left: torch.Tensor, right: torch.T
     if prod(right.shape[:-2]) == 1:
         # One B for all items: the rows of the items follow each other.
         rows, batch = rows * prod(batch), torch.Size()
+    # Grouped heads: one B for all items of the innermost batch dimension.
+    shared = len(batch) > 1 and batch[-1] > 1 and right.shape[-3] == 1
+    items = (batch[-1], prod(batch[:-1])) if shared else (prod(batch),)
     return Gemm(
         rows,
         width,
         depth,
-        (prod(batch),) if prod(batch) > 1 else (),
+        tuple(size for size in items if size > 1),
         _dtype(node, left),
         trans_a=_is_transposed(left),
         trans_b=_is_transposed(right),
+        shared_b=shared,
+        flatten=left.is_contiguous(),
     )
 
 

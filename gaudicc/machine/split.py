@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gaudicc.machine.attention import AttentionShape, Costs, Split, split_tasks, splits
+from gaudicc.machine.attention import AttentionShape, Split, splits
+from gaudicc.machine.attention_cost import Costs, split_tasks
 from gaudicc.machine.chip import Chip
 from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpClass, OpWork, op_cost
 from gaudicc.machine.gemm import Gemm
@@ -127,23 +128,28 @@ def family_bound(shape: AttentionShape, chip: Chip) -> float:
 
 
 def fused_seconds(costs: Costs) -> float:
-    """The vendor's fused kernel, in its favour: what it does inside is not published.
+    """The vendor's fused kernel: of the shorter engine's work the published `host.engine_overlap` is hidden."""
+    mme, tpc = fused_work(costs)
+    host = costs.chip.host
+    return max(mme, tpc) + (1 - host.engine_overlap) * min(mme, tpc) + host.node_seconds
 
-    Taken to be one node that holds all heads at once, to go over blocks of `PT_HPU_SDPA_BC_FACTOR` keys with a running rescale, to skip
-    blocks that the causal structure masks, to keep scores on chip, and to overlap the two engines as far as was published for the
-    graph compiler (`host.engine_overlap` of the shorter).
+
+def fused_work(costs: Costs) -> tuple[float, float]:
+    """(MME, TPC) seconds of the vendor's fused kernel, in its favour: what it does inside is not published.
+
+    Taken to be one node that holds all heads at once, goes over blocks of `PT_HPU_SDPA_BC_FACTOR` keys with a running
+    rescale, skips blocks that the causal structure masks, and keeps scores on chip.
     """
-    shape, host = costs.shape, costs.chip.host
+    shape = costs.shape
     costs = Costs(shape, costs.chip.with_value("host.node_seconds", 0.0))
     split = Split(shape.batch * shape.heads, min(_FUSED_BLOCK, shape.queries), _FUSED_BLOCK)
-    mme = sum(cost.mme * count for cost, count in costs.counted(split))
-    tpc = sum(cost.tpc * count for cost, count in costs.counted(split))
-    return max(mme, tpc) + (1 - host.engine_overlap) * min(mme, tpc) + host.node_seconds
+    counted = costs.counted(split)
+    return sum(cost.mme * count for cost, count in counted), sum(cost.tpc * count for cost, count in counted)
 
 
 def unsplit_seconds(shape: AttentionShape, chip: Chip) -> float:
     """Three nodes over all heads, rows and keys; scores go to HBM if they do not fit on chip."""
-    costs = [op_cost(work, chip, on_chip=_fits(shape, chip)) for work in _unsplit_works(shape)]
+    costs = [op_cost(work, chip, on_chip=_fits(shape, chip)) for work in unsplit_works(shape)]
     mme = sum(cost.seconds for cost in costs if cost.engine is Engine.MME)
     tpc = sum(cost.seconds for cost in costs) - mme
     return max(mme, tpc) + (1 - chip.host.engine_overlap) * min(mme, tpc)
@@ -154,7 +160,8 @@ def _fits(shape: AttentionShape, chip: Chip) -> bool:
     return 2 * scores * ELEMENT_BYTES[shape.dtype] <= chip.memory.buffer_bytes
 
 
-def _unsplit_works(shape: AttentionShape) -> Iterator[OpWork]:
+def unsplit_works(shape: AttentionShape) -> Iterator[OpWork]:
+    """Product, softmax and product of the whole attention, no block of it skipped."""
     width, group = ELEMENT_BYTES[shape.dtype], shape.heads // shape.kv_heads
     rest = shape.batch * shape.kv_heads
     batch = tuple(size for size in (group, rest) if size > 1)

@@ -61,6 +61,7 @@ class Analysis:
     def __init__(self, program: Program, *, strict: bool) -> None:
         self.source = program
         self.strict = strict
+        self.ones = frozenset(dim.symbol for dim in program.dimensions if dim.low < 2)
         self.names = {dim.symbol: dim.name for dim in program.dimensions}
         self.assumed: dict[Any, tuple[Claims, ...]] = {}
 
@@ -97,7 +98,7 @@ class Analysis:
         anchor.meta["val"] = val(next(iter(lengths.values())))
         claims[anchor] = Pads(())
         resources = RootResources(rewriter, self.names, claims, lengths, sizes, anchor)
-        padder = Padder(rewriter, resources, self.journal, strict=self.strict)
+        padder = Padder(rewriter, resources, self.journal, strict=self.strict, ones=self.ones)
         padder.claims = claims
         for node in [n for n in root.graph.nodes if n.op == "placeholder" and n not in lengths.values()]:
             padder.node = node
@@ -238,7 +239,7 @@ class Analysis:
         rewriter = Rewriter(body)
         claims: dict[fx.Node, Claims] = {}
         resources = BodyResources(rewriter, self.names, claims, caller)
-        padder = Padder(rewriter, resources, self.journal, strict=self.strict)
+        padder = Padder(rewriter, resources, self.journal, strict=self.strict, ones=self.ones)
         padder.claims = claims
         placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
         claims.update(zip(placeholders, operands, strict=True))

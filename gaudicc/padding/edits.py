@@ -38,13 +38,17 @@ class Edits:
         resources: gives masks, lengths and sizes to this graph.
         journal: shared by all graphs of a program.
         strict: never rely on finite contents.
+        ones: the symbols whose logical length may be 1.
     """
 
-    def __init__(self, rewriter: Rewriter, resources: Resources, journal: Journal, *, strict: bool) -> None:
+    def __init__(
+        self, rewriter: Rewriter, resources: Resources, journal: Journal, *, strict: bool, ones: frozenset[str]
+    ) -> None:
         self.rewriter = rewriter
         self.resources = resources
         self.journal = journal
         self.strict = strict
+        self.ones = ones
         self.claims: dict[fx.Node, Claims] = {}
         self.node: fx.Node = next(iter(rewriter.graph.nodes))
         self.judge: Callable[[fx.Node], Claims] = lambda node: None
@@ -82,6 +86,12 @@ class Edits:
     def dims_of(self, value: Any, content: Content = GARBAGE) -> tuple[Dim, ...]:
         """Dims of one factor each for a value's shape."""
         return tuple(self.dim(size, content) for size in value.shape)
+
+    def may_be_one(self, size: Any) -> bool:
+        """Whether a dynamic size is 1 at some lengths."""
+        expr = expression(size)
+        least = expr.xreplace({s: sympy.Integer(1 if str(s) in self.ones else 2) for s in expr.free_symbols})
+        return bool(expr.free_symbols) and bool(least <= 1)
 
     def finite(self, content: Content) -> bool:
         """Whether a content may be relied on to be finite; merely finite ones not in strict mode."""

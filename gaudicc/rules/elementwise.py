@@ -75,7 +75,8 @@ def _floats(x: Tensor) -> str | None:
 
 def narrow_cast(x: Tensor, *, dtype: torch.dtype, **options: Any) -> Tensor:
     """A cast to a narrow integer: the low bytes of the int32 that the device can cast to, copied by a product."""
-    wide = aten.clone(aten._to_copy(x, dtype=torch.int32), memory_format=torch.contiguous_format)
+    layout = options.get("memory_format") or torch.preserve_format
+    wide = aten._to_copy(x, dtype=torch.int32, memory_format=layout)
     parts = aten.view.dtype(aten.unsqueeze(wide, -1), dtype)
     result: Tensor = aten.mul.Tensor(aten.select.int(parts, -1, 0), 1)
     return result
@@ -86,7 +87,7 @@ def _narrow(x: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> s
         return "the device casts to this dtype itself"
     if x.dtype in _WIDE:
         return "the device casts from int32 and floats only"
-    return "its layout or device changes" if options.get("pin_memory") or options.get("memory_format") else None
+    return None
 
 
 def trilinear(

@@ -23,21 +23,16 @@ MOST = 1 << 28  # entries of all windows side by side: 1 GiB in float32
 def adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Maxima of windows that divide each dim into `output_size` parts, and their places in the flattened input."""
     sizes = x.shape[x.dim() - len(output_size) :]
-    starts, widths = [], []
+    windows = []
     for size, parts in zip(sizes, output_size, strict=True):
-        line = aten.arange.start(0, parts, dtype=torch.int32, device=x.device)
-        starts.append(aten.floor_divide(aten.mul.Tensor(line, size), parts))
-        widths.append(_widest(size, parts))
-    ends = [
-        aten.floor_divide(
-            aten.add.Tensor(aten.mul.Tensor(aten.add.Tensor(start_of(x, parts), 1), size), parts - 1), parts
-        )
-        for size, parts in zip(sizes, output_size, strict=True)
-    ]
-    return _pooled(x, [(start, end) for start, end in zip(starts, ends, strict=True)], widths)
+        part = line(x, parts)
+        first = aten.floor_divide(aten.mul.Tensor(part, size), parts)
+        end = aten.floor_divide(aten.add.Tensor(aten.mul.Tensor(aten.add.Tensor(part, 1), size), parts - 1), parts)
+        windows.append((first, end))
+    return _pooled(x, windows, [_widest(size, parts) for size, parts in zip(sizes, output_size, strict=True)])
 
 
-def start_of(x: Tensor, parts: int) -> Tensor:
+def line(x: Tensor, parts: int) -> Tensor:
     """`0, 1, ..., parts - 1`, int32."""
     result: Tensor = aten.arange.start(0, parts, dtype=torch.int32, device=x.device)
     return result
@@ -53,7 +48,7 @@ def _pooled(x: Tensor, windows: Sequence[tuple[Tensor, Tensor]], widths: Sequenc
     lead, sizes = list(x.shape[: x.dim() - dims]), list(x.shape[x.dim() - dims :])
     places = []
     for (first, end), width in zip(windows, widths, strict=True):
-        offsets = aten.unsqueeze(start_of(x, width), 0)
+        offsets = aten.unsqueeze(line(x, width), 0)
         reach = aten.add.Tensor(aten.unsqueeze(first, 1), offsets)
         last = aten.unsqueeze(aten.add.Tensor(end, -1), 1)
         places.append(aten.where.self(aten.lt.Tensor(reach, last), reach, last))
@@ -90,7 +85,7 @@ def _choose(
 
 def _fits(x: Tensor, output_size: Sequence[int]) -> str | None:
     sizes = x.shape[x.dim() - len(output_size) :]
-    if not x.numel() or 0 in output_size:
+    if 0 in output_size or 0 in sizes:
         return "it is empty"
     widths = [_widest(size, parts) for size, parts in zip(sizes, output_size, strict=True)]
     entries = math.prod(x.shape[: x.dim() - len(output_size)]) * math.prod(widths) * math.prod(output_size)
@@ -110,7 +105,7 @@ def fractional_max_pool(
         # eager draws the last dim first
         column = aten.slice.Tensor(drawn, 1, dims - 1 - dim, dims - dim)
         first = _starts(column, size, width, parts)
-        places.append(aten.add.Tensor(aten.unsqueeze(first, 2), start_of(x, width)))
+        places.append(aten.add.Tensor(aten.unsqueeze(first, 2), line(x, width)))
     for dim, place in enumerate(places):
         _, parts, width = place.shape
         before, after = math.prod(p.shape[1] * p.shape[2] for p in places[:dim]), math.prod(sizes[dim + 1 :])
@@ -128,15 +123,15 @@ def _starts(sample: Tensor, size: int, width: int, parts: int) -> Tensor:
         return last
     # eager computes the step in the dtype of the samples
     step = aten.div.Tensor(aten.full([], size - width, dtype=sample.dtype, device=sample.device), parts - 1)
-    line = aten._to_copy(start_of(sample, parts - 1), dtype=sample.dtype)
-    moved = aten._to_copy(aten.mul.Tensor(aten.add.Tensor(sample, line), step), dtype=torch.int32)
+    part = aten._to_copy(line(sample, parts - 1), dtype=sample.dtype)
+    moved = aten._to_copy(aten.mul.Tensor(aten.add.Tensor(sample, part), step), dtype=torch.int32)
     origin = aten._to_copy(aten.mul.Tensor(sample, step), dtype=torch.int32)
     result: Tensor = aten.cat([aten.add.Tensor(moved, aten.mul.Tensor(origin, -1)), last], 1)
     return result
 
 
 def _fractional_fits(x: Tensor, kernel: Sequence[int], output_size: Sequence[int], samples: Tensor) -> str | None:
-    if not x.numel() or 0 in output_size:
+    if 0 in output_size:
         return "it is empty"
     entries = math.prod(x.shape[: x.dim() - len(kernel)]) * math.prod(kernel) * math.prod(output_size)
     return f"its windows hold {entries} entries, more than {MOST}" if entries > MOST else None

@@ -28,7 +28,9 @@ TIMEOUT = 120
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.path.parent != HERE or getattr(pyfuncitem.module, "IN_THIS_PROCESS", False):
         return None
-    CONTEXT.set_forkserver_preload(["torch", "hypothesis", "pytest", "torch.distributed.tensor", "gaudicc.emulator.warm"])
+    CONTEXT.set_forkserver_preload(
+        ["torch", "hypothesis", "pytest", "torch.distributed.tensor", "gaudicc.emulator.warm"]
+    )
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     environment = {**getattr(pyfuncitem.module, "ENVIRONMENT", {}), **arguments.get("environment", {})}

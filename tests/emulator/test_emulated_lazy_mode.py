@@ -154,8 +154,11 @@ def test_event_dispatcher_publishes_under_real_names() -> None:
     from habana_frameworks.torch.utils.event_dispatcher import EventDispatcher, EventId
 
     seen: list[str] = []
+    torch.hpu.init()
     dispatcher = EventDispatcher.instance()
-    handles = [dispatcher.subscribe(event, lambda _, p: seen.append(dict(p).get("recipe_id", "-"))) for event in EventId]
+    handles = [
+        dispatcher.subscribe(event, lambda _, p: seen.append(dict(p).get("recipe_id", "-"))) for event in EventId
+    ]
     step(2)
     assert seen == ["recipe_0", "-", "-"], "a miss, a compilation, a step"
     for handle in handles:
@@ -250,12 +253,13 @@ def test_seeds() -> None:
     assert not torch.equal(first, torch.randn(3, device="hpu").cpu())
     torch.manual_seed(7)
     assert torch.equal(first, torch.randn(3, device="hpu").cpu())
-    with torch.random.fork_rng(device_type="hpu"):
-        torch.hpu.manual_seed(9)
     state = torch.hpu.get_rng_state()
-    with torch.random.fork_rng(device_type="hpu"):
+    with torch.random.fork_rng():
         torch.rand(2, device="hpu")
     assert torch.equal(torch.hpu.get_rng_state(), state)
+    with torch.random.fork_rng(device_type="cuda"):
+        torch.rand(2, device="hpu")
+    assert not torch.equal(torch.hpu.get_rng_state(), state)
     generator = torch.Generator(device="hpu").manual_seed(5)
     assert generator.device.type == "hpu"
     drawn = torch.rand(2, device="hpu", generator=generator).cpu()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+import gaudicc
 from gaudicc.kernels import attention, rms_norm
 from gaudicc.kernels.attention import expand_heads, plain_attention
 from gaudicc.kernels.norm import plain_rms_norm
+from gaudicc.passes import DEFAULT_PIPELINE, LowerSemanticOps
 
 FLOATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -117,6 +120,20 @@ def test_an_added_mask_of_lowest_values_is_finite() -> None:
     mask = torch.full((2, 3), torch.finfo(torch.float32).min)
     close(attention(q, k, v, mask, False, 1.0), v.mean(2, keepdim=True).expand(1, 1, 2, 4), torch.float32)
     assert plain_attention(q, k, v, mask, False, 1.0).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "bool", "added"])
+def test_attention_is_lowered_where_the_fused_kernel_is_not_wanted(kind: str) -> None:
+    class Model(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+            return functional.scaled_dot_product_attention(q, k, v, mask, is_causal=kind == "causal")
+
+    masks = {"bool": torch.tensor([[True, False, True], [True] * 3, [True, True, False]]), "added": random(3, 3)}
+    inputs = (*(random(1, 2, 3, 4, seed=i) for i in range(3)), masks.get(kind))
+    passes = [replace(p, fused=False) if isinstance(p, LowerSemanticOps) else p for p in DEFAULT_PIPELINE]
+    compiled = gaudicc.compile(Model().eval(), inputs, passes=passes, verify="numerics")
+    assert not any(name.startswith("gaudicc") for name in compiled.static_program().count_ops())
+    close(compiled(*inputs), Model()(*inputs), torch.float32)
 
 
 @given(st.integers(1, 3), st.integers(1, 4))

@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaudicc.errors import InputError
 from gaudicc.machine import Engine, OpClass, load_chip, program_schedule, run_cost
-from gaudicc.machine.fx import op_name, tasks_of, work_of, workload_of
+from gaudicc.machine.fx import op_name, work_of, workload_of
+from gaudicc.machine.fx_tasks import tasks_of
 
 
 def graph_of(

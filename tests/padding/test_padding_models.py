@@ -93,14 +93,19 @@ def calls(program: Program) -> Iterator[tuple[dict[str, torch.Tensor], dict[str,
         yield inputs, {dim.name: sizes[dim.name] for dim in program.dimensions}
 
 
-@pytest.mark.parametrize("name", [*MODELS, "bert"])
+SLOW = ("mistral", "t5", "mixtral")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.sweep) if name in SLOW else name for name in (*MODELS, "bert")]
+)
 def test_models(name: str) -> None:
     program = symbolic(name)
     padded, _ = Pipeline((Pad(),)).run(program, level=Level.NUMERICS)
     check(padded, program, calls(padded))
 
 
-@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("t5", marks=pytest.mark.sweep)])
 def test_strict(name: str) -> None:
     program = symbolic(name)
     padded = Pad(strict=True).run(program).program

@@ -56,7 +56,10 @@ def test_dynamic_sizes_are_ranges_and_agreements(alone: Any) -> None:
 def test_without_it_the_invariant_does_not_hold() -> None:
     program = pooled(dynamic=True)
     reasons = [violation.reason for violation in SHAPES_GUARDED.violations(program, program.root)]
-    assert reasons == [f"no guard on {name}.shape[{dim}] ({size})" for size, dim in (("batch", 0), ("length", 1)) for name in ("ids", "mask")]
+    assert reasons == [
+        "no guard on ids.shape[0] (batch)", "no guard on mask.shape[0] (batch)",
+        "no guard on ids.shape[1] (length)", "no guard on mask.shape[1] (length)",
+    ]  # fmt: skip
     after = InsertBucketGuards().run(program).program
     assert not list(SHAPES_GUARDED.violations(after, after.root))
 
@@ -95,3 +98,11 @@ def test_the_graph_is_left_alone(alone: Any) -> None:
     after, record = alone(InsertBucketGuards(), program)
     assert record.before.root is record.after.root
     assert after.root is program.root
+
+
+def test_a_size_without_a_bound_has_none_in_its_guard(alone: Any) -> None:
+    program = capture(torch.relu, (torch.randn(3, 4),), dynamic_shapes="auto")
+    after, _ = alone(InsertBucketGuards(), program)
+    assert [guard.text.replace(after.user_inputs()[0].name, "x") for guard in after.guards] == [
+        "2 <= x.shape[0]", "2 <= x.shape[1]",
+    ]  # fmt: skip

@@ -37,9 +37,10 @@ def captured(function: Callable[[torch.Tensor], Any], example: torch.Tensor | No
         (lambda x: x.kthvalue(2, 1).values, "no padding rule"),
         (lambda x: torch.argmax(x), "several padded dims"),
         (lambda x: torch.nn.functional.layer_norm(x, (x.shape[1],)), "dynamic dim"),
+        (lambda x: x.squeeze(), "may be 1"),
         (lambda x: x[x > 0], "bool mask|data only|no padding rule"),
     ],
-    ids=["random", "median", "kthvalue", "argmax-all", "layer-norm", "mask-index"],
+    ids=["random", "median", "kthvalue", "argmax-all", "layer-norm", "squeeze", "mask-index"],
 )
 def test_refusals_name_the_op_and_the_line(function: Callable[[torch.Tensor], Any], reason: str) -> None:
     with pytest.raises(PaddingError, match=reason) as caught:

@@ -58,7 +58,8 @@ def bucket(batch: int, length: int) -> Specialize:
 
 
 def violations(program: Program) -> list[str]:
-    return [str(v) for invariant in (STATIC, TYPED) for _, module in program.graphs() for v in invariant.violations(program, module)]
+    graphs = [module for _, module in program.graphs()]
+    return [str(v) for invariant in (STATIC, TYPED) for module in graphs for v in invariant.violations(program, module)]
 
 
 def test_before_and_after(alone: Any, text_of: Any) -> None:

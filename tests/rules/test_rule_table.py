@@ -19,7 +19,7 @@ from gaudicc.verify import differs
 
 aten = torch.ops.aten
 RULES = (*index_generation.RULES, *slicing.RULES, *integers.RULES)
-INTS, FLOATS = torch.tensor([[5, 0], [-3, 7]]), torch.tensor([[0.5, float("nan")], [float("inf"), -0.0]])
+INTS, FLOATS = torch.tensor([[5, 0], [-3, 7]], dtype=torch.int32), torch.tensor([[0.5, float("nan")], [float("inf"), -0.0]])
 
 # (op, arguments, the rule that takes the call; None where none may)
 CALLS: list[tuple[Any, tuple[Any, ...], str | None]] = [
@@ -88,12 +88,12 @@ def test_a_rewrite_that_computes_another_value_is_seen(index: int) -> None:
 
 @pytest.mark.parametrize("chip", ["gaudi2", "gaudi3"])
 @pytest.mark.parametrize(("op", "args", "name"), [call for call in CALLS if call[2]])
-def test_each_call_that_a_rule_takes_is_one_that_some_size_makes_illegal(
+def test_each_call_that_a_rule_takes_stands_on_no_evidence_at_some_size(
     op: Any, args: tuple[Any, ...], name: str, chip: str
 ) -> None:
     grown = tuple(arg.repeat(2048, 2048) if isinstance(arg, torch.Tensor) else arg for arg in args)
     verdict = judge_call(load_target(chip), OpCall(op, grown))
-    assert verdict.support in (Support.NO, Support.REPORTED_BAD), verdict
+    assert verdict.support is not Support.EVIDENCED, verdict
 
 
 def test_names_are_unique_and_costs_are_said() -> None:

@@ -88,7 +88,9 @@ def _state(model: nn.Module | None, only_scales: bool) -> Iterator[tuple[str, Te
     return ((name, tensor) for name, tensor in state.items() if not only_scales or "scale" in name)
 
 
-def _mark_params_as_const(model: nn.Module | None = None, only_scales: bool = False, console_prints: bool = False) -> None:
+def _mark_params_as_const(
+    model: nn.Module | None = None, only_scales: bool = False, console_prints: bool = False
+) -> None:
     for name, tensor in _state(model, only_scales):
         if not hasattr(tensor, CONST_ID):
             setattr(tensor, CONST_ID, name)

@@ -97,7 +97,6 @@ def bridge_setting(name: str) -> Callable[..., Any]:
     raise AttributeError(f"module 'habana_frameworks.torch.internal.bridge_config' has no attribute {name!r}")
 
 
-
 def _text(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 

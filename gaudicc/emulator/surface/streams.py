@@ -11,4 +11,13 @@ from gaudicc.emulator.streams import (
     stream,
 )
 
-__all__ = ["Event", "Stream", "StreamContext", "current_stream", "default_stream", "get_stream_info", "set_stream", "stream"]
+__all__ = [
+    "Event",
+    "Stream",
+    "StreamContext",
+    "current_stream",
+    "default_stream",
+    "get_stream_info",
+    "set_stream",
+    "stream",
+]

@@ -144,6 +144,8 @@ def _squeeze(p: Padder, node: fx.Node) -> Claims:
     kept = [i for i in range(rank) if not (i in chosen and expression(val(operand(node, 0)).shape[i]) == 1)]
     iota = kept.index(pads.iota) if pads.iota in kept else None
     if node.target is aten.squeeze.default:  # a bucket of size 1 must not lose the dim
+        if any(p.may_be_one(size) for size in val(operand(node, 0)).shape):
+            raise p.refuse("a size that may be 1 would be squeezed then; name the dims")
         node.target = aten.squeeze.dims
         node.args = (operand(node, 0), [i for i in range(rank) if i not in kept])
         p.rewriter.modified = True

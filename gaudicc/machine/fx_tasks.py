@@ -1,0 +1,69 @@
+"""From captured graphs to schedules: the tasks of ATen nodes, with the dependences between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from gaudicc.machine.attention_cost import Costs
+from gaudicc.machine.chip import Chip
+from gaudicc.machine.cost import Engine, op_cost
+from gaudicc.machine.fx import FUSED_ATTENTION, attention_shape, op_name, works_of
+from gaudicc.machine.split import fused_work
+from gaudicc.machine.timeline import Task
+
+
+def tasks_of(nodes: Iterable[fx.Node], chip: Chip, *, on_chip: bool = False) -> tuple[Task, ...]:
+    """Tasks for a scheduler: one per node and bias, dependences traced through views.
+
+    Args:
+        nodes: of one graph, in order; all but `call_function` nodes are passed over.
+        chip: the machine.
+        on_chip: results stay in on-chip memory until they are read.
+
+    Returns:
+        The tasks in program order, without bundles and slices.
+    """
+    tasks: list[Task] = []
+    made_by: dict[fx.Node, tuple[str, ...]] = {}  # node -> tasks whose results it stands for
+    for node in nodes:
+        if node.op != "call_function":
+            continue
+        after = tuple(dict.fromkeys(name for source in node.all_input_nodes for name in made_by.get(source, ())))
+        added = node_tasks(node, chip, after, on_chip=on_chip)
+        tasks += added
+        made_by[node] = tuple(task.name for task in added[-1:]) or after
+    return tuple(tasks)
+
+
+def node_tasks(node: fx.Node, chip: Chip, after: tuple[str, ...], *, on_chip: bool = False) -> list[Task]:
+    """The tasks of one node, each after the one before it; none for a view.
+
+    Fused attention is three tasks: the part of the shorter engine's work that nothing hides, then both engines at once.
+
+    Args:
+        node: a `call_function` node.
+        chip: the machine.
+        after: names of the tasks whose results it reads.
+        on_chip: results stay in on-chip memory until they are read.
+    """
+    if op_name(node) in FUSED_ATTENTION:
+        return _fused_tasks(node, chip, after)
+    tasks: list[Task] = []
+    for op in works_of(node):
+        cost = op_cost(op, chip, on_chip=on_chip)
+        if cost.engine is not Engine.NONE:
+            kept = op.written_bytes if on_chip else 0
+            tasks.append(Task(op.name, cost.engine, cost.seconds, after, kept, slice=node.meta.get("slice")))
+            after = (op.name,)
+    return tasks
+
+
+def _fused_tasks(node: fx.Node, chip: Chip, after: tuple[str, ...]) -> list[Task]:
+    mme, tpc = fused_work(Costs(attention_shape(node), chip))
+    short, long = sorted(((mme, Engine.MME), (tpc, Engine.TPC)), key=lambda pair: pair[0])
+    hidden, name = chip.host.engine_overlap * short[0], node.name
+    exposed = Task(f"{name}_exposed", short[1], short[0] - hidden, after)
+    beside = Task(f"{name}_hidden", short[1], hidden, (exposed.name,))
+    return [exposed, beside, Task(name, long[1], long[0] + chip.host.node_seconds, (exposed.name,))]
