@@ -219,19 +219,27 @@ class CompiledModel:
 
         Returns:
             The page.
+
+        Raises:
+            InputError: the folder cannot be written.
         """
         from gaudicc.report import write_report  # needs jinja2, which a server need not load
 
-        return write_report(
-            Path(folder),
-            self.trace,
-            guards=self.guards,
-            certificate=str(self.certificate),
-            plans=map(str, self._plans.values()),
-        )
+        try:
+            return write_report(
+                Path(folder),
+                self.trace,
+                guards=self.guards,
+                certificate=str(self.certificate),
+                plans=map(str, self._plans.values()),
+            )
+        except OSError as error:
+            raise InputError(f"cannot write the report to {folder}: {error.strerror}") from error
 
     def save(self, path: str | Path) -> None:
         """Writes a bundle: programs as data, tensors as safetensors, no code.
+
+        State is saved as it was when the model was compiled: a loaded model starts anew.
 
         Args:
             path: a folder, or a file that ends in `.zip`.
@@ -267,6 +275,8 @@ def load(path: str | Path, *, device: str = "auto", outputs: str = "fresh") -> C
     """
     from gaudicc.bundle import Item, read_bundle
 
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"the bundle is a {type(path).__name__}", hint="pass the path of a folder or zip")
     if outputs not in ("fresh", "borrow"):
         raise InputError(f"outputs is {outputs!r}", hint="choose one of fresh, borrow")
     programs, content = read_bundle(Path(path))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from gaudicc.program import Program, is_op, op_name, where
+from gaudicc.program import Program, is_op, op_name, val, where
 from gaudicc.rewriter import fakes
 from gaudicc.targets import Engine, Support, Verdict
 from gaudicc.targets.calls import OpCall, judge_call
@@ -186,7 +186,8 @@ def verdict_of(node: fx.Node, program: Program) -> Verdict:
     if node.meta.get("engine") is Engine.HOST:
         return Verdict(Support.PRESUMED, Engine.HOST, f"{op_name(node)} is left on the host", "gaudicc", "")
     if op.namespace == "gaudicc":
-        fused = fused_op(program.target, op)
+        dtypes = {value.dtype for value in map(val, node.all_input_nodes) if isinstance(value, torch.Tensor)}
+        fused = fused_op(program.target, op, dtypes=dtypes)
         return fused[1] if fused else program.target.lookup(op)
     return judge_call(program.target, OpCall(op, fakes(node.args), fakes(node.kwargs)))
 

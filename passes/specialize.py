@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gaudicc.errors import InternalError
+from gaudicc.errors import InternalError, UnsupportedOpError
 from gaudicc.invariants import (
     FUNCTIONAL,
     NO_DYNAMIC_CONTROL_FLOW,
@@ -20,7 +20,7 @@ from gaudicc.invariants import (
     Invariant,
 )
 from gaudicc.pipeline import Numerics, PassResult
-from gaudicc.program import InputKind, Program, call_region, val
+from gaudicc.program import InputKind, Program, call_region, op_name, val, where
 from gaudicc.rewriter import Rewriter, propagate
 
 _NUMBERS = (int, float, bool)
@@ -34,7 +34,7 @@ class Specialize:
 
         %0: int = aten.sym_size.int(%ids, 1); %9 = aten.view(%8, [2, %0, -1, 16])    ->    %9 = aten.view(%8, [2, 128, -1, 16])
 
-    Refuses a bucket that leaves a dimension out.
+    Refuses a bucket that leaves a dimension out, and sizes that depend on the values of a tensor (`nonzero`, boolean selection).
 
     Attributes:
         sizes: dimension name -> size, one entry per dimension of the program.
@@ -52,6 +52,7 @@ class Specialize:
 
     def run(self, program: Program) -> PassResult:
         """Propagates fake tensors of the bucket's sizes, then replaces every node that turned into a number."""
+        _refuse_unbounded(program, self.name)
         if not program.dimensions:
             return PassResult(program, False)
         sizes = dict(self.sizes)
@@ -72,6 +73,25 @@ class Specialize:
             _replace_numbers(module)
         _drop_size_operands(program.root)
         return PassResult(replace(program, dimensions=(), example=example), True)
+
+
+def _refuse_unbounded(program: Program, stage: str) -> None:
+    """Refuses sizes that the values of a tensor decide: no bucket has a number for them."""
+    for _, module in program.graphs():
+        for node in module.graph.nodes:
+            value = node.meta.get("val")
+            sizes = [size for leaf in _leaves(value) if isinstance(leaf, torch.Tensor) for size in leaf.shape]
+            if any(isinstance(size, torch.SymInt) and size.node.hint is None for size in sizes):
+                raise UnsupportedOpError(
+                    f"the size of what {op_name(node)} gives depends on the values of a tensor",
+                    where=where(node, stage),
+                    hint="keep the full size and mask instead of selecting, or use a form with a size, such as "
+                    "torch.nonzero_static(x, size=...)",
+                )
+
+
+def _leaves(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:

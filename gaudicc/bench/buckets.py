@@ -123,9 +123,9 @@ def _verdict(name: str, count: int, tuned: float, ours: float) -> tuple[object, 
     return ratio, bar, "yes" if ratio >= bar else "**no**"
 
 
-def _timed(planner: Callable[[], Planner], count: int) -> tuple[Plan, float]:
+def _timed(problem: Problem, count: int) -> tuple[Plan, float]:
     start = time.process_time()
-    plan = planner().plan(count)
+    plan = Planner(problem.space, problem.planned).plan(count)
     return plan, time.process_time() - start
 
 
@@ -134,7 +134,7 @@ def _compared(name: str, problem: Problem, counts: Sequence[int]) -> Iterator[st
     tuned = tuned_buckets(space, problem.first, counts)
     hindsight = Planner(space, second)
     for count in counts:
-        plan, seconds = _timed(lambda: Planner(space, problem.planned), count)
+        plan, seconds = _timed(problem, count)
         rows = (best_default(space, problem.first, count), tuned[count], plan.boxes, hindsight.plan(count).boxes)
         default, best, ours, ideal = (waste(space, boxes, second) for boxes in rows)
         verdict = _verdict(name, count, best, ours)
@@ -196,13 +196,12 @@ def _replanned(name: str, problem: Problem, counts: Sequence[int]) -> Iterator[s
 def _live_waste(problem: Problem, count: int) -> float:
     """Waste on the second half when each part of it is served by a plan made from all calls before it."""
     space, live = problem.space, LiveCounts(problem.space.dims)
-    for sizes, times in zip(problem.first.shapes, problem.first.weights, strict=True):
-        live.add(dict(zip(space.dims, map(int, sizes), strict=True)), int(times))
-    paid = 0.0
+    plan, paid = Planner(space, problem.planned).plan(count, bounded=False), 0.0
     for part in np.array_split(problem.stream, PARTS):
-        paid += total_cost(space, replan(space, None, live.sample(), count).boxes, Sample.of(part))
+        paid += total_cost(space, plan.boxes, Sample.of(part))
         for sizes in part:
             live.add(dict(zip(space.dims, map(int, sizes), strict=True)))
+        plan = replan(space, None, problem.planned.joined(live.sample()), count)
     return 100.0 * (paid / _real(problem) - 1.0)
 
 

@@ -1,6 +1,6 @@
 """What the planner is judged against: vllm-gaudi's exp, lin and pad rules, as users run them and tuned to the limit.
 
-A peer's buckets are the product of one list of sizes per dim. *Default* sets the number of buckets only. *Tuned*
+A peer's buckets are the product of one list of sizes per dim. *Default* sets the number of sizes only. *Tuned*
 searches, on the training half, every knob: minimum, step, percentage, absolute cap, largest batch, and how the buckets
 are divided over the dims. Both then get what the peers lack: buckets that no legal shape needs are removed, the
 cheapest bucket is taken, and a batch may be split.
@@ -11,13 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gaudicc.buckets.space import Floats, Rows, Sample, Space, total_cost
-from gaudicc.buckets.strategies import Buckets, Strategy, expand, exponential, linear, padding_aware
+from gaudicc.buckets.strategies import Range, Strategy, axis_sizes, exponential, linear, padding_aware
 
 PEERS: tuple[Strategy, ...] = ("exp", "lin", "pad")
 PERCENTS = (2, 5, 10, 15, 20, 25, 30, 40, 50)
@@ -33,17 +33,17 @@ DRAWS = 3000
 """Shapes the knobs are searched on, drawn by weight where the sample has more."""
 
 
-def default_buckets(space: Space, strategy: Strategy, count: int) -> Rows:
-    """A strategy's buckets with only their number set."""
-    bounds = {dim: (low, high) for dim, low, high in zip(space.dims, space.low, space.limit, strict=True)}
-    step = dict(zip(space.dims, space.align, strict=True)) if strategy == "exp" else None
-    made = expand(Buckets(strategy, step=step, max_graphs=count), bounds)
-    return np.unique(space.round_up(np.array([bucket.sizes for bucket in made])), axis=0)
-
-
 def best_default(space: Space, sample: Sample, count: int) -> Rows:
-    """The best of the three default strategies on a sample."""
-    return min((default_buckets(space, peer, count) for peer in PEERS), key=lambda b: total_cost(space, b, sample))
+    """The best on a sample of the three strategies, when only the number of sizes of each dim is set."""
+    ranges = [Range(low, align, high) for low, align, high in zip(space.low, space.align, space.limit, strict=True)]
+    powers = [1 << i for i in range(count.bit_length())]
+    options: list[Rows] = []
+    for strategy, division in itertools.product(PEERS, itertools.product(powers, repeat=len(ranges))):
+        if count // 2 < math.prod(division) <= count:
+            spans = ranges if strategy == "exp" else [replace(span, step=0) for span in ranges]
+            lists = tuple(axis_sizes(strategy, span, n) for span, n in zip(spans, division, strict=True))
+            options.append(np.unique(space.round_up(needed_product(space, lists)), axis=0))
+    return min(options, key=lambda boxes: total_cost(space, boxes, sample))
 
 
 def tuned_buckets(space: Space, sample: Sample, counts: Sequence[int]) -> dict[int, Rows]:
@@ -197,8 +197,9 @@ def _cheapest_split(space: Space, sample: Sample, columns: list[Rows], sizes: tu
 
 def needed_product(space: Space, lists: Lists) -> Rows:
     """The boxes of a product that some legal shape rounds up to."""
-    below = [(low, *(size + align for size in sizes[:-1])) for sizes, low, align in
-             zip(lists, space.low, space.align, strict=True)]  # fmt: skip
-    smallest = np.stack(np.meshgrid(*below, indexing="ij"), axis=-1).reshape(-1, len(lists))
+    below = [(low, *(size + 1 for size in sizes[:-1])) for sizes, low in zip(lists, space.low, strict=True)]
+    lower = np.stack(np.meshgrid(*below, indexing="ij"), axis=-1).reshape(-1, len(lists))
     boxes = np.stack(np.meshgrid(*lists, indexing="ij"), axis=-1).reshape(-1, len(lists))
-    return boxes[space.is_legal(smallest)]
+    # A list may end below the limit of the split dim: the last size then serves all above it.
+    upper = np.where(boxes == boxes.max(axis=0), space.limit, boxes)
+    return boxes[space.holds_legal(lower, upper)]

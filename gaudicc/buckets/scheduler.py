@@ -64,12 +64,16 @@ class Server:
         tokens, longest, most = self.max_num_batched_tokens, self.max_model_len, self.max_prefill_seqs
         query = min(tokens, -(-longest // BLOCK) * BLOCK)
 
-        def legal(rows: Rows) -> NDArray[np.bool_]:
-            batch = rows[:, 0] if most > 1 else np.ones(len(rows), dtype=np.int64)
-            # In a batch, the longest query and the longest context may come from different prompts.
-            one_prompt = rows[:, -2] + BLOCK * rows[:, -1] < longest + BLOCK
-            inside: NDArray[np.bool_] = (batch * rows[:, -2] <= tokens) & ((batch > 1) | one_prompt)
-            return inside
+        def legal(lower: Rows, upper: Rows) -> NDArray[np.bool_]:
+            # A prompt alone fits the model's length; in a batch, the longest query and the longest context may come
+            # from different prompts.
+            query = lower[:, -2]
+            fits = query + BLOCK * lower[:, -1] < longest + BLOCK
+            if most == 1:
+                return fits
+            alone: NDArray[np.bool_] = fits & (lower[:, 0] == 1)
+            pair = np.maximum(lower[:, 0], 2)
+            return alone | ((pair <= upper[:, 0]) & (pair * query <= tokens))
 
         if most == 1:
             cost = self.prefill_cost
@@ -86,8 +90,9 @@ class Server:
         """The shapes of decode steps: (batch, blocks)."""
         per_sequence = -(-self.max_model_len // BLOCK)
 
-        def legal(rows: Rows) -> NDArray[np.bool_]:
-            inside: NDArray[np.bool_] = (rows[:, 1] >= rows[:, 0]) & (rows[:, 1] <= rows[:, 0] * per_sequence)
+        def legal(lower: Rows, upper: Rows) -> NDArray[np.bool_]:
+            # Each sequence holds from one block to `per_sequence`.
+            inside: NDArray[np.bool_] = (lower[:, 0] <= upper[:, 1]) & (lower[:, 1] <= per_sequence * upper[:, 0])
             return inside
 
         limit = (self.max_num_seqs, min(self.kv_blocks, self.max_num_seqs * per_sequence))

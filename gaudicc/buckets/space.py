@@ -32,7 +32,8 @@ class Space:
         levels: how many sizes of each dim the planner considers at most.
         cost: cost of one call, vectorised over the dims' columns.
         split: index of the dim whose calls may be divided into several (the batch of a prefill), or None.
-        legal: which rows of sizes a scheduler can produce; None when all within the limits.
+        legal: of ranges of sizes, given as rows of their lower and upper ends, which hold a shape that a scheduler can
+            produce; None when all within the limits can be.
     """
 
     dims: tuple[str, ...]
@@ -42,7 +43,7 @@ class Space:
     levels: tuple[int, ...]
     cost: ShapeCost
     split: int | None = None
-    legal: Callable[[Rows], NDArray[np.bool_]] | None = None
+    legal: Callable[[Rows, Rows], NDArray[np.bool_]] | None = None
 
     def __post_init__(self) -> None:
         if len({len(part) for part in (self.dims, self.low, self.limit, self.align, self.levels)}) != 1:
@@ -62,8 +63,13 @@ class Space:
 
     def is_legal(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows lie within the limits and can be scheduled."""
-        inside: NDArray[np.bool_] = np.all((rows >= self.low) & (rows <= self.limit), axis=1)
-        return inside if self.legal is None else inside & self.legal(rows)
+        return self.holds_legal(rows, rows)
+
+    def holds_legal(self, lower: Rows, upper: Rows) -> NDArray[np.bool_]:
+        """Which ranges, both ends included, hold a shape that can be scheduled."""
+        lower, upper = np.maximum(lower, self.low), np.minimum(upper, self.limit)
+        inside: NDArray[np.bool_] = np.all(lower <= upper, axis=1)
+        return inside if self.legal is None else inside & self.legal(lower, upper)
 
     def cover(self) -> tuple[int, ...]:
         """The cheapest single bucket that serves every legal shape: the limit, its split dim at 1."""

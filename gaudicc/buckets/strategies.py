@@ -120,7 +120,9 @@ def expand(spec: Buckets, bounds: Mapping[str, tuple[int, int]], cost: Cost = pr
         from gaudicc.buckets.planner import plan_log_uniform  # numpy only when it is needed
 
         return plan_log_uniform(ranges, spec.max_graphs, cost)
-    axes = [_axis(spec.strategy, r, n) for r, n in zip(ranges.values(), divide(ranges, spec.max_graphs), strict=True)]
+    axes = [
+        axis_sizes(spec.strategy, r, n) for r, n in zip(ranges.values(), divide(ranges, spec.max_graphs), strict=True)
+    ]
     if (count := math.prod(map(len, axes))) > spec.max_graphs:
         raise InputError(
             f"{spec.strategy!r} with these steps needs {count} buckets, more than max_graphs={spec.max_graphs}",
@@ -156,7 +158,7 @@ def divide(ranges: Mapping[str, Range], max_graphs: int) -> list[int]:
     return counts
 
 
-def _axis(strategy: Strategy, r: Range, count: int) -> tuple[int, ...]:
+def axis_sizes(strategy: Strategy, r: Range, count: int) -> tuple[int, ...]:
     """One dim's sizes by a strategy, at most `count` of them unless the range gives an explicit step."""
     if strategy == "exp":
         return exponential(r.min, max(r.step, 1), r.max, count)

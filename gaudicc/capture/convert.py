@@ -128,6 +128,9 @@ def _inline_grad_mode(root: fx.GraphModule) -> None:
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             raise DynamicControlFlowError(f"the graph holds {node.target.name()}", where=where(node))
     rewriter.finish()
+    read = {node.target for node in root.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in root.named_children() if name not in read]:
+        delattr(root, name)
 
 
 def _drop_assertions_on_types(graph: fx.Graph) -> None:

@@ -176,7 +176,9 @@ def _body(run: _Run, moved: dict[fx.Node, fx.Node]) -> fx.GraphModule:
 def _operand_name(operand: fx.Node, path: str) -> str:
     """Weights are named by their path inside the layer, so that the body reads the same for each of them."""
     layer = path.replace(".", "_") + "_"
-    return operand.name.split(layer, 1)[1] if operand.op == "placeholder" and layer in operand.name else operand.name
+    inside = operand.op == "placeholder" and layer in operand.name
+    name = operand.name.split(layer, 1)[1] if inside else operand.name
+    return name if name.isidentifier() else f"p_{name}"  # in a nested nn.Sequential the path goes on with a number
 
 
 def _call(graph: fx.Graph, run: _Run, name: str, moved: dict[fx.Node, fx.Node]) -> None:

@@ -46,20 +46,17 @@ def expand_heads(x: Tensor, groups: int) -> Tensor:
     return x.unsqueeze(2).expand(batch, heads, groups, keys, dim).reshape(batch, heads * groups, keys, dim)
 
 
-def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, *, fill: float | None = None
-) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     """The same in plain ATen: matmul, scale, mask, softmax, matmul. Softmax statistics are float32.
 
-    A row whose keys are all masked is NaN for a bool mask, as in PyTorch's own math kernel before 2.5; `fill` (a finite
-    lowest score) makes it the mean of all values instead.
+    A row whose keys are all masked is zero, as in PyTorch since 2.5.
     """
     aten = torch.ops.aten
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = expand_heads(k, groups), expand_heads(v, groups)
     scores = aten.mul.Tensor(aten.matmul(q, aten.transpose.int(k, -2, -1)), scale)
-    lowest = float("-inf") if fill is None else fill
+    lowest = float("-inf")
     if causal:
         rows = torch.arange(q.shape[2], device=q.device).unsqueeze(1)
         hidden = torch.arange(k.shape[2], device=q.device).unsqueeze(0) > rows
@@ -67,6 +64,9 @@ def plain_attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     weights = aten._softmax(aten._to_copy(scores, dtype=torch.float32), -1, False)
+    if mask is not None:
+        seen = mask if mask.dtype == torch.bool else mask > lowest
+        weights = weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     if q.dtype != torch.float32:
         weights = aten._to_copy(weights, dtype=q.dtype)
     return torch.matmul(weights, v)

@@ -92,6 +92,9 @@ def solve_factored(lu: Tensor, exchanges: Tensor, b: Tensor, adjoint: bool = Fal
     """x of `P L U x = b`, or of `(P L U)^T x = b`."""
     lu, b = broadcast_batch(lu, b)
     rows = lu.shape[-1]
+    if not b.numel():
+        empty: Tensor = aten.full(list(b.shape), 0, dtype=b.dtype, device=b.device)
+        return empty
     order = aten.expand(order_of(exchanges, rows), [*lu.shape[:-2], rows, 1])
     if not adjoint:
         return substitute(lu, substitute(lu, _taken(b, order), upper=False, unit=True), upper=True)
@@ -117,6 +120,9 @@ def failed(lu: Tensor) -> Tensor:
     """LAPACK's info: the number of the first step without a pivot, from 1, or 0; int32 `[...]`."""
     zero = aten.eq.Scalar(diagonal(lu), 0)
     size = zero.shape[-1]
+    if not size:
+        none: Tensor = aten.full(list(zero.shape[:-1]), 0, dtype=torch.int32, device=lu.device)
+        return none
     step = aten.add.Tensor(line(size, lu), 1)
     found = aten.where.self(zero, step, aten.full([], size + 1, dtype=torch.int32, device=lu.device))
     first = aten.amin(found, [-1])
@@ -204,7 +210,7 @@ def log_determinant(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _small(a: Tensor, *args: Any, **options: Any) -> str | None:
-    return small(a) if a.shape[-1] and a.shape[-2] else "it is empty"
+    return small(a)
 
 
 def _rule(name: str, op: Any, rewrite: Any, cost: str) -> Rule:

@@ -38,6 +38,8 @@ def factor(a: Tensor) -> tuple[Tensor, Tensor]:
         stored = aten.where.self(below, v, aten.where.self(aten.eq.Scalar(row, step), beta, left))
         right = aten.gt.Scalar(column, step)
         a = aten.where.self(right, reflect(a, v, tau), aten.where.self(aten.eq.Scalar(column, step), stored, a))
+    if not taus:
+        return aten.clone(a), aten.full([*a.shape[:-2], 0], 0, dtype=a.dtype, device=a.device)
     return a, aten.cat(taus, -1)
 
 
@@ -65,7 +67,8 @@ def apply(packed: Tensor, taus: Tensor, c: Tensor, *, turned: bool) -> Tensor:
 def _columns_of_q(packed: Tensor, taus: Tensor, count: int) -> Tensor:
     rows = packed.shape[-2]
     start = aten.slice.Tensor(identity(packed, rows), -1, 0, count)
-    return apply(packed, taus, aten.expand(start, [*packed.shape[:-2], rows, count]), turned=False)
+    start = aten.clone(aten.expand(start, [*packed.shape[:-2], rows, count]))
+    return apply(packed, taus, start, turned=False)
 
 
 def qr(a: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
@@ -83,10 +86,6 @@ def qr(a: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
 
 def product(packed: Tensor, taus: Tensor) -> Tensor:
     """`linalg.householder_product`: the first columns of Q, as many as the matrix has."""
-    if not taus.shape[-1]:
-        start = aten.slice.Tensor(identity(packed, packed.shape[-2]), -1, 0, packed.shape[-1])
-        result: Tensor = aten.clone(aten.expand(start, list(packed.shape)))
-        return result
     return _columns_of_q(packed, taus, packed.shape[-1])
 
 
@@ -98,7 +97,7 @@ def ormqr(packed: Tensor, taus: Tensor, c: Tensor, left: bool = True, transpose:
 
 
 def _small(a: Tensor, *args: Any) -> str | None:
-    return small(a) if a.shape[-1] and a.shape[-2] else "it is empty"
+    return small(a)
 
 
 def _rule(name: str, op: Any, rewrite: Any, cost: str) -> Rule:

@@ -21,7 +21,8 @@ def overloads() -> Iterator[Any]:
         packet = getattr(aten, name)
         for overload in packet.overloads() if hasattr(packet, "overloads") else ():
             op = getattr(packet, overload)
-            if pointwise(op) and not op._schema.is_mutable and operands(op) is not None:
+            random = torch.Tag.nondeterministic_seeded in op.tags
+            if pointwise(op) and not random and not op._schema.is_mutable and operands(op) is not None:
                 yield op
 
 

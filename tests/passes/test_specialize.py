@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
 
+import gaudicc
 from gaudicc.capture import capture
-from gaudicc.errors import InternalError
+from gaudicc.errors import InternalError, UnsupportedOpError
 from gaudicc.invariants import STATIC, TYPED
 from gaudicc.passes.specialize import Specialize
 from gaudicc.program import Program, call_region
@@ -69,13 +71,16 @@ def test_before_and_after(alone: Any, text_of: Any) -> None:
 
     program = capture(Model().eval(), (torch.randn(2, 5, 4),), dynamic_shapes=DIMS)
     after = bucket(4, 3).run(program).program
-    assert_expected_inline(text_of(after), """\
+    assert_expected_inline(
+        text_of(after),
+        """\
 graph root:
   %x: f32[4, 3, 4] = input x
   %0: f32[4, 12] = aten.view(%x, [4, 12])
   %1: f32[4, 12] = aten.add.Tensor(%0, 3)
   return (%1)
-""")
+""",
+    )
 
 
 @given(batch=st.integers(1, 4), length=st.integers(1, 9))
@@ -129,3 +134,15 @@ def test_the_symbolic_program_serves_the_next_bucket(layers: Captured) -> None:
     before = [str(node.meta.get("val")) for _, module in program.graphs() for node in module.graph.nodes]
     bucket(3, 4).run(program.copy())
     assert [str(node.meta.get("val")) for _, module in program.graphs() for node in module.graph.nodes] == before
+
+
+@pytest.mark.parametrize(
+    "select", [torch.nonzero, torch.unique, lambda x: x[x > 0], lambda x: torch.bincount(x.long().abs())]
+)
+def test_sizes_that_values_decide_are_refused_with_their_line(select: Callable[[Tensor], Tensor]) -> None:
+    def model(x: Tensor) -> Tensor:
+        return select(x)
+
+    with pytest.raises(UnsupportedOpError, match="depends on the values of a tensor") as caught:
+        gaudicc.compile(model, (torch.randn(4),))
+    assert "test_specialize.py" in str(caught.value)

@@ -1,0 +1,35 @@
+"""Child processes that start a new interpreter find the emulated package too, while their parent lives.
+
+A folder with a stand-in for `habana_frameworks` is put on `PYTHONPATH`; the stand-in calls `install` and steps aside. The
+folder is made for this process and removed at its end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+STAND_IN = '''"""Made by gaudicc for a child process: serves the emulated package instead of itself."""
+import importlib
+import sys
+
+sys.path[:] = [folder for folder in sys.path if folder != {folder!r}]
+sys.modules.pop(__name__)
+importlib.invalidate_caches()
+importlib.import_module("gaudicc.emulator").install()
+importlib.import_module(__name__)
+'''
+
+
+def serve_children() -> None:
+    """Put the stand-in on `PYTHONPATH` of later child processes."""
+    folder = Path(tempfile.mkdtemp(prefix="gaudicc_emulator_"))
+    (folder / "habana_frameworks").mkdir()
+    text = STAND_IN.format(folder=str(folder))
+    (folder / "habana_frameworks" / "__init__.py").write_text(text, encoding="utf-8")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    parent = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == parent else None)

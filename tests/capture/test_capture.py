@@ -1,0 +1,423 @@
+"""Capture: arguments and results in the model's own form, mutations as state, failures at the user's line."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections import OrderedDict, namedtuple
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.export import Dim
+
+import gaudicc
+from gaudicc.capture import capture
+from gaudicc.errors import (
+    CaptureError,
+    DynamicControlFlowError,
+    InputError,
+    ModelFileError,
+    ModelRaisedError,
+)
+from gaudicc.program import InputKind, OutputKind, source_of
+
+
+class Affine(nn.Module):
+    """Positional, keyword, keyword-only and variadic arguments."""
+
+    def forward(
+        self,
+        x: Tensor,
+        scale: float = 2.0,
+        *more: Tensor,
+        shift: Tensor | None = None,
+        mode: str = "add",
+        **named: Tensor,
+    ) -> Tensor:
+        x = x * scale
+        for other in more:
+            x = x + other
+        if shift is not None:
+            x = x + shift if mode == "add" else x - shift
+        for name in sorted(named):
+            x = x + named[name]
+        return x
+
+
+X, Y = torch.arange(3.0), torch.ones(3)
+
+CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((X,), {}),
+    ((X, 3.0), {}),
+    ((X, 3.0, Y, Y), {}),
+    ((), {"x": X, "scale": 0.5}),
+    ((X,), {"shift": Y}),
+    ((X,), {"shift": Y, "mode": "subtract"}),
+    ((X,), {"extra": Y, "another": Y * 2}),
+    ((X, 1.0, Y), {"extra": Y, "shift": Y}),
+]
+
+
+@pytest.mark.parametrize(("args", "kwargs"), CALLS)
+def test_every_kind_of_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    model = Affine().eval()
+    compiled = gaudicc.compile(model, args, kwargs)
+    torch.testing.assert_close(compiled(*args, **kwargs), model(*args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model(X, Y, 3),
+        lambda model: model(X, y=Y, power=3),
+        lambda model: model(y=Y, x=X),
+        lambda model: model(X, Y),
+    ],
+)
+def test_calls_that_mean_the_same_are_the_same(call: Any) -> None:
+    def model(x: Tensor, y: Tensor, power: int = 3) -> Tensor:
+        return x**power + y
+
+    compiled = gaudicc.compile(model, (X, Y))
+    torch.testing.assert_close(call(compiled), call(model))
+
+
+@pytest.mark.parametrize("given", [{"scale": 3.0}, {"scale": 2}, {"mode": "subtract"}, {"scale": True}])
+def test_another_static_argument_is_refused_and_named(given: dict[str, Any]) -> None:
+    compiled = gaudicc.compile(Affine().eval(), (X,))
+    (name,) = given
+    with pytest.raises(InputError, match=f"argument {name} is") as caught:
+        compiled(X, **given)
+    assert "fixed when the model is compiled" in caught.value.todo
+
+
+def test_a_tensor_where_none_was_and_none_where_a_tensor_was() -> None:
+    with pytest.raises(InputError):
+        gaudicc.compile(Affine().eval(), (X,))(X, shift=Y)
+    with pytest.raises(InputError, match="shift"):
+        gaudicc.compile(Affine().eval(), (X,), {"shift": Y})(X)
+
+
+@pytest.mark.parametrize("wrong", [X.double(), X.long(), [0.0, 1.0, 2.0], None])
+def test_another_type_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError):
+        gaudicc.compile(Affine().eval(), (X,))(wrong)
+
+
+Point = namedtuple("Point", ["x", "y"])
+
+
+@dataclass
+class Answer:
+    value: Tensor
+    parts: list[Tensor]
+    note: str | None = None
+
+
+def leaves_of(x: Tensor) -> Any:
+    return {
+        "tuple": (x, x + 1),
+        "list": [x, [x * 2, ()]],
+        "dict": {"a": x, "b": {"c": x + 3}},
+        "named": Point(x, (x - 1,)),
+        "ordered": OrderedDict(first=x, second=x * 5),
+        "plain": (None, 3, 1.5, "text", True, x),
+    }
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "dict", "named", "ordered", "plain"])
+def test_results_come_back_in_the_models_own_type(kind: str) -> None:
+    def model(x: Tensor) -> Any:
+        return leaves_of(x)[kind]
+
+    found, expected = gaudicc.compile(model, (X,))(X + 1), model(X + 1)
+    assert type(found) is type(expected)
+    assert str(found) == str(expected)
+
+
+def test_a_dataclass_the_model_returns() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Answer:
+            return Answer(x + 1, [x, x * 2], "done")
+
+    found = gaudicc.compile(Model().eval(), (X,))(X)
+    assert isinstance(found, Answer)
+    assert str(found) == str(Answer(X + 1, [X, X * 2], "done"))
+
+
+def test_a_model_output_of_transformers() -> None:
+    pytest.importorskip("transformers", reason="needs gaudicc[models]")
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return BaseModelOutputWithPooling(last_hidden_state=x * 2, hidden_states=(x, x + 1))
+
+    found = gaudicc.compile(Model().eval(), (X,))(X)
+    assert type(found) is BaseModelOutputWithPooling
+    assert found.pooler_output is None
+    assert list(found.keys()) == ["last_hidden_state", "hidden_states"]
+    assert torch.equal(found.hidden_states[1], X + 1)
+
+
+TREES = st.recursive(
+    st.just("leaf"),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2), st.tuples(inner, inner), st.dictionaries(st.sampled_from("abc"), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def filled(tree: Any, leaf: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: filled(item, leaf) for key, item in tree.items()}
+    return leaf if tree == "leaf" else type(tree)(filled(item, leaf) for item in tree)
+
+
+@given(tree=TREES)
+def test_any_nesting_of_arguments_and_results(tree: Any) -> None:
+    def model(pack: Any, x: Tensor) -> Any:
+        return torch.utils._pytree.tree_map(lambda leaf: leaf + x, pack), x
+
+    pack = filled(tree, Y)
+    compiled = gaudicc.compile(model, (pack, X))
+    assert str(compiled(pack, X)) == str(model(pack, X))
+
+
+def test_containers_nested_otherwise_are_refused() -> None:
+    compiled = gaudicc.compile(lambda pair: pair["a"] + pair["b"], ({"a": X, "b": Y},))
+    for wrong in ({"a": X}, {"a": X, "b": [Y]}, [X, Y]):
+        with pytest.raises(InputError, match="nested otherwise"):
+            compiled(wrong)
+
+
+class Counter(nn.Module):
+    seen: Tensor
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3))
+        self.register_buffer("table", torch.ones(3))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(x)
+        self.steps += 1
+        return self.seen * self.table
+
+
+def test_mutated_buffers_are_state_and_others_are_weights() -> None:
+    model = Counter().eval()
+    program = capture(model, (X,))
+    kinds = {spec.source: spec.kind for spec in program.inputs}
+    assert kinds == {
+        "seen": InputKind.STATE, "steps": InputKind.STATE, "table": InputKind.WEIGHT, "x": InputKind.USER,
+    }  # fmt: skip
+    assert [(spec.kind, spec.target) for spec in program.outputs][:2] == [
+        (OutputKind.STATE, "seen"),
+        (OutputKind.STATE, "steps"),
+    ]
+    assert not model.seen.any(), "capture itself changes nothing"
+
+
+def test_state_moves_on_from_call_to_call_and_belongs_to_a_session() -> None:
+    model = Counter().eval()
+    compiled = gaudicc.compile(model, (X,))
+    assert compiled(X).tolist() == [0, 1, 2]
+    assert compiled(X).tolist() == [0, 2, 4]
+    assert compiled.session()(X).tolist() == [0, 1, 2]
+    assert not model.seen.any()
+
+
+def test_a_mutated_input_is_written_after_the_call() -> None:
+    def model(cache: Tensor, x: Tensor) -> Tensor:
+        cache[1:] = x
+        return cache.sum()
+
+    program = capture(model, (torch.zeros(4), X))
+    assert [(spec.kind, spec.target) for spec in program.outputs] == [
+        (OutputKind.INPUT, "cache"),
+        (OutputKind.USER, None),
+    ]
+    cache, twin = torch.zeros(4), torch.zeros(4)
+    compiled = gaudicc.compile(model, (torch.zeros(4), X))
+    torch.testing.assert_close(compiled(cache, X), model(twin, X))
+    torch.testing.assert_close(cache, twin)
+
+
+def test_an_output_that_is_an_input_has_storage_of_its_own() -> None:
+    compiled = gaudicc.compile(lambda x: (x, x.view(-1), x.t()), (torch.ones(2, 2),))
+    x = torch.ones(2, 2)
+    assert all(result.data_ptr() != x.data_ptr() for result in compiled(x))
+
+
+def test_weights_are_shared_tied_weights_are_one_and_unused_ones_are_dropped() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.unused = (nn.Linear(3, 3, bias=False) for _ in range(3))
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    model = Tied().eval()
+    program = capture(model, (X,))
+    weights = [program.tensors[spec.source] for spec in program.inputs if spec.kind is InputKind.WEIGHT]
+    assert {weight.data_ptr() for weight in weights} == {model.a.weight.data_ptr()}
+
+
+def test_grad_mode_blocks_mean_nothing() -> None:
+    def model(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = x.sin()
+            with torch.enable_grad():
+                y = y.cos()
+        return y
+
+    program = capture(model, (X,))
+    assert list(program.count_ops()) == ["aten.sin", "aten.cos"]
+    assert torch.equal(program.run({program.user_inputs()[0].name: X})[0], model(X))
+
+
+class Failing(nn.Module):
+    """Fails in a way that `kind` names, each at a line that ends in a mark."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "branch":
+            return x if x.sum() > 0 else -x  # branch
+        if self.kind == "item":
+            return x[: int(x[0].item())]  # item
+        if self.kind == "raise":
+            raise KeyError("user")  # raise
+        if self.kind == "shapes":
+            return x @ torch.ones(7, 2)  # shapes
+        if self.kind == "numpy":
+            return torch.from_numpy(x.numpy())  # numpy
+        return helper(x)
+
+
+def helper(x: Tensor) -> Tensor:
+    return x[: int(x.max())]  # helper
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("branch", DynamicControlFlowError),
+        ("item", DynamicControlFlowError),
+        ("raise", ModelRaisedError),
+        ("shapes", ModelRaisedError),
+        ("numpy", CaptureError),
+        ("helper", DynamicControlFlowError),
+    ],
+)
+def test_failures_name_the_users_line(kind: str, error: type[CaptureError]) -> None:
+    noise = io.StringIO()
+    with redirect_stderr(noise), pytest.raises(CaptureError) as caught:
+        capture(Failing(kind).eval(), (X,))
+    assert type(caught.value) is error
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith(f"  # {kind}"))
+    assert caught.value.where.source == f"capture/test_capture.py:{line}"
+    assert caught.value.todo
+    assert "Traceback" not in noise.getvalue()
+
+
+def test_a_failure_of_the_model_keeps_its_words() -> None:
+    with pytest.raises(ModelRaisedError, match="the model raised KeyError: 'user'") as caught:
+        capture(Failing("raise").eval(), (X,))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_failed_capture_leaves_buffers_inputs_and_loggers_as_they_were() -> None:
+    class Model(Counter):
+        def forward(self, x: Tensor) -> Tensor:
+            super().forward(x)
+            x.add_(1)
+            raise ValueError("late")
+
+    model, x = Model().eval(), torch.zeros(3)
+    with pytest.raises(ModelRaisedError, match="late"):
+        capture(model, (x,))
+    assert not model.seen.any()
+    assert not x.any()
+    assert not logging.getLogger("torch._subclasses.fake_tensor").disabled
+    assert not model._forward_hooks
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x * 2.5  # plain function
+
+
+def test_nodes_of_plain_functions_and_helpers_carry_their_own_line() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return scaled(x)
+
+    lines = Path(__file__).read_text().splitlines()
+    line = next(i for i, text in enumerate(lines, 1) if text.endswith("  # plain function"))
+    for model in (scaled, Model().eval()):
+        (node,) = [node for node in capture(model, (X,)).root.graph.nodes if node.op == "call_function"]
+        assert source_of(node) == f"capture/test_capture.py:{line}"
+
+
+def test_functions_methods_and_other_callables_are_models() -> None:
+    class Holder:
+        def double(self, x: Tensor) -> Tensor:
+            return x * 2
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return x * 3
+
+    assert gaudicc.compile(Holder().double, (X,))(X).tolist() == [0, 2, 4]
+    assert gaudicc.compile(Holder(), (X,))(X).tolist() == [0, 3, 6]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_exported_programs_and_pt2_files(dynamic: bool, tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x.sum(1) * y
+
+    shapes = {"x": {0: Dim("n", min=1, max=8)}, "y": {0: Dim("n", min=1, max=8)}} if dynamic else None
+    inputs = (torch.randn(4, 3), torch.randn(4))
+    exported = torch.export.export(Model().eval(), inputs, dynamic_shapes=shapes)
+    torch.export.save(exported, tmp_path / "model.pt2")
+    for model in (exported, str(tmp_path / "model.pt2"), tmp_path / "model.pt2"):
+        program = capture(model)
+        assert [(dim.low, dim.high) for dim in program.dimensions] == ([(1, 8)] if dynamic else [])
+        names = [spec.name for spec in program.user_inputs()]
+        torch.testing.assert_close(program.run(dict(zip(names, inputs, strict=True)))[0], Model()(*inputs))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "broken.pt2").write_bytes(b"no archive")
+    for path in (tmp_path / "missing.pt2", tmp_path / "broken.pt2"):
+        with pytest.raises(ModelFileError):
+            capture(path)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_a_capture_is_repeatable_and_bitwise_that_of_the_model(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)).eval()
+    x = torch.randn(2, 3, generator=generator)
+    first, second = capture(model, (x,)), capture(model, (x,))
+    assert [(n.name, str(n.args)) for n in first.root.graph.nodes] == [
+        (n.name, str(n.args)) for n in second.root.graph.nodes
+    ]
+    with torch.no_grad():
+        assert torch.equal(first.run({first.user_inputs()[0].name: x})[0], model(x))

@@ -1,0 +1,112 @@
+"""Unmodified programs and suites through `python -m gaudicc.emulator` and the pytest plugin, each in a new interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+IN_THIS_PROCESS = True
+
+PROGRAM = """
+import sys
+import torch
+import habana_frameworks.torch.core as htcore
+
+model = torch.nn.Linear(4, 2).eval().to("hpu")
+for size in (2, 3, 2):
+    out = model(torch.ones(size, 4).to("hpu"))
+    htcore.mark_step()
+torch.histc(out, 3)
+print(sys.argv[1:], out.device, float(out.sum()) == float(out.cpu().sum()))
+"""
+
+SUITE = """
+import habana_frameworks.torch.hpu as hpu
+import pytest
+import torch
+
+def test_one():
+    graph = hpu.wrap_in_hpu_graph(torch.nn.Linear(2, 2).to("hpu"))
+    with torch.no_grad():
+        first = graph(torch.ones(1, 2, device="hpu"))
+        assert graph(torch.zeros(1, 2, device="hpu")) is first
+
+def test_two():
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.ones(2).add_(torch.ones(2, device="hpu"))
+"""
+
+SPAWNING = """
+import multiprocessing
+
+def work(queue):
+    from habana_frameworks.torch.hpu import metric_global
+    queue.put(dict(metric_global("graph_compilation").stats()))
+
+if __name__ == "__main__":
+    import habana_frameworks.torch
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=work, args=(queue,))
+    child.start()
+    print(queue.get(timeout=60))
+    child.join()
+"""
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=settings)
+
+
+def test_program_runs_and_its_account_names_lines(tmp_path: Path) -> None:
+    script, account = tmp_path / "program.py", tmp_path / "account.json"
+    script.write_text(PROGRAM)
+    done = run("-m", "gaudicc.emulator", "--target", "gaudi3", "--report", str(account), str(script), "--x", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['--x', '1'] hpu:0 True\n"
+    assert "What a gaudi3 would have done (lazy mode" in done.stderr
+    data = json.loads(account.read_text())
+    found = {(row["kind"], row["what"].split(":")[0] + row["source"][-3:]): row["count"] for row in data["entries"]}
+    kinds = {row["kind"]: sum(r["count"] for r in data["entries"] if r["kind"] == row["kind"]) for row in data["entries"]}
+    assert (kinds["compile"], kinds["hit"], kinds["fallback"], kinds["host_read"], kinds["to_host"]) == (4, 1, 1, 1, 1)
+    assert all(row["source"].split(":")[0].endswith("program.py") for row in data["entries"]), found
+
+
+def test_failing_program_keeps_its_status_and_account(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text("import habana_frameworks.torch, sys, torch\ntorch.ones(2, device='hpu').cpu()\nsys.exit(3)\n")
+    done = run("-m", "gaudicc.emulator", "--mode", "eager", str(script))
+    assert done.returncode == 3
+    assert "(eager mode" in done.stderr
+    assert "copies to the host: 1" in done.stderr
+
+
+def test_suite_runs_through_the_plugin(tmp_path: Path) -> None:
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    done = run("-m", "pytest", "-q", "-p", "gaudicc.emulator.pytest_plugin", str(tmp_path), "-p", "no:cacheprovider")
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert "HPU graphs captured: 1" in done.stdout
+    assert "test_suite.py:9" in done.stdout
+
+
+# rule 27
+def test_spawned_children_have_the_device_too(tmp_path: Path) -> None:
+    script = tmp_path / "spawning.py"
+    script.write_text(SPAWNING)
+    done = run("-m", "gaudicc.emulator", str(script))
+    assert done.stdout == "{'TotalNumber': 0, 'TotalTime': 0, 'AvgTime': 0}\n", done.stderr
+
+
+def test_refuses_beside_a_real_install(tmp_path: Path) -> None:
+    (tmp_path / "habana_frameworks").mkdir()
+    (tmp_path / "habana_frameworks" / "__init__.py").write_text("")
+    done = run("-c", "import gaudicc.emulator; gaudicc.emulator.install()", PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "habana_frameworks is installed" in done.stderr
+
+
+def test_importing_gaudicc_starts_nothing() -> None:
+    code = "import gaudicc.emulator, importlib.util as u, sys; print(u.find_spec('habana_frameworks'), 'torch' in sys.modules)"
+    assert run("-c", code).stdout == "None True\n"
