@@ -53,7 +53,7 @@ def pass_entry(step: Pass) -> Iterator[str]:
 
 def errors_page() -> str:
     """Every error a user can meet, by family."""
-    found = [entry for entry in vars(errors).values() if inspect.isclass(entry) and issubclass(entry, Exception)]
+    found = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.GaudiccError)]
     rows = ((f"`{kind.__name__}`", _kinds(kind), _summary(kind), kind.hint or "said by each message") for kind in found)
     return _joined(
         [

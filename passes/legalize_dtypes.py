@@ -15,7 +15,10 @@ from gaudicc.invariants import FUNCTIONAL, NO_COMPLEX, STATIC, TYPED, WELL_FORME
 from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import InputKind, Program, call_region, op_name, val, where
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.complex_pairs import RULES, Pair
+from gaudicc.rules import complex_pairs, fourier
+from gaudicc.rules.complex_pairs import Pair
+
+PAIR_RULES = {**complex_pairs.RULES, **fourier.RULES}
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class _Pairs:
 
     def _rewrite(self, node: fx.Node) -> bool:
         """Rewrites one op; True if its node still stands in the way of its successor."""
-        rule = RULES.get(node.target)
+        rule = PAIR_RULES.get(node.target)
         if rule is None:
             raise UnsupportedOpError(
                 f"{op_name(node)} has no form on pairs of reals, and the target holds no complex tensor",

@@ -33,6 +33,7 @@ from gaudicc.rules import (
     scans,
     scattering,
     slicing,
+    special,
     triangular,
 )
 from gaudicc.rules.rule import Rule
@@ -55,6 +56,7 @@ ALL_RULES: tuple[Rule, ...] = (
     *triangular.RULES,
     *elimination.RULES,
     *reflections.RULES,
+    *special.RULES,
 )
 
 

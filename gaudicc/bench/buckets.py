@@ -7,12 +7,13 @@ planner given the second half. Costs are those of `gaudicc.buckets.cost`; second
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
@@ -35,6 +36,10 @@ BARS: dict[str, Callable[[int], float]] = {
 """How many times less waste than the tuned rules a plan should have, by problem and count."""
 JUDGED_FROM = 0.5
 """Waste of the tuned rules, in percent, below which there is too little left to compare."""
+STEPS = (128, 16)
+MOST_DRIFT, LEAST_SAMPLES, NEAR = 0.1, 12, 1.4
+"""In one dimension a plan should cost at most 0.1 point more than the best rule and, where the halves' KS distance and
+the effective sample size per graph allow, waste at most this many times what hindsight does."""
 PARTS = 8
 """Re-planning: parts of the second half, with a new plan before each."""
 
@@ -72,37 +77,27 @@ def _page(traces: Sequence[Path], counts: Sequence[int]) -> Iterator[str]:
     yield f"tuned waste is at least {JUDGED_FROM} %. `gap` is how far the plan may be from the best on its level grid,"
     yield "in percent of total cost. `s` is CPU seconds of plan and bound. What each column is: docs/buckets.md."
     problems = {trace: scheduled(trace) for trace in traces}
+    ladder = sorted({*counts, *(max(1, count * eighths // 8) for count in counts for eighths in range(1, 8))})
+    tuned = {
+        (trace, name): tuned_buckets(problem.space, problem.first, counts if name == "prefill 3-D" else ladder)
+        for trace in traces
+        for name, problem in problems[trace].items()
+    }
     for name in ("decode", "prefill", "prefill 3-D"):
         head = ("trace", "graphs", "default", "tuned", "plan", "hindsight", "x", "bar", "met", "gap", "s")
-        yield from _table(f"{name} ({', '.join(next(iter(problems.values()))[name].space.dims)})", head)
+        yield from _table(f"{name} ({', '.join(problems[traces[0]][name].space.dims)})", head)
         for trace in traces:
-            yield from _compared(name, problems[trace][name], counts)
-    yield from _table(
-        "pool: decode and prefill share the graphs", ("trace", "graphs", "tuned", "plan", "x", "bar", "met", "s")
-    )
+            yield from _compared(name, problems[trace][name], tuned[trace, name], counts)
+    head = ("trace", "graphs", "tuned", "plan", "x", "bar", "met", "s")
+    yield from _table("pool: decode and prefill share the graphs", head)
     for trace in traces:
-        yield from _pooled(problems[trace]["prefill"], problems[trace]["decode"], counts)
-    head = (
-        "trace",
-        "step",
-        "graphs",
-        "default",
-        "tuned",
-        "plan",
-        "hindsight",
-        "plan : hindsight",
-        "KS",
-        "n_eff / graphs",
-    )
-    yield from _table("whole prompts, one dimension (exact)", head)
-    for trace in traces:
-        for step in (128, 16):
-            yield from _one_dimension(whole_prompts(trace, step), step, counts)
+        pair = [Peers(problems[trace][name], tuned[trace, name]) for name in ("prefill", "decode")]
+        yield from _pooled(*pair, counts)
+    yield from _one_dimension(traces, counts)
     head = ("trace", "problem", "graphs", "plan once", "re-planned", "hindsight")
     yield from _table(f"re-planned {PARTS} times from live counts, same number of graphs", head)
     for trace in traces:
-        replanned = {"whole prompts": whole_prompts(trace, 128), **problems[trace]}
-        for name, problem in replanned.items():
+        for name, problem in {"whole prompts": whole_prompts(trace, 128), **problems[trace]}.items():
             yield from _replanned(name, problem, counts)
 
 
@@ -129,9 +124,8 @@ def _timed(problem: Problem, count: int) -> tuple[Plan, float]:
     return plan, time.process_time() - start
 
 
-def _compared(name: str, problem: Problem, counts: Sequence[int]) -> Iterator[str]:
+def _compared(name: str, problem: Problem, tuned: dict[int, Rows], counts: Sequence[int]) -> Iterator[str]:
     space, second = problem.space, problem.second
-    tuned = tuned_buckets(space, problem.first, counts)
     hindsight = Planner(space, second)
     for count in counts:
         plan, seconds = _timed(problem, count)
@@ -141,22 +135,29 @@ def _compared(name: str, problem: Problem, counts: Sequence[int]) -> Iterator[st
         yield _row(problem.trace, count, default, best, ours, ideal, *verdict, max(plan.gap, 0.0), seconds)
 
 
-def _pooled(prefill: Problem, decode: Problem, counts: Sequence[int]) -> Iterator[str]:
-    ladder = sorted({max(1, count * eighths // 8) for count in counts for eighths in range(1, 8)})
-    tuned = [tuned_buckets(p.space, p.first, ladder) for p in (prefill, decode)]
-    paid = [
-        {n: total_cost(p.space, boxes[n], p.first) for n in ladder}
-        for p, boxes in zip((prefill, decode), tuned, strict=True)
-    ]
+class Peers(NamedTuple):
+    """A problem and the tuned rules' buckets for it, by count."""
+
+    problem: Problem
+    tuned: dict[int, Rows]
+
+    def paid(self, count: int) -> float:
+        """Cost of the first half with so many tuned buckets."""
+        return total_cost(self.problem.space, self.tuned[count], self.problem.first)
+
+
+def _pooled(prefill: Peers, decode: Peers, counts: Sequence[int]) -> Iterator[str]:
+    paid = {count: (prefill.paid(count), decode.paid(count)) for count in prefill.tuned}
     for count in counts:
-        pairs = [(i, j) for i in ladder for j in ladder if i + j <= count]
-        first, second = min(pairs, key=lambda pair: paid[0][pair[0]] + paid[1][pair[1]])
+        pairs = [(i, j) for i in paid for j in paid if i + j <= count]
+        first, second = min(pairs, key=lambda pair: paid[pair[0]][0] + paid[pair[1]][1])
         start = time.process_time()
-        plans = divide_pool(*(Planner(p.space, p.planned) for p in (prefill, decode)), Budget(count))
+        planners = [Planner(peers.problem.space, peers.problem.planned) for peers in (prefill, decode)]
+        plans = divide_pool(*planners, Budget(count))
         seconds = time.process_time() - start
-        best = _joint_waste((prefill, tuned[0][first]), (decode, tuned[1][second]))
-        ours = _joint_waste((prefill, plans[0].boxes), (decode, plans[1].boxes))
-        yield _row(prefill.trace, count, best, ours, *_verdict("pool", count, best, ours), seconds)
+        best = _joint_waste((prefill.problem, prefill.tuned[first]), (decode.problem, decode.tuned[second]))
+        ours = _joint_waste((prefill.problem, plans[0].boxes), (decode.problem, plans[1].boxes))
+        yield _row(prefill.problem.trace, count, best, ours, *_verdict("pool", count, best, ours), seconds)
 
 
 def _joint_waste(*parts: tuple[Problem, Rows]) -> float:
@@ -170,19 +171,23 @@ def _real(problem: Problem) -> float:
     return float(problem.space.cost_of(second.shapes) @ second.weights)
 
 
-def _one_dimension(problem: Problem, step: int, counts: Sequence[int]) -> Iterator[str]:
-    space, second = problem.space, problem.second
-    tuned = tuned_buckets(space, problem.first, counts)
-    apart, size = distance(problem.first, second.rounded(space)), effective_size(space, problem.first)
-    for count in counts:
-        ideal = Planner(space, second).plan(count).boxes
-        rows = (
-            best_default(space, problem.first, count),
-            tuned[count],
-            Planner(space, problem.planned).plan(count).boxes,
-        )
-        wasted = [waste(space, boxes, second) for boxes in (*rows, ideal)]
-        yield _row(problem.trace, step, count, *wasted, wasted[2] / wasted[3], apart, size / count)
+def _one_dimension(traces: Sequence[Path], counts: Sequence[int]) -> Iterator[str]:
+    names = ("default", "tuned", "plan", "hindsight", "plan : hindsight")
+    head = ("trace", "step", "graphs", *names, "met", "KS", "n_eff / graphs")
+    yield from _table("whole prompts, one dimension (exact)", head)
+    for trace, step in itertools.product(traces, STEPS):
+        problem = whole_prompts(trace, step)
+        space, second = problem.space, problem.second
+        tuned = tuned_buckets(space, problem.first, counts)
+        apart, size = distance(problem.first, second.rounded(space)), effective_size(space, problem.first)
+        for count in counts:
+            plan, ideal = (Planner(space, sample).plan(count).boxes for sample in (problem.planned, second))
+            rows = (best_default(space, problem.first, count), tuned[count], plan, ideal)
+            default, best, ours, hindsight = (waste(space, boxes, second) for boxes in rows)
+            near = apart > MOST_DRIFT or size / count < LEAST_SAMPLES or ours <= NEAR * hindsight
+            met = "yes" if ours <= min(default, best) + 0.1 and near else "**no**"
+            ratio = ours / hindsight
+            yield _row(problem.trace, step, count, default, best, ours, hindsight, ratio, met, apart, size / count)
 
 
 def _replanned(name: str, problem: Problem, counts: Sequence[int]) -> Iterator[str]:

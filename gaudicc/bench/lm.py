@@ -80,7 +80,7 @@ def measure(options: BenchLmOptions, threads: int) -> Result:
     tiny_options = replace(options, context=64)
     tiny_runs = contenders(tiny_model, [peer for peer in peers if peer == "eager"], tiny_options)
     tiny = take_turns({run.name: run.decode(64) for run in tiny_runs}, options.rounds * 4)
-    overhead = next(run for run in tiny_runs if run.name == "gaudicc").overhead_us()
+    overhead = runs[0].overhead_us()
     return Result(threads, decode, prefill, stream, floors, overhead, tiny)
 
 

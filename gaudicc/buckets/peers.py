@@ -100,11 +100,14 @@ def _axis(space: Space, sample: Sample, dim: int, strategy: Strategy, most: int)
 
 
 def _starts(axes: list[_Axis], count: int) -> Iterator[Lists]:
-    """Divisions of the count over the dims, each dim with the best list of its length on that dim alone."""
-    lengths = [sorted({1 << i for i in range(8) if 1 << i <= min(count, int(axis.lengths.max()))}) for axis in axes]
-    for division in itertools.product(*lengths):
+    """Divisions of the count over the dims, each dim with the best list of its length on that dim alone.
+
+    A product may be over the count at first, for buckets that nobody needs are removed.
+    """
+    tried = sorted({size for i in range(8) for size in (1 << i, 3 << i) if size <= count})
+    for division in itertools.product(tried, repeat=len(axes)):
         within = [np.flatnonzero(axis.lengths <= n) for axis, n in zip(axes, division, strict=True)]
-        if count // 2 < math.prod(division) <= count and all(map(len, within)):
+        if 3 * count // 4 < math.prod(division) <= 4 * count // 3 and all(map(len, within)):
             yield tuple(a.lists[w[a.alone[w].argmin()]] for a, w in zip(axes, within, strict=True))
 
 

@@ -52,6 +52,11 @@ COMMANDS: dict[str, Command] = {
         "gaudicc.cli.options:CheckOptions",
         "gaudicc.cli.checking:run",
     ),
+    "profile": Command(
+        "show what each engine does and when, modelled or from a trace",
+        "gaudicc.cli.options_profile:ProfileOptions",
+        "gaudicc.cli.profiling:run",
+    ),
     "passes": Command(
         "list the passes in order",
         "gaudicc.cli.options:PassesOptions",

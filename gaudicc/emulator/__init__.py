@@ -53,7 +53,7 @@ def account() -> Ledger:
 
 def _bring_up() -> Emulation:
     """Start the device and make it known to torch."""
-    from gaudicc.emulator import autocast, device, emulation, metrics, patches
+    from gaudicc.emulator import autocast, device, emulation, metrics, ops, patches
 
     known = emulation.started()
     emulated = emulation.start()
@@ -61,5 +61,6 @@ def _bring_up() -> Emulation:
         metrics.start_metrics()
         device.register(importlib.import_module(f"{TORCH}.hpu"))
         autocast.register()
+        ops.register()
         patches.apply()
     return emulated

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,5 +32,6 @@ def serve_children() -> None:
     text = STAND_IN.format(folder=str(folder))
     (folder / "habana_frameworks" / "__init__.py").write_text(text, encoding="utf-8")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    sys.path.append(str(folder))  # what multiprocessing hands to a spawned child; here our own finder comes first
     parent = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == parent else None)

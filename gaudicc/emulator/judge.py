@@ -83,6 +83,10 @@ class DeviceJudge(Judge):
             raise NotImplementedError(
                 f"Could not run '{name}' with arguments from the 'HPU' backend: release {RELEASE} has no such op."
             )
+        if name.startswith("hpu::"):  # the vendor's own: the front end has it, and no host kernel stands behind it
+            self.presumed[name] += 1
+            self.calls += 1
+            return self.run(call)
         if verdict.dynamic and not complex_values and row is not None and row.lazy is not Lazy.FALLBACK:
             self._flush()
             self.ledger.add(Kind.HOST_READ, name)

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = "habana_frameworks"
 TORCH = "habana_frameworks.torch"
 _SURFACE = "gaudicc.emulator.surface"
-_HPU = ("device", "memory", "random", "streams", "metrics")
+_HPU = ("device", "memory", "random", "streams", "metrics", "attention")
 _LAZY = ("graphs",)
 
 MODULES: dict[str, tuple[str, ...]] = {
@@ -24,6 +24,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "core": ("core",),
     "core.quantization": ("core",),
     "core.step_closure": ("core",),
+    "hpex": (),
+    "hpex.kernels": ("kernels",),
+    "hpex.normalization": ("kernels",),
     "hpu": _HPU,
     "hpu.events": ("streams",),
     "hpu.graphs": _LAZY,

@@ -2,9 +2,9 @@
 
 import importlib
 
-from gaudicc.emulator import autocast, device, metrics, patches, tree
+from gaudicc.emulator import autocast, device, metrics, ops, patches, tree
 
 for _file in sorted({file for files in tree.MODULES.values() for file in files}):
     importlib.import_module(f"gaudicc.emulator.surface.{_file}")
 
-__all__ = ["autocast", "device", "metrics", "patches"]
+__all__ = ["autocast", "device", "metrics", "ops", "patches"]

@@ -27,7 +27,7 @@ _DTYPES = {
     torch.int16: "int16", torch.int32: "int32", torch.int64: "int64", torch.bool: "bool",
 }  # fmt: skip
 
-FUSED_ATTENTION = {"attention", "scaled_dot_product_attention"}
+ATTENTION = "attention"
 _PRODUCTS = {"linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "convolution"}
 # Products whose third operand is added to the result; the MME has no input for it, so it costs a TPC node.
 _WITH_BIAS = {"linear": 2, "convolution": 2, "addmm": 0, "baddbmm": 0}
@@ -108,16 +108,15 @@ def workload_of(nodes: Iterable[fx.Node], repeats: int = 1) -> Workload:
 
 
 def attention_shape(node: fx.Node) -> AttentionShape:
-    """The shape of a `gaudicc::attention` (or SDPA) node of static sizes.
+    """The shape of a `gaudicc::attention` node of static sizes.
 
     What its mask rules out is in `meta["band"]`, (ahead, window), if split-attention has looked.
     """
     tensors = [_tensors(node, arg.meta.get("val")) for arg in node.args[:4] if isinstance(arg, fx.Node)]
     (q,), (k,), (v,), *masks = tensors
-    causal = bool(node.args[4 if op_name(node) == "attention" else 5]) if len(node.args) > 4 else False
     # A mask that all heads share is read once for all of them.
     mask_bytes = sum(mask.element_size() for (mask,) in masks if mask.dim() > 2 and mask.shape[-3] > 1)
-    ahead, window = node.meta.get("band", (0 if causal else None, None))
+    ahead, window = node.meta.get("band", (0 if node.args[4] else None, None))
     return AttentionShape(
         q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], _dtype(node, q),
         ahead=ahead, window=window, mask_bytes=mask_bytes,
@@ -126,7 +125,7 @@ def attention_shape(node: fx.Node) -> AttentionShape:
 
 def works_of(node: fx.Node) -> Iterator[OpWork]:
     """The work of one node in parts: what needs both engines is more than one."""
-    if op_name(node) in FUSED_ATTENTION:
+    if op_name(node) == ATTENTION:
         for op in unsplit_works(attention_shape(node)):
             yield replace(op, name=f"{node.name}_{op.name}")
         return
@@ -195,7 +194,9 @@ def _product(node: fx.Node, name: str) -> tuple[Gemm, int]:
     left, right = (_tensors(node, source.meta.get("val")) for source in sources if isinstance(source, fx.Node))
     if not left or not right:
         raise _refuse(node, "multiplies a node without fake tensor")
-    weight = sum(_bytes(side[0]) for side, source in zip((left, right), sources, strict=True) if _is_outside(source))
+    place = node.meta.get("slice")
+    outside = [_is_outside(source, place) for source in sources]
+    weight = sum(_bytes(side[0]) for side, is_outside in zip((left, right), outside, strict=True) if is_outside)
     if name == "convolution":
         return _convolution(node, left[0], right[0]), weight
     return _matrix_product(node, name, left[0], right[0]), weight
@@ -248,7 +249,10 @@ def _is_transposed(tensor: torch.Tensor) -> bool:
     return tensor.stride(-1) != 1 and tensor.stride(-2) == 1
 
 
-def _is_outside(source: object) -> bool:
+def _is_outside(source: object, place: int | None) -> bool:
+    """Whether an operand comes from HBM: from outside the graph, or for a slice of attention from outside the slice."""
     while isinstance(source, fx.Node) and source.op == "call_function" and op_name(source) in _VIEWS:
         source = source.args[0]
-    return isinstance(source, fx.Node) and source.op in ("placeholder", "get_attr")
+    if not isinstance(source, fx.Node):
+        return False
+    return source.op in ("placeholder", "get_attr") or (place is not None and source.meta.get("slice") != place)

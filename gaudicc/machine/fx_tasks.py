@@ -9,7 +9,7 @@ from torch import fx
 from gaudicc.machine.attention_cost import Costs
 from gaudicc.machine.chip import Chip
 from gaudicc.machine.cost import Engine, op_cost
-from gaudicc.machine.fx import FUSED_ATTENTION, attention_shape, op_name, works_of
+from gaudicc.machine.fx import ATTENTION, attention_shape, op_name, works_of
 from gaudicc.machine.split import fused_work
 from gaudicc.machine.timeline import Task
 
@@ -40,7 +40,8 @@ def tasks_of(nodes: Iterable[fx.Node], chip: Chip, *, on_chip: bool = False) -> 
 def node_tasks(node: fx.Node, chip: Chip, after: tuple[str, ...], *, on_chip: bool = False) -> list[Task]:
     """The tasks of one node, each after the one before it; none for a view.
 
-    Fused attention is three tasks: the part of the shorter engine's work that nothing hides, then both engines at once.
+    Nodes that split-attention has numbered (`meta["slice"]`) keep what passes between them on chip. Fused attention is
+    three tasks: the part of the shorter engine's work that nothing hides, then both engines at once.
 
     Args:
         node: a `call_function` node.
@@ -48,14 +49,17 @@ def node_tasks(node: fx.Node, chip: Chip, after: tuple[str, ...], *, on_chip: bo
         after: names of the tasks whose results it reads.
         on_chip: results stay in on-chip memory until they are read.
     """
-    if op_name(node) in FUSED_ATTENTION:
+    if op_name(node) == ATTENTION:
         return _fused_tasks(node, chip, after)
+    if getattr(node.meta.get("engine"), "value", None) == "none":
+        return []  # the target's table knows it as a view or a logical concat
+    place = node.meta.get("slice")
+    kept = on_chip or any(user.meta.get("slice") == place for user in node.users if place is not None)
     tasks: list[Task] = []
     for op in works_of(node):
-        cost = op_cost(op, chip, on_chip=on_chip)
+        cost = op_cost(op, chip, on_chip=on_chip or place is not None)
         if cost.engine is not Engine.NONE:
-            kept = op.written_bytes if on_chip else 0
-            tasks.append(Task(op.name, cost.engine, cost.seconds, after, kept, slice=node.meta.get("slice")))
+            tasks.append(Task(op.name, cost.engine, cost.seconds, after, op.written_bytes if kept else 0, slice=place))
             after = (op.name,)
     return tasks
 

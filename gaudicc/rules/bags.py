@@ -18,7 +18,9 @@ def embedding(weight: Tensor, indices: Tensor, *args: object) -> Tensor:
     return result
 
 
-def _training(weight: Tensor, indices: Tensor, padding: int = -1, scaled: bool = False, sparse: bool = False) -> str | None:
+def _training(
+    weight: Tensor, indices: Tensor, padding: int = -1, scaled: bool = False, sparse: bool = False
+) -> str | None:
     return None if scaled or sparse else "it has no training flag"
 
 

@@ -124,7 +124,9 @@ def index_reduce(
 ) -> Tensor:
     """`scatter_reduce` with the index of a row written for every entry of it."""
     if not x.dim():
-        flat = index_reduce(aten.reshape(x, [1]), 0, index, aten.reshape(source, [1]), reduce, include_self=include_self)
+        flat = index_reduce(
+            aten.reshape(x, [1]), 0, index, aten.reshape(source, [1]), reduce, include_self=include_self
+        )
         scalar: Tensor = aten.reshape(flat, [])
         return scalar
     dim %= x.dim()
@@ -137,7 +139,9 @@ def index_reduce(
 def cauchy(x: Tensor, median: float = 0, sigma: float = 1, *, generator: None = None) -> Tensor:
     """`median + sigma * tan(pi * (u - 1/2))` of a uniform u: the distribution, not eager's stream."""
     uniform = aten.uniform(x, 0.0, 1.0)
-    result: Tensor = aten.add.Tensor(aten.mul.Tensor(aten.tan(aten.mul.Tensor(aten.add.Tensor(uniform, -0.5), math.pi)), sigma), median)
+    result: Tensor = aten.add.Tensor(
+        aten.mul.Tensor(aten.tan(aten.mul.Tensor(aten.add.Tensor(uniform, -0.5), math.pi)), sigma), median
+    )
     return result
 
 

@@ -89,7 +89,7 @@ def _taken(b: Tensor, order: Tensor) -> Tensor:
 
 
 def solve_factored(lu: Tensor, exchanges: Tensor, b: Tensor, adjoint: bool = False) -> Tensor:
-    """x of `P L U x = b`, or of `(P L U)^T x = b`."""
+    """The x of `P L U x = b`, or of `(P L U)^T x = b`."""
     lu, b = broadcast_batch(lu, b)
     rows = lu.shape[-1]
     if not b.numel():
@@ -163,19 +163,25 @@ def lu_of(a: Tensor, *, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def lu_solve(lu: Tensor, pivots: Tensor, b: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
-    """x of `A x = b`, of `A^T x = b`, or the same from the right."""
+    """The x of `A x = b`, of `A^T x = b`, or the same from the right."""
     exchanges = aten.add.Tensor(pivots, -1)
     if left:
         return solve_factored(lu, exchanges, b, adjoint)
     return transposed(solve_factored(lu, exchanges, transposed(b), not adjoint))
 
 
-def solve(a: Tensor, b: Tensor, *, left: bool = True, check_errors: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x of `a x = b` or of `x a = b`, with LU, pivots and info."""
+def solve(
+    a: Tensor, b: Tensor, *, left: bool = True, check_errors: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The x of `a x = b` or of `x a = b`, with LU, pivots and info."""
     vector = b.dim() == 1 or (a.dim() - 1 == b.dim() and b.shape == a.shape[:-1])
     matrix = aten.unsqueeze(b, -1) if vector else b
     lu, exchanges = eliminate(a)
-    x = solve_factored(lu, exchanges, matrix) if left else transposed(solve_factored(lu, exchanges, transposed(matrix), True))
+    x = (
+        solve_factored(lu, exchanges, matrix)
+        if left
+        else transposed(solve_factored(lu, exchanges, transposed(matrix), True))
+    )
     return aten.squeeze.dim(x, -1) if vector else x, lu, aten.add.Tensor(exchanges, 1), failed(lu)
 
 

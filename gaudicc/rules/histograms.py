@@ -81,7 +81,12 @@ def edges(low: Tensor, high: Tensor, bins: int) -> Tensor:
 
 
 def histogram(
-    x: Tensor, bins: int = 100, *, range: Sequence[float] | None = None, weight: Tensor | None = None, density: bool = False
+    x: Tensor,
+    bins: int = 100,
+    *,
+    range: Sequence[float] | None = None,
+    weight: Tensor | None = None,
+    density: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Counts or density in equal bins, and the edges."""
     flat = aten.reshape(x, [x.numel()])
@@ -168,30 +173,22 @@ def histogram_of_counts(
     return histogram_of_columns(x, edges_of_columns(x, bins, range=range), weight=weight, density=density)
 
 
+def _counting(name: str, op: Any, rewrite: Any, cost: str, check: Any = _float32) -> Rule:
+    return Rule(name, (op,), rewrite, check=check, numerics=Numerics.ROUNDING, cost=cost)
+
+
 RULES = (
     Rule("bucketize", (aten.bucketize.Tensor,), bucketize, cost="nothing: the same kernel under its other name"),
-    Rule(
-        "histc", (aten.histc.default,), histc, check=_has_bins, numerics=Numerics.ROUNDING,
-        cost="ten passes over the entries; no more memory than the input",
+    _counting("histc", aten.histc.default, histc, "ten passes over the entries, no more memory than they take", _has_bins),
+    _counting("histogram", aten.histogram.bin_ct, histogram, "a search per entry and one addition by index"),
+    _counting("histogram-of-edges", aten.histogram.bins_tensor, histogram_of_edges, "a search per entry, one addition by index"),
+    _counting("histogram-edges", aten._histogramdd_bin_edges.default, edges_of_columns, "two reductions per dim of the points"),
+    _counting(
+        "histogram-of-points", aten._histogramdd_from_bin_cts.default, histogram_of_counts,
+        "a search per coordinate and one addition by index",
     ),
-    Rule(
-        "histogram", (aten.histogram.bin_ct,), histogram, check=_float32, numerics=Numerics.ROUNDING,
-        cost="a search per entry and one addition by index",
-    ),
-    Rule(
-        "histogram-of-edges", (aten.histogram.bins_tensor,), histogram_of_edges, check=_float32, numerics=Numerics.ROUNDING,
-        cost="a search per entry and one addition by index",
-    ),
-    Rule(
-        "histogram-edges", (aten._histogramdd_bin_edges.default,), edges_of_columns, check=_float32, numerics=Numerics.ROUNDING,
-        cost="two reductions per dim of the points",
-    ),
-    Rule(
-        "histogram-of-points", (aten._histogramdd_from_bin_cts.default,), histogram_of_counts, check=_float32, numerics=Numerics.ROUNDING,
-        cost="a search per coordinate and one addition by index",
-    ),
-    Rule(
-        "histogram-of-points-and-edges", (aten._histogramdd_from_bin_tensors.default,), histogram_of_columns,
-        numerics=Numerics.ROUNDING, cost="a search per coordinate and one addition by index",
+    _counting(
+        "histogram-of-points-and-edges", aten._histogramdd_from_bin_tensors.default, histogram_of_columns,
+        "a search per coordinate and one addition by index",
     ),
 )  # fmt: skip

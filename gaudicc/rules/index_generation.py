@@ -40,12 +40,14 @@ def _coordinates(total: int, counts: Tensor, first: Tensor, options: dict[str, A
     """
     entries = _range(total, options)
     if not counts.shape[0]:
-        return aten.stack([entries, entries])
+        none: Tensor = aten.stack([entries, entries])
+        return none
     ends = aten.cumsum(counts, 0)
     rows = aten._to_copy(aten.searchsorted.Tensor(ends, entries, right=True), dtype=entries.dtype)
     shift = aten.add.Tensor(first, aten.add.Tensor(counts, aten.mul.Tensor(ends, -1)))
     columns = aten.add.Tensor(entries, aten.index_select(aten._to_copy(shift, dtype=entries.dtype), 0, rows))
-    return aten.stack([rows, columns])
+    coordinates: Tensor = aten.stack([rows, columns])
+    return coordinates
 
 
 def _range(size: int, options: dict[str, Any]) -> Tensor:

@@ -40,10 +40,10 @@ def through_casts(node: fx.Node) -> fx.Node:
 
 
 def _keeps_values(source: fx.Node, cast: fx.Node) -> bool:
-    narrow, wide = val(source).dtype, val(cast).dtype
-    return narrow == wide or (
-        narrow.is_floating_point and wide.is_floating_point and torch.promote_types(narrow, wide) == wide
-    )
+    narrow: torch.dtype = val(source).dtype
+    wide: torch.dtype = val(cast).dtype
+    floats = narrow.is_floating_point and wide.is_floating_point
+    return narrow == wide or (floats and torch.promote_types(narrow, wide) == wide)
 
 
 def unrepeated(node: fx.Node) -> tuple[fx.Node, int]:

@@ -119,7 +119,9 @@ def mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tenso
     values, _ = aten.sort(x, dim)
     runs = ascending_runs(values, dim)
     if x.dtype.is_floating_point:  # here NaN differs from NaN
-        runs = aten.add.Tensor(runs, aten._to_copy(aten.cumsum(aten.isnan(values), dim, dtype=torch.int32), dtype=torch.int32))
+        runs = aten.add.Tensor(
+            runs, aten._to_copy(aten.cumsum(aten.isnan(values), dim, dtype=torch.int32), dtype=torch.int32)
+        )
     counts = aten.scatter_add(
         aten.full(list(x.shape), 0, dtype=torch.float32, device=x.device), dim,
         aten.clamp(aten._to_copy(runs, dtype=torch.int64), 0, size - 1),

@@ -32,7 +32,9 @@ def factor(a: Tensor) -> tuple[Tensor, Tensor]:
         beta = aten.where.self(aten.lt.Scalar(alpha, 0), size, aten.mul.Tensor(size, -1))
         beta = aten.where.self(flat, alpha, beta)
         divisor = aten.where.self(flat, one, aten.sub.Tensor(alpha, beta))
-        tau = aten.where.self(flat, zero, aten.div.Tensor(aten.sub.Tensor(beta, alpha), aten.where.self(flat, one, beta)))
+        tau = aten.where.self(
+            flat, zero, aten.div.Tensor(aten.sub.Tensor(beta, alpha), aten.where.self(flat, one, beta))
+        )
         v = aten.where.self(aten.eq.Scalar(row, step), one, aten.div.Tensor(rest, divisor))
         taus.append(aten.squeeze.dim(tau, -1))
         stored = aten.where.self(below, v, aten.where.self(aten.eq.Scalar(row, step), beta, left))

@@ -52,10 +52,7 @@ def weights(
     like: Tensor,
 ) -> Tensor:
     """The matrix `[wanted, size]`, in the dtype of `like`; each row sums to 1."""
-    if align_corners:
-        scale = (size - 1) / (wanted - 1) if wanted > 1 else 0.0
-    else:
-        scale = 1 / given if given else size / wanted
+    scale = _scale(size, wanted, align_corners, given)
     stretch = max(scale, 1.0)
     line = partial(aten.arange.start, 0, dtype=torch.float32, device=like.device)
     centre = aten.unsqueeze(aten.mul.Tensor(aten.add.Tensor(line(wanted), 0.5), scale), 1)
@@ -68,6 +65,13 @@ def weights(
     weight = aten.div.Tensor(weight, aten.sum.dim_IntList(weight, [1], True))
     result: Tensor = aten._to_copy(weight, dtype=like.dtype)
     return result
+
+
+def _scale(size: int, wanted: int, align_corners: bool, given: float | None) -> float:
+    """Inputs per output."""
+    if align_corners:
+        return (size - 1) / (wanted - 1) if wanted > 1 else 0.0
+    return 1 / given if given else size / wanted
 
 
 def linear(distance: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def slice_scatter(
 
 
 def _interleaved(x: Tensor, src: Tensor, dim: int, count: int, step: int) -> Tensor:
-    """x with every `step`-th entry from `src`: rows of `step` entries whose first column is `src`."""
+    """The tensor with every `step`-th entry from `src`: rows of `step` entries whose first column is `src`."""
     size = x.shape[dim]
     if count * step > size:  # the last row is short: complete it with entries that are cut off again
         fill = list(x.shape)

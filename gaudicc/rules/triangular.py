@@ -27,7 +27,7 @@ def broadcast_batch(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def substitute(a: Tensor, b: Tensor, *, upper: bool, unit: bool = False) -> Tensor:
-    """x of `a x = b`, `a` triangular `[..., n, n]`, `b` `[..., n, k]`; batch dims broadcast."""
+    """The x of `a x = b`, `a` triangular `[..., n, n]`, `b` `[..., n, k]`; batch dims broadcast."""
     a, b = broadcast_batch(a, b)
     size = a.shape[-1]
     if not b.numel() or not size:
@@ -65,7 +65,7 @@ def triangular_solve(
 
 
 def cholesky_solve(b: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
-    """x of `L L^T x = b`."""
+    """The x of `L L^T x = b`."""
     lower = transposed(factor) if upper else factor
     return substitute(transposed(lower), substitute(lower, b, upper=False), upper=True)
 

@@ -1,8 +1,8 @@
 """The CPU device: records a static segment once and replays it with as little Python as can be.
 
-Recording, in the order of the steps: `cpu_flatten` inlines regions into one graph, `cpu_semantic`, `cpu_fuse` and
-`cpu_linear` rewrite it to the fewest and fastest calls, `cpu_plan` decides where every value lives, `cpu_emit` writes
-one straight-line Python function. docs/cpu-engine.md tells the whole story.
+Recording, in the order of the steps: `cpu_flatten` inlines regions into one graph; `cpu_semantic`, `cpu_fuse`,
+`cpu_linear` and `cpu_tidy` rewrite it to the fewest and fastest calls; `cpu_plan` decides where every value lives;
+`cpu_emit` writes one straight-line Python function.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 from gaudicc.errors import AutocastError, InputError, LoweringError, StateError, Where
 from gaudicc.runtime.cpu_calls import below_autograd
 from gaudicc.runtime.cpu_edit import Editor
-from gaudicc.runtime.cpu_emit import Emitter, Run
+from gaudicc.runtime.cpu_emit import Emitter
 from gaudicc.runtime.cpu_flatten import byte_extent, flatten
 from gaudicc.runtime.cpu_fuse import fuse
 from gaudicc.runtime.cpu_linear import lower_linears
 from gaudicc.runtime.cpu_plan import plan
 from gaudicc.runtime.cpu_semantic import lower_semantic
+from gaudicc.runtime.cpu_tidy import drop_copies, join_rotations
 from gaudicc.runtime.cpu_weights import PackedWeights, versions
 from gaudicc.runtime.device import Segment
 
@@ -68,6 +69,9 @@ class CpuRecording:
             editor.finish()
             lower_linears(editor, weights)
             editor.finish()
+            drop_copies(editor)
+            join_rotations(editor)
+            editor.finish()
             editor.collapse_views()
             planned = plan(flat, borrow=borrow)
             self._emitter = Emitter(flat, planned)
@@ -113,11 +117,6 @@ class CpuRecording:
             if [source._version for source in self._sources] != self._versions:
                 self._prepare()
             return self._run(*inputs)
-
-    @property
-    def calls(self) -> Run:
-        """The recorded calls by themselves, for measurements: no checks besides those of inputs and indices, no lock."""
-        return self._run
 
     def _prepare(self) -> None:
         """Derives again what changed weights were derived into."""

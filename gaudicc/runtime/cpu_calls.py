@@ -19,7 +19,6 @@ below_autograd: Callable[[], Any] = _AutoDispatchBelowAutograd
 """No autograd dispatch, as under inference_mode, but tensors made inside are ordinary ones and versions are kept."""
 
 packed_linear = torch.ops.mkldnn._linear_pointwise.default
-packed_linear_binary = torch.ops.mkldnn._linear_pointwise.binary
 
 
 def pack_linear(weight: torch.Tensor) -> torch.Tensor:

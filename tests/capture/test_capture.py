@@ -202,6 +202,7 @@ def test_containers_nested_otherwise_are_refused() -> None:
 class Counter(nn.Module):
     seen: Tensor
     table: Tensor
+    steps: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +212,7 @@ class Counter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.add_(x)
-        self.steps += 1
+        self.steps.add_(1)
         return self.seen * self.table
 
 
@@ -267,7 +268,7 @@ def test_weights_are_shared_tied_weights_are_one_and_unused_ones_are_dropped() -
             self.a, self.b, self.unused = (nn.Linear(3, 3, bias=False) for _ in range(3))
             self.b.weight = self.a.weight
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.b(self.a(x))
 
     model = Tied().eval()

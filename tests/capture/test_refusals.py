@@ -80,7 +80,7 @@ def test_sparse_tensors() -> None:
 @pytest.mark.parametrize("where", ["weights", "argument", "arguments"])
 def test_mixed_devices_name_one_tensor_of_each(where: str) -> None:
     model: Any = linear()
-    inputs = (torch.randn(2, 3),)
+    inputs: tuple[Tensor, ...] = (torch.randn(2, 3),)
     if where == "weights":
         model.register_buffer("table", torch.empty(3, device="meta"))
     elif where == "argument":

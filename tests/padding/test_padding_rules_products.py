@@ -41,6 +41,13 @@ CASES: dict[str, tuple[Any, ...]] = {
     "mv": (lambda x, y: x.exp().mv(y.exp()), "b s f", "s f"),
     "dot": (lambda x, y: x.exp().dot(y.exp()), "s f", "s f"),
     "baddbmm": (lambda x, y, z: torch.baddbmm(z, x.exp(), y.exp()), "b 3 s f", "b s 2 f", "b 3 2 f"),
+    "baddbmm-merged": (
+        lambda x, y: torch.baddbmm(
+            torch.arange(x.shape[0] * x.shape[1])[:, None, None].float(), x.flatten(0, 1).exp(), y.flatten(0, 1).exp()
+        ),
+        "b t 2 s f",
+        "b t s 3 f",
+    ),
     "rms-norm": (lambda x, w: rms_norm(x, w, 1e-5, False), "b s 4 f", "4 f"),
     "batch-norm": (
         lambda x, w: ops._native_batch_norm_legit_no_training(x, w, w, w, w * w, 0.1, 1e-5)[0],

@@ -69,6 +69,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "topk-static": (lambda x: x.reshape(-1, 5).softmax(-1).topk(2), "b s 5 f"),
     "masked-mean": (lambda x, m: (x * m[..., None]).sum(1) / m.sum(1)[:, None].clamp(min=1), "b s 2 f", "b s i"),
     "mean-all": (lambda x: x.mean(), "b s f"),
+    "log-sigmoid": (lambda x: (ops.log_sigmoid_forward(x)[0] * x).sum(1), "b s f"),
+    "floor-divide": (lambda x, y: ops.floor_divide(x + 7, y + 1).sum(1), "b s i", "b s i"),
     "nansum": (lambda x: (x + 1).nansum(1), "b s f"),
     "count-nonzero-dims": (lambda x: torch.count_nonzero(x + 1, (0, 1)), "b s 2 f"),
     "any-dims": (lambda x: ops.any.dims((x > 0).logical_not(), [0, 1]), "b s 2 f"),

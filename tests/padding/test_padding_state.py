@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.export import Dim
 from torch.nn import functional as F
 
+import gaudicc
 from gaudicc.capture import capture
 from gaudicc.padding import certificate_of
 from gaudicc.padding.poison import check
@@ -81,3 +84,18 @@ def test_running_statistics_count_valid_rows() -> None:
     padded = Pad().run(program.copy()).program
     name = program.user_inputs()[0].name
     check(padded, program, [({name: torch.randn(n, 4)}, {"n": bucket}) for n, bucket in LENGTHS])
+
+
+def test_state_is_never_touched_by_pads() -> None:
+    model = Mean()
+    reference = copy.deepcopy(model)
+    compiled = gaudicc.compile(
+        model, (torch.randn(6, 4),), dynamic_shapes={"x": {0: Dim("n", min=0, max=8)}}, buckets=[{"n": 4}, {"n": 8}],
+        verify="poison",
+    )  # fmt: skip
+    for n in (5, 1, 8, 3, 0, 2, 7):
+        x = torch.randn(n, 4)
+        torch.testing.assert_close(compiled(x), reference(x))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(compiled.session()(x), Mean()(x))
+    assert sum("none after it" in line for line in compiled.certificate.padding) == 2

@@ -37,7 +37,9 @@ class _Function(nn.Module):
 def capture_of() -> CaptureOf:
     """`capture_of(function, x, *rest, dynamic=None, **weights)`: the program of a function, for gaudi3."""
 
-    def make(function: Callable[..., Any], *inputs: torch.Tensor, dynamic: Any = None, **weights: torch.Tensor) -> Program:
+    def make(
+        function: Callable[..., Any], *inputs: torch.Tensor, dynamic: Any = None, **weights: torch.Tensor
+    ) -> Program:
         program = capture(_Function(function, weights).eval(), inputs, dynamic_shapes=dynamic)
         program.target = load_target("gaudi3")
         return program

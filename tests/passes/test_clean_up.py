@@ -36,7 +36,9 @@ def test_before_and_after(capture_of: Any, alone: Any, text_of: Any) -> None:
 
     after, record = alone(CleanUp(), capture_of(model, torch.randn(2, 4), weight=torch.randn(4)))
     assert record.notes == ("1 constants folded",)
-    assert_expected_inline(text_of(after), """\
+    assert_expected_inline(
+        text_of(after),
+        """\
 graph root:
   %constant_0: i64[4] = constant constant.0
   %p_weight: f32[4] = weight weight
@@ -46,7 +48,8 @@ graph root:
   %2: f32[2, 4] = aten.mul.Tensor(%1, %p_weight)
   %3: f32[2, 4] = aten.add.Tensor(%2, %constant_0)
   return (%3)
-""")
+""",
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ class Named(nn.Module):
         super().__init__()
         self.constant = nn.ParameterList(nn.Parameter(torch.full((2,), float(i))) for i in range(3))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x + self.constant[1] + torch.arange(2).exp()
 
 
@@ -228,7 +231,9 @@ def _programs(draw: st.DrawFn) -> Callable[[Tensor], Tensor]:
 
 
 @given(function=_programs())
-def test_values_are_bitwise_kept_and_twice_is_once(function: Callable[[Tensor], Tensor], capture_of: Any, alone: Any) -> None:
+def test_values_are_bitwise_kept_and_twice_is_once(
+    function: Callable[[Tensor], Tensor], capture_of: Any, alone: Any
+) -> None:
     x = torch.randn(3, 4)
     x[0, 0], x[1, 1], x[2, 2] = float("nan"), -0.0, float("inf")
     once, _ = alone(CleanUp(), capture_of(function, x))

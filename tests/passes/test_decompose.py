@@ -44,7 +44,9 @@ def composites(program: Program) -> list[str]:
 def test_before_and_after(capture_of: Any, alone: Any, text_of: Any) -> None:
     after, record = alone(Decompose(), capture_of(lambda x, p: torch.diff(x, 1, -1, p), torch.randn(4), torch.randn(1)))
     assert record.notes == ("aten.diff decomposed 1 times",)
-    assert_expected_inline(text_of(after), """\
+    assert_expected_inline(
+        text_of(after),
+        """\
 graph root:
   %x: f32[4] = input x
   %rest_0: f32[1] = input args[0]
@@ -53,7 +55,8 @@ graph root:
   %2: f32[4] = aten.slice.Tensor(%0, -1, 1, 5)
   %3: f32[4] = aten.sub.Tensor(%2, %1)
   return (%3)
-""")
+""",
+    )
 
 
 @pytest.mark.parametrize("name", COMPOSITES)
@@ -70,7 +73,9 @@ def test_composites_fall_apart_bitwise(name: str, capture_of: Any, alone: Any) -
 
 
 def test_what_the_target_registers_stays_whole(capture_of: Any, alone: Any) -> None:
-    program = capture_of(lambda x, weight: torch.nn.functional.linear(x, weight) @ x, torch.randn(4, 4), weight=torch.randn(4, 4))
+    program = capture_of(
+        lambda x, weight: torch.nn.functional.linear(x, weight) @ x, torch.randn(4, 4), weight=torch.randn(4, 4)
+    )
     after, record = alone(Decompose(), program)
     assert not record.modified
     assert set(after.count_ops()) == {"aten.linear", "aten.matmul"}

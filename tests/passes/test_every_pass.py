@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,17 +56,19 @@ def test_what_is_missing_is_named() -> None:
     assert disagreements(files, DEFAULT_PIPELINE, files - {"pad"}, page) == ["tests/passes/test_pad.py is missing"]
     assert disagreements(files - {"pad"}, DEFAULT_PIPELINE, files, page) == ["passes/pad.py is missing"]
     without = page.replace("## pad\n", "")
-    assert disagreements(files, DEFAULT_PIPELINE, files, without) == ["docs/passes.md has no entry pad: run `make docs`"]
+    assert disagreements(files, DEFAULT_PIPELINE, files, without) == [
+        "docs/passes.md has no entry pad: run `make docs`"
+    ]
 
 
 @pytest.mark.parametrize("stem", sorted(FILES))
 def test_file_class_and_name_are_one_word(stem: str) -> None:
     module = import_module(f"gaudicc.passes.{stem}")
-    kind = getattr(module, camel(stem))
+    kind: Any = getattr(module, camel(stem))
     assert kind.name == kebab(stem)
     assert isinstance(kind(), Pass), "all options have defaults"
-    assert dataclasses.is_dataclass(kind)
     assert isinstance(kind.numerics, Numerics)
+    assert dataclasses.is_dataclass(kind)
     assert (module.__doc__ or "").startswith(f"{kind.name}: ")
     public = [
         node.name for node in ast.parse(inspect.getsource(module)).body

@@ -22,7 +22,7 @@ from gaudicc.targets import Support
 PLAIN = LowerSemanticOps(fused=False)
 
 
-def norm(x: Tensor, weight: Tensor) -> Tensor:
+def norm(x: Tensor, weight: Tensor) -> Any:
     return rms_norm(x, weight, 1e-6, False)
 
 
@@ -34,7 +34,9 @@ def namespaces(program: Program) -> set[str]:
 def test_before_and_after(capture_of: Any, alone: Any, text_of: Any) -> None:
     after, record = alone(PLAIN, capture_of(norm, torch.randn(2, 4), weight=torch.randn(4)))
     assert record.notes == ("gaudicc.rms_norm lowered to plain ATen, 1 times",)
-    assert_expected_inline(text_of(after), """\
+    assert_expected_inline(
+        text_of(after),
+        """\
 graph root:
   %p_weight: f32[4] = weight weight
   %x: f32[2, 4] = input x
@@ -45,7 +47,8 @@ graph root:
   %4: f32[2, 4] = aten.mul.Tensor(%x, %3)
   %5: f32[2, 4] = aten.mul.Tensor(%p_weight, %4)
   return (%5)
-""")
+""",
+    )
 
 
 def test_what_the_target_has_a_kernel_for_is_kept(capture_of: Any, alone: Any) -> None:
@@ -71,7 +74,9 @@ def test_norms_keep_their_values(
 ) -> None:
     shape = [*data.draw(st.lists(st.integers(0, 3), max_size=2)), data.draw(st.integers(1, 5))]
     program = capture_of(
-        lambda x, weight: rms_norm(x, weight, 1e-6, scale_first), torch.randn(shape).to(dtype), weight=torch.randn(shape[-1])
+        lambda x, weight: rms_norm(x, weight, 1e-6, scale_first),
+        torch.randn(shape).to(dtype),
+        weight=torch.randn(shape[-1]),
     )
     after, _ = alone(PLAIN, program)
     assert namespaces(after) == {"aten"}
@@ -86,7 +91,7 @@ def test_attention_keeps_its_values(
     groups, kv_heads, queries, keys = (data.draw(size) for _ in range(4))
     kind = "none" if causal else data.draw(st.sampled_from(["none", "bool", "float"]))
 
-    def model(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def model(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Any:
         chosen = {"none": None, "bool": mask > 0.1, "float": mask}[kind]
         return attention(q, k, v, chosen, causal, 0.5)
 

@@ -33,7 +33,14 @@ def attentions(program: Program) -> list[tuple[Any, ...]]:
 
 
 def qkv(
-    batch: int = 2, heads: int = 4, queries: int = 3, keys: int = 5, dim: int = 8, *, groups: int = 1, value_dim: int = 0
+    batch: int = 2,
+    heads: int = 4,
+    queries: int = 3,
+    keys: int = 5,
+    dim: int = 8,
+    *,
+    groups: int = 1,
+    value_dim: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kv_heads = heads // groups
     return (
@@ -58,7 +65,9 @@ def test_before_and_after(capture_of: Any, alone: Any, text_of: Any) -> None:
         return scaled_dot_product_attention(q, repeated(k, 2), repeated(v, 2), is_causal=True)
 
     after, _ = alone(RecognizeAttention(), capture_of(model, *qkv(groups=2, keys=3)))
-    assert_expected_inline(text_of(after), """\
+    assert_expected_inline(
+        text_of(after),
+        """\
 graph root:
   %x: f32[2, 4, 3, 8] = input x
   %rest_0: f32[2, 2, 3, 8] = input args[0]
@@ -68,7 +77,8 @@ graph root:
   %2: f32[2, 4, 3, 8] = aten.clone(%1, memory_format=contiguous_format)
   %3: f32[2, 4, 3, 8] = aten.permute(%2, [0, 1, 2, 3])
   return (%3)
-""")
+""",
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +126,9 @@ def test_repeated_heads_are_read_in_groups(written: bool, capture_of: Any, alone
 
 def test_heads_repeated_unequally_are_left_repeated(capture_of: Any, alone: Any) -> None:
     q, k, v = qkv(groups=2)
-    after, _ = alone(RecognizeAttention(), capture_of(lambda q, k, v: written_out(q, repeated(k, 2), v), q, k, repeated(v, 2)))
+    after, _ = alone(
+        RecognizeAttention(), capture_of(lambda q, k, v: written_out(q, repeated(k, 2), v), q, k, repeated(v, 2))
+    )
     (node,) = attention_in(after.root)
     assert tuple(fakes(node.args[1]).shape) == (2, 4, 5, 8)
 

@@ -44,14 +44,19 @@ def t5(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def test_before_and_after(capture_of: Any, alone: Any, text_of: Any) -> None:
-    after, _ = alone(RecognizeNorm(), capture_of(llama, torch.randn(2, 8, dtype=BF16), weight=torch.ones(8, dtype=BF16)))
-    assert_expected_inline(text_of(after), """\
+    after, _ = alone(
+        RecognizeNorm(), capture_of(llama, torch.randn(2, 8, dtype=BF16), weight=torch.ones(8, dtype=BF16))
+    )
+    assert_expected_inline(
+        text_of(after),
+        """\
 graph root:
   %p_weight: bf16[8] = weight weight
   %x: bf16[2, 8] = input x
   %0: bf16[2, 8] = gaudicc.rms_norm(%x, %p_weight, 1e-06, False)
   return (%0)
-""")
+""",
+    )
 
 
 @given(data=st.data())
@@ -127,13 +132,17 @@ def test_what_is_no_norm_at_all_stays(function: Callable[..., Tensor], capture_o
 
 
 def test_a_cast_that_loses_digits_is_not_looked_through(capture_of: Any, alone: Any) -> None:
-    program = capture_of(lambda x, weight: wide_norm(x.to(BF16).to(F32)) * weight, torch.randn(3, 4), weight=torch.randn(4))
+    program = capture_of(
+        lambda x, weight: wide_norm(x.to(BF16).to(F32)) * weight, torch.randn(3, 4), weight=torch.randn(4)
+    )
     after, _ = alone(RecognizeNorm(), program)
     assert "aten.to.dtype" in after.count_ops()
 
 
 def test_integers_are_normalised_as_the_floats_they_become(capture_of: Any, alone: Any) -> None:
-    program = capture_of(lambda x, weight: wide_norm(x.float()) * weight, torch.arange(12).view(3, 4), weight=torch.randn(4))
+    program = capture_of(
+        lambda x, weight: wide_norm(x.float()) * weight, torch.arange(12).view(3, 4), weight=torch.randn(4)
+    )
     after, _ = alone(RecognizeNorm(), program)
     assert norms(after) == [(1e-6, False)]
 
@@ -148,7 +157,9 @@ def test_a_normed_value_that_is_read_twice_stays(capture_of: Any, alone: Any) ->
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
-@pytest.mark.parametrize(("family", "count", "scale_first"), [("llama", 3, False), ("gemma3_text", 7, True), ("t5", 10, False)])
+@pytest.mark.parametrize(
+    ("family", "count", "scale_first"), [("llama", 3, False), ("gemma3_text", 7, True), ("t5", 10, False)]
+)
 def test_the_forms_of_transformers(family: str, count: int, scale_first: bool, dtype: torch.dtype, alone: Any) -> None:
     pytest.importorskip("transformers", reason="needs gaudicc[models]")
     from gaudicc.models.transformers_models import build, example_inputs

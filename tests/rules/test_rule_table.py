@@ -19,7 +19,10 @@ from gaudicc.verify import differs
 
 aten = torch.ops.aten
 RULES = (*index_generation.RULES, *slicing.RULES, *integers.RULES)
-INTS, FLOATS = torch.tensor([[5, 0], [-3, 7]], dtype=torch.int32), torch.tensor([[0.5, float("nan")], [float("inf"), -0.0]])
+INTS, FLOATS = (
+    torch.tensor([[5, 0], [-3, 7]], dtype=torch.int32),
+    torch.tensor([[0.5, float("nan")], [float("inf"), -0.0]]),
+)
 
 # (op, arguments, the rule that takes the call; None where none may)
 CALLS: list[tuple[Any, tuple[Any, ...], str | None]] = [

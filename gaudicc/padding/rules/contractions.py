@@ -116,8 +116,11 @@ def _added_product(p: Padder, node: fx.Node) -> Claims:
     term: Any = operand(node, 0)
     for back in range(1, val(term).dim() + 1):
         own, size = p.pads(term).dims[-back], dims[-back]
-        if expression(val(term).shape[-back]) != 1 and tuple(f.size for f in own) != tuple(f.size for f in size):
-            raise p.refuse("a term of another layout")
+        other = tuple(f.size for f in own) != tuple(f.size for f in size) and p.pads(term).uniform is None
+        if other and expression(val(term).shape[-back]) != 1:
+            target = tuple(Factor(f.size, GARBAGE if f.content else None) for f in size)
+            term = p.relayout(term, val(term).dim() - back, 1, (target,))
+            p.set_arg(0, term)
     finite = finite and all(c.finite for d in range(val(term).dim()) for c in p.pads(term).contents(d))
     return _product(dims, finite, val(node).dtype)
 

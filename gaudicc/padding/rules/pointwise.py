@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import fx
 
-from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Kind, Pads, constant, normal
+from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Kind, Pads, constant, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
+from gaudicc.padding.rules.contents import evaluate, result_of
 from gaudicc.padding.rules.rule import Rule, operand, overload
 from gaudicc.padding.sizes import expression
-from gaudicc.program import source_of, val
+from gaudicc.program import val
 
-# Finite on finite operands of the magnitudes that a model computes with.
-_TOTAL = {
-    "_conj", "_to_copy", "abs", "add", "addcmul", "alias", "atan", "ceil", "clamp", "clamp_max", "clamp_min",
-    "clone", "contiguous", "cos", "detach", "dropout", "elu", "erf", "floor", "fmax", "fmin", "gelu",
-    "hardsigmoid", "hardswish", "hardtanh", "imag", "leaky_relu", "lerp", "lift_fresh_copy", "log_sigmoid",
-    "logical_not", "masked_fill", "maximum", "minimum", "mish", "mul", "native_dropout", "neg", "real", "relu",
-    "relu6", "round", "rsub", "sgn", "sigmoid", "sign", "silu", "sin", "softplus", "sub", "tanh", "to", "trunc",
-    "type_as", "where",
-}  # fmt: skip
 _EXTRA = (
     aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other,
     aten.type_as.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
@@ -31,7 +22,9 @@ _EXTRA = (
     aten.logical_not.default, aten.bucketize.Tensor, aten.polar.default, aten.complex.default,
     aten.relu6.default, aten.selu.default, aten.celu.default, aten.addcmul.default, aten.softplus.default,
     aten.hardsigmoid.default, aten.hardtanh.default, aten.isnan.default, aten.isinf.default, aten.copy.default,
+    aten.floor_divide.default, aten.floor_divide.Scalar,
 )  # fmt: skip
+_DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 _TENSOR_FORM = {
     aten.pow.Tensor_Scalar: aten.pow.Tensor_Tensor, aten.pow.Scalar: aten.pow.Tensor_Tensor,
     aten.where.ScalarOther: aten.where.self, aten.where.ScalarSelf: aten.where.self, aten.where.Scalar: aten.where.self,
@@ -51,6 +44,7 @@ def pointwise(op: Any) -> bool:
 def pointwise_claims(p: Padder, node: fx.Node) -> Claims:
     """Aligns the operands' layouts, reads sizes as values, and derives what the pads hold."""
     _read_lengths(p, node)
+    _divide_by_no_zero(p, node)
     result = val(node)
     if not isinstance(result, torch.Tensor):
         raise p.refuse("several results of a pointwise op")
@@ -83,6 +77,26 @@ def _read_lengths(p: Padder, node: fx.Node) -> None:
         if isinstance(value, fx.Node) and _is_tensor(value) and "Tensor" not in str(kind):
             raise p.refuse("it takes a number where the length is a tensor")
     p.rewriter.modified = True
+
+
+def _divide_by_no_zero(p: Padder, node: fx.Node) -> None:
+    """An integer that is divided by 0 stops the program, in a pad too."""
+    divisor = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(divisor, fx.Node) or not _is_tensor(divisor) or val(node).dtype.is_floating_point:
+        return
+    pads = p.pads(divisor)
+    harmless = all(
+        c.kind is Kind.CONSTANT and c.value != 0 and c.strong for d in pads.padded_dims for c in pads.contents(d)
+    )
+    if overload(node)._schema.name.split("::")[1] in _DIVISIONS and not harmless:
+        p.set_arg(1, p.fill(divisor, pads.padded_dims, 1, "no integer is divided by 0"))
+
+
+def _log_sigmoid(p: Padder, node: fx.Node) -> Claims:
+    """log_sigmoid_forward: the values, and a buffer that nobody reads."""
+    pads = p.pads(operand(node, 0))
+    values = Pads(tuple(mapped(d, lambda c: FINITE if c.finite else GARBAGE) for d in pads.dims))
+    return values, Pads(p.dims_of(val(node)[1]))
 
 
 def _is_tensor(arg: fx.Node) -> bool:
@@ -155,119 +169,15 @@ def _content(p: Padder, node: fx.Node, layout: Dim, back: int, dtype: torch.dtyp
                 operands[arg] = constant(pads.uniform)
             else:
                 operands[arg] = dim[position].content if dim is not None and len(dim) == len(layout) else None
-        made.append(Factor(factor.size, _result(p, node, operands, dtype)))
+        made.append(Factor(factor.size, result_of(p, node, operands, dtype)))
     return tuple(made)
-
-
-def _result(p: Padder, node: fx.Node, operands: dict[fx.Node, Content | None], dtype: torch.dtype) -> Content:
-    """What the op makes of these contents; None stands for valid values."""
-    known = {arg: c.value for arg, c in operands.items() if c is not None and c.kind is Kind.CONSTANT}
-    if len(known) == len(operands):
-        strong = len(operands) == 1 and all(c is not None and c.strong for c in operands.values())
-        return _evaluate(node, known, strong)
-    name = overload(node)._schema.name.split("::")[1]
-    contents = [_of(arg, operands) for arg in node.args]
-    if name == "copy" and val(operand(node, 1)).dtype == dtype:
-        return _chosen(contents[1])
-    absorbing = _absorbed(p, name, contents)
-    if absorbing is not None:
-        return absorbing
-    if name in ("where", "masked_fill"):
-        contents = contents[1:] if name == "where" else [contents[0], contents[2]]
-    finite = all(c is None or p_finite(c) for c in contents)
-    if name in ("div", "true_divide"):
-        divisor = contents[1]
-        ok = divisor is not None and divisor.kind is Kind.CONSTANT and divisor.value != 0
-        return FINITE if finite and ok else GARBAGE
-    if name in ("pow",):
-        exponent = contents[1]
-        ok = exponent is not None and exponent.kind is Kind.CONSTANT and exponent.value in (0, 1, 2, 3, 4)
-        return FINITE if finite and ok else GARBAGE
-    if name in ("_to_copy", "to", "type_as") and dtype is torch.float16 and not _narrows_floats(node):
-        return GARBAGE
-    if finite and name in _TOTAL:
-        return FINITE
-    if name in ("_to_copy", "to", "type_as") and dtype.is_floating_point and not _floating(node):
-        return FINITE  # every integer is a finite float
-    return GARBAGE
-
-
-def p_finite(content: Content) -> bool:
-    """Whether a content is finite, for deriving claims (relying on them is what strict mode forbids)."""
-    return content.finite
-
-
-def _floating(node: fx.Node) -> bool:
-    return bool(val(operand(node, 0)).dtype.is_floating_point or val(operand(node, 0)).dtype.is_complex)
-
-
-def _narrows_floats(node: fx.Node) -> bool:
-    return val(operand(node, 0)).dtype in (torch.float16,)
-
-
-def _of(arg: Any, operands: dict[fx.Node, Content | None]) -> Content | None:
-    if isinstance(arg, fx.Node):
-        return operands.get(arg)
-    return constant(arg) if isinstance(arg, (bool, int, float)) else None
-
-
-def _absorbed(p: Padder, name: str, contents: list[Content | None]) -> Content | None:
-    """Results that one operand decides alone."""
-    first = [c for c in contents[:2]]
-    if name in ("bitwise_and", "logical_and", "__and__") and any(
-        c is not None and c.is_constant(False) and _is_bool_or_zero(c) for c in first
-    ):
-        return constant(False)
-    if name in ("logical_or",) and any(c is not None and c.kind is Kind.CONSTANT and c.value for c in first):
-        return constant(True)
-    if name in ("bitwise_or", "__or__") and any(c is not None and c.value is True for c in first):
-        return constant(True)
-    if name == "mul" and any(c is not None and c.is_constant(0) for c in first):
-        others = [c for c in first if c is None or not c.is_constant(0)]
-        if all(c is None or c.finite for c in others) and not p.strict:
-            p.journal.finite[f"a product with constant 0, at {source_of(p.node)}"] = None
-            return constant(0.0 if val(p.node).dtype.is_floating_point else 0)
-    if name == "where" and contents[0] is not None and contents[0].kind is Kind.CONSTANT:
-        return _chosen(contents[1] if contents[0].value else contents[2])
-    if name == "masked_fill" and contents[1] is not None and contents[1].kind is Kind.CONSTANT:
-        return _chosen(contents[2] if contents[1].value else contents[0])
-    return None
-
-
-def _chosen(content: Content | None) -> Content:
-    return FINITE if content is None else content.weak
-
-
-def _is_bool_or_zero(content: Content) -> bool:
-    return content.value is False or content.value == 0
-
-
-def _evaluate(node: fx.Node, known: dict[fx.Node, Any], strong: bool) -> Content:
-    """Runs the op on the constants. A float constant 0 may be -0.0 (0 x -1), so that both must give the same."""
-    signs = [(value, -value) if isinstance(value, float) and value == 0 else (value,) for value in known.values()]
-    results = {_run(node, dict(zip(known, values, strict=True))) for values in itertools.product(*signs)}
-    return constant(results.pop(), strong=strong) if len(results) == 1 else GARBAGE
-
-
-def _run(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-    def scalar(arg: fx.Node) -> Any:
-        value = val(arg)
-        if not isinstance(value, torch.Tensor):
-            return known[arg]
-        shape = () if value.dim() == 0 else (1,)  # type promotion tells them apart
-        return torch.full(shape, known[arg], dtype=value.dtype)
-
-    args = fx.map_arg(node.args, scalar)
-    kwargs = fx.map_arg(node.kwargs, scalar)
-    with torch.no_grad():
-        return overload(node)(*args, **kwargs).reshape(-1)[0].item()
 
 
 def _uniform(p: Padder, node: fx.Node) -> Any:
     operands = node.all_input_nodes
     if not operands or any(p.pads(arg).uniform is None for arg in operands):
         return None
-    content = _evaluate(node, {arg: p.pads(arg).uniform for arg in operands}, False)
+    content = evaluate(node, {arg: p.pads(arg).uniform for arg in operands}, False)
     return content.value
 
 
@@ -281,9 +191,11 @@ def _iota(p: Padder, node: fx.Node) -> int | None:
 RULES = (
     Rule(
         (),
-        "none; operands of another layout are moved; sizes used as values read the logical length",
+        "none; operands of another layout are moved; sizes used as values read the logical length; 1 in an integer "
+        "divisor",
         "constant if all operands are; finite for total ops on finite operands; `and` with False, `mul` with 0 and "
         "`where` with a known condition are decided by that operand; else garbage",
         pointwise_claims,
     ),
+    Rule((aten.log_sigmoid_forward.default,), "none", "finite if the operand's is", _log_sigmoid),
 )

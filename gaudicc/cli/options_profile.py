@@ -1,0 +1,43 @@
+"""Command line: the options of `gaudicc profile`. Imports no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """Show what each engine does and when, modelled or from a real trace.
+
+    A model is shown twice, with attention unsplit and with attention by cost; its times are all modelled.
+
+    Attributes:
+        model: name, model folder, or .pt2 file; leave it out to look at a trace only.
+        target: chip: gaudi2 or gaudi3.
+        batch: rows of the example inputs.
+        sequence: tokens a row of the example inputs.
+        dynamic: sizes that vary, each DIM=MAX or DIM=MIN..MAX; DIM is batch or sequence.
+        bucket: sizes to look at, DIM=SIZE[,DIM=SIZE], of those that vary.
+        node_us: start of a node in microseconds, instead of the machine model's own value.
+        read: traces of a device: Chrome JSON of torch.profiler, or a CSV of Gaudi's own profiler.
+        trace: file to write in Chrome's trace format, for Perfetto.
+        svg: file to draw the timelines to.
+        trust: load a .pt2 file, which can run code from it.
+        json: print JSON.
+    """
+
+    model: Positional[str | None] = None
+    target: str = "gaudi3"
+    batch: int = 1
+    sequence: int = 512
+    dynamic: tuple[str, ...] = ()
+    bucket: str | None = None
+    node_us: float | None = None
+    read: tuple[Path, ...] = ()
+    trace: Path | None = None
+    svg: Path | None = None
+    trust: bool = False
+    json: bool = False

@@ -1,0 +1,109 @@
+"""`gaudicc profile`: a model under the machine model, before and after the split of attention, or a real trace; one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import gaudicc
+from gaudicc.buckets import BucketForm
+from gaudicc.cli.options_profile import ProfileOptions
+from gaudicc.cli.output import live_passes, print_json, say
+from gaudicc.cli.source import open_source, parse_bucket_entries, parse_dynamic
+from gaudicc.errors import InputError
+from gaudicc.machine import Chip, load_chip
+from gaudicc.passes import DEFAULT_PIPELINE
+from gaudicc.passes.split_attention import SplitAttention
+from gaudicc.pipeline import Pass
+from gaudicc.profile import Activity, Profile, profile_of
+from gaudicc.profile.chrome import read_chrome, write_chrome
+from gaudicc.profile.modelled import ModelledRun, modelled_run
+from gaudicc.profile.native import read_native
+from gaudicc.profile.show import as_json, table
+from gaudicc.profile.svg import write_svg
+from gaudicc.targets import load_target
+
+_WHOLE, _SPLIT = "attention unsplit", "attention by cost"
+
+
+def run(options: ProfileOptions) -> int:
+    """Runs the command.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        GaudiccError: the model cannot be compiled, a trace cannot be read, or a file cannot be written.
+    """
+    runs: list[tuple[str, Sequence[Activity]]] = []
+    profiles: list[Profile] = []
+    for file in options.read:
+        activities = read_native(file) if file.suffix == ".csv" else read_chrome(file)
+        runs.append((file.name, activities))
+        profiles.append(profile_of(activities, file.name, modelled=False))
+    if options.model is not None:
+        for title, modelled in _modelled(options, options.model):
+            runs.append((title, modelled.activities))
+            profiles.append(profile_of(modelled.activities, title, modelled=True, bound=modelled.bound))
+    if not profiles:
+        raise InputError("nothing to profile", hint="name a model, or give a trace with --read")
+    _write(options, runs)
+    if options.json:
+        print_json([as_json(profile) for profile in profiles])
+    else:
+        print(table(profiles))
+    return 0
+
+
+def _modelled(options: ProfileOptions, model: str) -> list[tuple[str, ModelledRun]]:
+    """The bucket's program as it is without split-attention, and with it."""
+    load_target(options.target)
+    sizes = {"batch": options.batch, "sequence": options.sequence}
+    source = open_source(model, **sizes, trust=options.trust)
+    dynamic = parse_dynamic(options.dynamic, source, **sizes)
+    buckets: BucketForm = parse_bucket_entries((options.bucket,) if options.bucket else ())
+    chip = _chip(options)
+    found = []
+    for title, step in ((_WHOLE, SplitAttention(most_slices=1)), (_SPLIT, SplitAttention())):
+        say(f"compiling {model} for {options.target}: {title}")
+        with live_passes() as observer:
+            compiled = gaudicc.compile(
+                source.model, dict(source.inputs), dynamic_shapes=dynamic, target=options.target, buckets=buckets,
+                device="cpu", passes=_with(step), observer=observer,
+            )  # fmt: skip
+        bucket = next(iter(compiled.buckets))
+        found.append((title, modelled_run(compiled.static_program(bucket), chip)))
+        for record in compiled.trace:
+            if record.name == step.name and step.most_slices > 1:
+                say("\n".join(f"note: {note}" for note in record.notes))
+    return found
+
+
+def _with(step: SplitAttention) -> list[Pass]:
+    return [step if isinstance(entry, SplitAttention) else entry for entry in DEFAULT_PIPELINE]
+
+
+def _chip(options: ProfileOptions) -> Chip:
+    chip = load_chip(options.target)
+    if options.node_us is None:
+        return chip
+    return chip.with_value("host.node_seconds", options.node_us * 1e-6)
+
+
+def _write(options: ProfileOptions, runs: list[tuple[str, Sequence[Activity]]]) -> None:
+    aligned = [(title, _from_zero(activities)) for title, activities in runs]
+    try:
+        if options.trace is not None:
+            write_chrome(options.trace, aligned)
+            say(f"wrote {options.trace}")
+        if options.svg is not None:
+            write_svg(options.svg, aligned)
+            say(f"wrote {options.svg}")
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror}", hint="give another path") from error
+
+
+def _from_zero(activities: Sequence[Activity]) -> list[Activity]:
+    """The same, with time counted from the first start."""
+    first = min(entry.start for entry in activities)
+    return [replace(entry, start=entry.start - first, end=entry.end - first) for entry in activities]

@@ -1,0 +1,88 @@
+"""Mixture of experts, and the product with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu, "relu": functional.relu, "silu": functional.silu,
+}  # fmt: skip
+
+
+def mixture_of_experts(
+    hidden_states: Tensor,
+    expert_routing_table: Tensor,
+    router_weights: Tensor,
+    w1: Sequence[Tensor],
+    w2: Sequence[Tensor],
+    w3: Sequence[Tensor],
+    permuted_weights: bool,
+    activation: str,
+    experts_min: int,
+    experts_max: int,
+) -> Tensor:
+    """The sum over a token's experts of weight * (act(x w1) * (x w2)) w3.
+
+    Args:
+        hidden_states: `[tokens, hidden]`.
+        expert_routing_table: `[tokens, k]`, numbers of experts.
+        router_weights: `[tokens, k]`.
+        w1: per expert `[hidden, inner]`; the other way round when permuted.
+        w2: like w1.
+        w3: per expert `[inner, hidden]`.
+        permuted_weights: weights are transposed.
+        activation: gelu, relu or silu.
+        experts_min: number of the first expert given.
+        experts_max: number of the last one; choices outside are left out.
+    """
+    act = _ACTIVATIONS[activation]
+    total = torch.zeros(hidden_states.shape, dtype=torch.float32)
+    wide = hidden_states.to(torch.float32)
+    for expert in range(experts_min, experts_max + 1):
+        weights = [each[expert - experts_min].to(torch.float32) for each in (w1, w2, w3)]
+        gate, up, down = (weight.t() if permuted_weights else weight for weight in weights)
+        share = (router_weights.to(torch.float32) * (expert_routing_table == expert)).sum(-1, keepdim=True)
+        total += share * (act(wide @ gate) * (wide @ up)) @ down
+    return total.to(hidden_states.dtype)
+
+
+def mixture_fused(
+    hidden_states: Tensor,
+    expert_routing_table: Tensor,
+    router_weights: Tensor,
+    w12: Sequence[Tensor],
+    w3: Sequence[Tensor],
+    permuted_weights: bool,
+    activation: str,
+    experts_min: int,
+    experts_max: int,
+) -> Tensor:
+    """The same with w1 and w2 in one matrix."""
+    halves = [weight.chunk(2, 0 if permuted_weights else 1) for weight in w12]
+    w1, w2 = [half[0] for half in halves], [half[1] for half in halves]
+    rest = (permuted_weights, activation, experts_min, experts_max)
+    return mixture_of_experts(hidden_states, expert_routing_table, router_weights, w1, w2, w3, *rest)
+
+
+def masked_batch_gemm(a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, trans_a: bool, trans_b: bool) -> Tensor:
+    """a b + mask_a mask_b."""
+    left = [each.transpose(-2, -1) if trans_a else each for each in (a, mask_a)]
+    right = [each.transpose(-2, -1) if trans_b else each for each in (b, mask_b)]
+    return torch.matmul(left[0], right[0]) + torch.matmul(left[1], right[1])
+
+
+_HEAD = "(Tensor hidden_states, Tensor expert_routing_table, Tensor router_weights, "
+_TAIL = ", Tensor[] w3, bool permuted_weights, str activation, int experts_min, int experts_max) -> Tensor"
+
+OPS: dict[str, Callable[..., Any]] = {
+    f"mixture_of_experts{_HEAD}Tensor[] w1, Tensor[] w2{_TAIL}": mixture_of_experts,
+    f"mixture_of_experts.fused_weights{_HEAD}Tensor[] w12{_TAIL}": mixture_fused,
+    "masked_batch_gemm(Tensor a, Tensor b, Tensor mask_a, Tensor mask_b, bool trans_a, bool trans_b) -> Tensor": (
+        masked_batch_gemm
+    ),
+}

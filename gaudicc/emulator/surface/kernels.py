@@ -1,0 +1,176 @@
+"""`habana_frameworks.torch.hpex.kernels` and `.normalization`: the fused kernels as Python sees them.
+
+Source of names and forms: HabanaAI/gaudi-pytorch-bridge 1.19.0, `hpex/`. Where gradients are asked for, the same formula
+runs as plain ops, so that they flow; the device has kernels for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaudicc.emulator.ops import attention, norms
+from gaudicc.emulator.surface.marks import refused
+
+__all__ = [
+    "CustomSoftmax", "FusedRMSNorm", "FusedSDPA", "RmsNormBwdMode", "RotaryPosEmbeddingHelperV1",
+    "RotaryPosEmbeddingHelperV2", "RotaryPosEmbeddingMode", "apply_rotary_pos_emb", "fp8_fused_sdpa",
+]  # fmt: skip
+
+_RECOMPUTE = [False]
+
+fp8_fused_sdpa = refused("hpex.kernels.fp8_fused_sdpa", "the scales inside the kernel have no public reference")
+
+
+def recompute_sdp_enabled() -> bool:
+    """Whether fused attention keeps no weights."""
+    return _RECOMPUTE[0]
+
+
+@contextmanager
+def sdp_kernel(enable_recompute: bool = False) -> Iterator[None]:
+    """A block in which fused attention keeps no weights."""
+    before, _RECOMPUTE[0] = _RECOMPUTE[0], enable_recompute
+    try:
+        yield
+    finally:
+        _RECOMPUTE[0] = before
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class FusedSDPA:
+    """Attention in one kernel."""
+
+    @staticmethod
+    def apply(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        softmax_mode: str = "None",
+        recompute_mode: bool | None = None,
+        valid_sequence_lengths: Tensor | None = None,
+        padding_side: str = "left",
+    ) -> Tensor:
+        """softmax(q k^T * scale + mask) v, with fewer key/value heads than query heads if need be.
+
+        Raises:
+            AssertionError: lengths are given together with a mask, without causality, or where gradients are wanted.
+        """
+        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        with_grad = _needs_grad(query, key, value)
+        if valid_sequence_lengths is not None:
+            assert is_causal and not with_grad and attn_mask is None, (
+                "Valid sequence length is supported only in inference with is_causal(triangular) mask case"
+            )
+        grouped = query.dim() == 4 and query.shape[1] != key.shape[1] and key.shape[1] != 1
+        if grouped:
+            query, key, value, attn_mask = _group(query, key, value, attn_mask)
+        if with_grad:
+            weights = torch.softmax(attention.scores(query, key, attn_mask, factor, is_causal), -1)
+            weights = torch.nn.functional.dropout(weights, dropout_p)
+            out = torch.matmul(weights, value.to(torch.float32)).to(query.dtype)
+        else:
+            head: tuple[Any, ...] = (query, key, value, attn_mask, dropout_p, factor, is_causal)
+            tail = (softmax_mode.lower(), valid_sequence_lengths, padding_side.lower())
+            recompute = recompute_sdp_enabled() if recompute_mode is None else recompute_mode
+            ops: Any = torch.ops.hpu
+            out = ops.sdpa_recomp_fwd(*head, False, *tail)[0] if recompute else ops.sdpa_fwd(*head, *tail)[0]
+        return out.flatten(1, 2) if grouped else out
+
+
+def _group(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Query heads of a group beside each other, key/value heads with one head to a group."""
+    batch, heads, rows, dim = q.shape
+    groups = k.shape[1]
+    q = q.reshape(batch, groups, heads // groups, rows, dim)
+    if mask is not None:
+        full = mask.dim() == 4 and mask.shape[1] == heads
+        mask = mask.reshape(mask.shape[0], groups, heads // groups, *mask.shape[2:]) if full else mask.unsqueeze(1)
+    return q, k.unsqueeze(2), v.unsqueeze(2), mask
+
+
+class CustomSoftmax:
+    """softmax over the last dim."""
+
+    @staticmethod
+    def apply(input: Tensor, flavor: int) -> Tensor:
+        """The softmax; flavours differ in speed on the device."""
+        found: Tensor = torch.ops.hpu.custom_softmax(input, flavor)
+        return found
+
+
+class RmsNormBwdMode(Enum):
+    """How the device computes gradients."""
+
+    DEFAULT = 0
+    STATIC_CASE_WIDTH_PARTITIONING = 1
+
+
+class FusedRMSNorm:
+    """Root-mean-square norm in one kernel."""
+
+    @staticmethod
+    def apply(
+        data_in: Tensor, gamma: Tensor, eps: float, use_stages: bool = True, bwd_mode: Any = 0, fast_math: bool = False
+    ) -> Tensor:
+        """The normalised values; the other arguments choose kernels."""
+        if _needs_grad(data_in, gamma):
+            return norms.rms_norm(data_in, gamma, eps)[0]
+        name = "rms_norm_fast" if fast_math else "rms_norm"
+        found: Tensor = getattr(torch.ops.hpu, name)(data_in, gamma, eps)[0]
+        return found
+
+
+class RotaryPosEmbeddingMode(Enum):
+    """Which features form a pair."""
+
+    BLOCKWISE = 0
+    PAIRWISE = 1
+
+
+def apply_rotary_pos_emb(
+    p: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    offset: int = 0,
+    mode: RotaryPosEmbeddingMode = RotaryPosEmbeddingMode.BLOCKWISE,
+) -> Tensor:
+    """Rotary embedding; operands of different dtypes meet in float32, if one of them is, else in p's dtype."""
+    dtype = torch.float32 if torch.float32 in (p.dtype, cos.dtype, sin.dtype) else p.dtype
+    operands = p.to(dtype), sin.to(dtype), cos.to(dtype)
+    if _needs_grad(p, cos, sin):
+        return norms.rotary_pos_embedding(*operands, position_ids, offset, mode.value)
+    found: Tensor = torch.ops.hpu.rotary_pos_embedding(*operands, position_ids, offset, mode.value)
+    return found
+
+
+class RotaryPosEmbeddingHelperV1:
+    """Rotary embedding from an offset."""
+
+    @staticmethod
+    def apply(p: Tensor, cos: Tensor, sin: Tensor, offset: int) -> Tensor:
+        """Features from `offset` of cos and sin."""
+        return apply_rotary_pos_emb(p, cos, sin, None, offset)
+
+
+class RotaryPosEmbeddingHelperV2:
+    """Rotary embedding at positions."""
+
+    @staticmethod
+    def apply(p: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
+        """Rows of cos and sin."""
+        return apply_rotary_pos_emb(p, cos, sin, position_ids)

@@ -1,0 +1,107 @@
+"""Chrome trace JSON (Perfetto, torch.profiler): written from a run, read from a device's.
+
+Fields as the bridge writes them: HabanaAI/gaudi-pytorch-bridge 1.19.0, `backend/profiling/json_file_parser.cpp`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gaudicc.errors import InputError
+from gaudicc.profile.activity import KINDS, Activity
+
+# What names an engine in a lane; names carry decoration that varies by generation, so these are looked for inside.
+_MARKS = (("MME", "MME"), ("TPC", "TPC"), ("DMA", "DMA"), ("NIC", "NETWORK"), ("NETWORK", "NETWORK"), ("HOST", "HOST"))
+
+
+def kind_of(lane: str) -> str | None:
+    """The kind of engine that a lane's name speaks of, or None."""
+    return next((kind for mark, kind in _MARKS if mark in lane.upper()), None)
+
+
+def write_chrome(path: Path, runs: Iterable[tuple[str, Iterable[Activity]]]) -> None:
+    """Writes runs below each other, one process a run and one thread a lane.
+
+    Args:
+        path: the file.
+        runs: (title, what ran).
+    """
+    events: list[dict[str, Any]] = []
+    for pid, (title, activities) in enumerate(runs):
+        events.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": title}})
+        threads: dict[str, int] = {}
+        for entry in activities:
+            if entry.lane not in threads:
+                # As in a device's own trace: kind of engine x 1000 + index.
+                threads[entry.lane] = 1000 * KINDS.index(entry.kind) + len(threads)
+                named = {"ph": "M", "name": "thread_name", "pid": pid, "tid": threads[entry.lane]}
+                events.append({**named, "args": {"name": entry.lane}})
+            timed = {"ts": entry.start * 1e6, "dur": (entry.end - entry.start) * 1e6}
+            args = {"op": entry.op, **({"bound": entry.bound} if entry.bound else {})}
+            place = {"pid": pid, "tid": threads[entry.lane], "cat": "Kernel"}
+            events.append({"ph": "X", "name": entry.name, **timed, **place, "args": args})
+    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))
+
+
+def read_chrome(path: Path) -> list[Activity]:
+    """Reads what the engines did; lanes of the host's own threads are passed over.
+
+    Raises:
+        InputError: the file is no such trace, or no lane in it is an engine.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path} as JSON: {error}", hint="give the trace that the profiler wrote"
+        ) from error
+    events = data.get("traceEvents") if isinstance(data, dict) else data
+    if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+        raise InputError(f"{path} holds no list of trace events", hint="give a Chrome trace, e.g. of torch.profiler")
+    names = _names(events)
+    found = list(_complete(events, names, path))
+    if not found:
+        lanes = ", ".join(sorted(set(names.values()))) or "none"
+        raise InputError(f"no lane of {path} is an engine of a Gaudi; lanes: {lanes}", hint="profile with activity HPU")
+    return found
+
+
+def _names(events: list[dict[str, Any]]) -> dict[tuple[Any, Any], str]:
+    """(pid, tid) -> name of the lane, from the metadata of threads, then of processes (tid None)."""
+    names: dict[tuple[Any, Any], str] = {}
+    for event in events:
+        if event.get("ph") == "M" and event.get("name") in ("process_name", "thread_name"):
+            tid = event.get("tid") if event["name"] == "thread_name" else None
+            names[event.get("pid"), tid] = str(event.get("args", {}).get("name", ""))
+    return names
+
+
+def _complete(events: list[dict[str, Any]], names: dict[tuple[Any, Any], str], path: Path) -> Iterator[Activity]:
+    """Complete events, and pairs of begin and end, on the lanes of engines."""
+    begun: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+    for event in sorted((e for e in events if e.get("ph") in ("X", "B", "E")), key=lambda e: float(e.get("ts", 0))):
+        place = (event.get("pid"), event.get("tid"))
+        thread, process = names.get(place, ""), names.get((place[0], None), "")
+        kind = kind_of(thread) or kind_of(process)
+        if kind is None:
+            continue
+        lane = f"{process} {thread or place[1]}".strip()
+        if event["ph"] == "B":
+            begun.setdefault(place, []).append(event)
+        elif event["ph"] == "E":
+            if not begun.get(place):
+                raise InputError(f"{path}: an event ends on {lane} that never began", hint="the trace may be cut off")
+            begin = begun[place].pop()
+            yield _activity(begin, kind, lane, float(begin["ts"]), float(event["ts"]))
+        else:
+            start = float(event["ts"])
+            yield _activity(event, kind, lane, start, start + float(event.get("dur", 0)))
+
+
+def _activity(event: dict[str, Any], kind: str, lane: str, start: float, end: float) -> Activity:
+    args = event.get("args") or {}
+    op = str(args.get("op") or args.get("Operation") or event.get("name", ""))
+    return Activity(kind, lane, str(event.get("name", "")), start * 1e-6, end * 1e-6, op, str(args.get("bound", "")))

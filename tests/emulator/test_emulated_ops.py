@@ -1,0 +1,294 @@
+"""Rules 34 to 38, 41, 44, 45 and the references of the `hpu::` ops."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+GAUDI3 = {"GAUDICC_EMULATOR_TARGET": "gaudi3"}
+
+
+def ops() -> Any:
+    return torch.ops.hpu
+
+
+# rule 34
+@pytest.mark.parametrize(("environment", "end"), [({}, 240.0), (GAUDI3, 448.0)])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_fp8_casts_saturate(environment: dict[str, str], end: float, stochastic: bool) -> None:
+    x = torch.tensor([1000.0, 500.0, -500.0, -1000.0, 3.0]).to("hpu")
+    cast, _ = ops().cast_to_fp8_v2(x, None, stochastic, False, E4M3)
+    assert cast.dtype is E4M3
+    assert cast.float().tolist() == [end, end, -end, -end, 3]
+    low, _ = ops().cast_to_fp8_v2(x * 1000, None, stochastic, False, E5M2)
+    assert low.float().tolist()[0] == torch.finfo(E5M2).max
+
+
+# rule 35
+def test_scales_are_applied_in_the_input_and_output_dtype() -> None:
+    x = torch.tensor([[10.3, 23.7], [31.1, 17.9]], dtype=torch.bfloat16)
+    on_device, scale = x.to("hpu"), torch.tensor(1.3)
+    expected = (x * scale.to(torch.bfloat16)).to(E4M3)
+    for given_scale in (scale.to("hpu"), 1.3, [1.3]):
+        cast, amax = ops().cast_to_fp8_v2(on_device, given_scale, False, True, E4M3)
+        assert torch.equal(cast.float().cpu(), expected.float())
+        assert (amax.dim(), amax.item()) == (0, x.abs().max().item())
+    assert ops().cast_to_fp8_v2(on_device, None, False, False, E4M3)[1].numel() == 0
+    back = ops().cast_from_fp8(cast, (1 / scale).to("hpu"), torch.bfloat16)
+    assert torch.equal(back.cpu(), expected.to(torch.bfloat16) * (1 / scale).to(torch.bfloat16))
+    per_row, _ = ops().cast_to_fp8_v2(on_device, [1.0, 0.5], False, False, E4M3, [2, 1])
+    assert torch.equal(per_row.float().cpu(), (x * torch.tensor([[1.0], [0.5]], dtype=torch.bfloat16)).to(E4M3).float())
+
+
+# rule 36
+def test_fp8_input_stays_as_it_is() -> None:
+    x = torch.tensor([1.5, -2.0]).to(E4M3).to("hpu")
+    assert ops().cast_to_fp8_v2(x, None, False, False, E4M3)[0].float().tolist() == [1.5, -2]
+    with pytest.raises(RuntimeError, match=r"CastToFp8V2 must have no amax for float8\."):
+        ops().cast_to_fp8_v2(x, None, False, True, E4M3)
+    match = "must have the same dtype for float8, but are Float8_e4m3fn and Float8_e5m2"
+    with pytest.raises(RuntimeError, match=match):
+        ops().cast_to_fp8_v2(x, None, False, False, E5M2)
+
+
+# rule 37
+@given(st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=50), st.sampled_from([E4M3, E5M2]))
+@settings(max_examples=50, deadline=None)
+def test_stochastic_rounding_gives_a_neighbour(values: list[float], dtype: torch.dtype) -> None:
+    x = torch.tensor(values)
+    grid = torch.arange(256, dtype=torch.uint8).view(dtype).float()
+    grid = grid[grid.isfinite()].sort()[0]
+    found = ops().cast_to_fp8_v2(x.to("hpu"), None, True, False, dtype)[0].float().cpu()
+    above = grid[torch.searchsorted(grid, x)]
+    below = grid[torch.searchsorted(grid, x, right=True) - 1]
+    assert ((found == above) | (found == below)).all()
+
+
+def test_stochastic_rounding_differs_and_is_fair() -> None:
+    x = torch.full((4000,), 1.0 + 0.25 * 2**-3, device="hpu")
+    nearest, by_chance = (ops().cast_to_fp8_v2(x, None, chance, False, E4M3)[0].float().cpu() for chance in (False, True))
+    assert nearest.unique().tolist() == [1]
+    assert by_chance.unique().tolist() == [1, 1.125]
+    assert abs(by_chance.mean().item() - x[0].item()) < 0.01
+
+
+# rule 38
+def test_softmax_and_sum_of_fp8() -> None:
+    x = torch.rand(3, 4, dtype=torch.bfloat16) * 4
+    plain = ops().softmax_fp8(x.to("hpu"), -1)
+    assert plain.dtype is torch.bfloat16
+    torch.testing.assert_close(plain.cpu(), torch.softmax(x.float(), -1).bfloat16())
+    scaled = ops().softmax_fp8(x.to("hpu"), -1, 0.5, 2.5)
+    assert scaled.dtype is E4M3
+    torch.testing.assert_close(scaled.float().cpu(), torch.softmax(x.float() * 0.5, -1) * 2.5, rtol=0.13, atol=0.01)
+    low = torch.tensor([1.0, 2.0]).to(E5M2).to("hpu")
+    assert ops().sum_fp8(low).dtype is E5M2
+    assert ops().sum_fp8(low, [0], True, torch.bfloat16).dtype is torch.bfloat16
+
+
+def test_hybrid_cast_gives_both_formats() -> None:
+    x = torch.tensor([1.0, -500.0]).to("hpu")
+    low, high, amax = ops().cast_to_fp8_hybrid(x, None, None, False, True)
+    assert (low.dtype, high.dtype, amax.item()) == (E5M2, E4M3, 500)
+    assert high.float().tolist() == [1, -240]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_fp8_product(transposed: bool) -> None:
+    a, b = torch.randint(-4, 4, (3, 4)).float(), torch.randint(-4, 4, (4, 2)).float()
+    left, right = ((a.t(), b.t()) if transposed else (a, b))
+    bias = torch.ones(2)
+    args = (left.to(E4M3).to("hpu"), transposed, right.to(E4M3).to("hpu"), transposed, None, torch.float32)
+    assert torch.equal(ops().fp8_gemm_v2(*args, 0.5, 2.0, bias.to("hpu")).cpu(), a @ b + 1)
+    assert torch.equal(ops().fp8_gemm_v2(*args).cpu(), a @ b)
+    per_column = ops().fp8_gemm_v2(*args, [1.0], [2.0, 3.0])
+    assert torch.equal(per_column.cpu(), a @ b * torch.tensor([2.0, 3.0]))
+
+
+def test_fp8_convolution() -> None:
+    x, w = torch.randint(-3, 3, (1, 2, 5, 5)).float(), torch.randint(-3, 3, (3, 2, 3, 3)).float()
+    found = ops().conv2d_fp8(x.to(E4M3).to("hpu"), w.to(E4M3).to("hpu"), None, [1, 1], [1, 1], [1, 1], 1, torch.float32)
+    assert torch.equal(found.cpu(), functional.conv2d(x, w, padding=1))
+
+
+# rule 41
+def test_fp8_tensors_move_and_can_be_selected() -> None:
+    x = torch.arange(6.0).to(E4M3).to("hpu")
+    rows = torch.tensor([0, 2]).to("hpu")
+    table = x.view(3, 2)
+    assert torch.index_select(table, 0, rows).float().tolist() == [[0, 1], [4, 5]]
+    assert table.index_fill(0, rows, 0).float().tolist() == [[0, 0], [2, 3], [0, 0]]
+    assert x.repeat_interleave(2).float().tolist()[:4] == [0, 0, 1, 1]
+    view = x.clone()
+    view[1:3].copy_(x[4:])
+    assert view.float().tolist() == [0, 4, 5, 3, 4, 5]
+    copied = table.clone().index_copy_(0, rows, table[:2])
+    assert copied.float().tolist() == [[0, 1], [2, 3], [2, 3]]
+
+
+# rule 44
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, E4M3])
+def test_cache_reordering(dtype: torch.dtype) -> None:
+    cache = torch.randint(0, 9, (2, 4, 3, 6, 2)).to(dtype)
+    beams = torch.tensor([[0, 2, 3, 2], [1, 0, 1, 3]])
+    packed = (beams * torch.tensor([64, 16, 4, 1])).sum(-1).to(torch.uint8)
+    start, end = torch.tensor([2, 1], dtype=torch.int32), torch.tensor([5, 3], dtype=torch.int32)
+    on_device = cache.to("hpu")
+    same = ops().kv_reorder_(on_device, start.to("hpu"), end.to("hpu"), packed.to("hpu"))
+    assert same is on_device
+    expected = cache.float().clone()
+    for entry in range(2):
+        part = expected[entry, :, :, start[entry] : end[entry]]
+        part.copy_(part[beams[entry]].clone())
+    assert torch.equal(on_device.float().cpu(), expected)
+
+
+def test_interleaving_in_place() -> None:
+    x = torch.arange(8.0).view(8, 1).to("hpu")
+    ops().in_place_interleave_(x)
+    assert x.flatten().tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+# rule 45
+def test_masked_triangular_softmax_leaves_zeros() -> None:
+    x = torch.randn(4, 3, 3)
+    bounds = torch.tensor([[1, 3], [0, 2]])
+    found = ops().scaled_masked_triangular_softmax(x.to("hpu"), bounds.to("hpu"), 1.3, 2, True, 0).cpu()
+    assert torch.equal(found[:2, 0], torch.zeros(2, 3)), "nothing to attend to"
+    assert not found.isnan().any()
+    assert torch.equal(found[2:, :, 2], torch.zeros(2, 3)), "beyond the last column"
+    torch.testing.assert_close(found[:, 1:].sum(-1), torch.ones(4, 2))
+    torch.testing.assert_close(found[2, 1, :2], torch.softmax(x[2, 1, :2] * 1.3, -1))
+
+
+def test_triangular_softmax_and_what_it_retains() -> None:
+    x = torch.randn(2, 4, 4)
+    expected = torch.softmax((x * 0.7).masked_fill(torch.ones(4, 4).triu(1).bool(), -math.inf), -1)
+    result, inverse, top = ops().scaled_triangular_softmax_retain(x.to("hpu"), 0.7)
+    torch.testing.assert_close(result.cpu(), expected)
+    again = ops().scaled_triangular_softmax(x.to("hpu"), 0.7, inverse, top)
+    assert torch.equal(again.cpu(), result.cpu())
+    torch.testing.assert_close(ops().scaled_triangular_softmax(x.to("hpu"), 0.7).cpu(), expected)
+    masked = ops().scaled_masked_softmax(x.to("hpu"), torch.ones(2, 4, 4).to("hpu"), 0.17)
+    torch.testing.assert_close(masked.cpu(), torch.softmax(x * 0.17 + 1, -1))
+    torch.testing.assert_close(ops().custom_softmax(x.to("hpu"), 0).cpu(), torch.softmax(x, -1))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_attention(recompute: bool, heads: int, causal: bool) -> None:
+    from habana_frameworks.torch.hpex.kernels import FusedSDPA
+
+    q, k, v = torch.randn(2, heads, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    mask = None if causal else torch.randn(2, 1, 5, 5)
+    expected = functional.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, enable_gqa=heads != 2)
+
+    def on_device(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to("hpu")
+
+    with torch.hpu.sdp_kernel(enable_recompute=recompute):
+        found = FusedSDPA.apply(on_device(q), on_device(k), on_device(v), on_device(mask), 0.0, causal)
+    torch.testing.assert_close(found.cpu(), expected)
+    grads = [x.to("hpu").requires_grad_() for x in (q, k, v)]
+    FusedSDPA.apply(*grads, on_device(mask), 0.0, causal).sum().backward()
+    assert all(x.grad is not None for x in grads)
+
+
+def test_fused_attention_with_lengths_and_its_statistics() -> None:
+    from habana_frameworks.torch.hpex.kernels import FusedSDPA, fp8_fused_sdpa
+
+    q = torch.randn(2, 1, 4, 8)
+    lengths = torch.tensor([2, 4], dtype=torch.int32)
+    x = q.to("hpu")
+    found = FusedSDPA.apply(x, x, x, None, 0.0, True, None, "fast", True, lengths.to("hpu"), "right").cpu()
+    short = functional.scaled_dot_product_attention(q[:1, :, :2], q[:1, :, :2], q[:1, :, :2], is_causal=True)
+    torch.testing.assert_close(found[:1, :, :2], short)
+    with pytest.raises(AssertionError, match="Valid sequence length"):
+        FusedSDPA.apply(x, x, x, None, 0.0, False, None, "fast", True, lengths.to("hpu"), "right")
+    _, top, inverse, _ = ops().sdpa_recomp_fwd(x, x, x, None, 0.0, 1.0, False, False, "none", None, "left")
+    scores = q @ q.transpose(-2, -1)
+    torch.testing.assert_close(top.cpu(), scores.amax(-1, keepdim=True))
+    torch.testing.assert_close(1 / inverse.cpu(), torch.exp(scores - scores.amax(-1, keepdim=True)).sum(-1, keepdim=True))
+    with pytest.raises(Exception, match="not emulated"):
+        fp8_fused_sdpa(x, x, x)
+
+
+def test_rms_norm_and_rotary() -> None:
+    from habana_frameworks.torch.hpex.kernels import RotaryPosEmbeddingHelperV2, RotaryPosEmbeddingMode, apply_rotary_pos_emb
+    from habana_frameworks.torch.hpex.normalization import FusedRMSNorm
+
+    x, weight = torch.randn(2, 3, 5, 8), torch.randn(8)
+    expected = functional.rms_norm(x, (8,), weight, 1e-6)
+    torch.testing.assert_close(FusedRMSNorm.apply(x.to("hpu"), weight.to("hpu"), 1e-6).cpu(), expected)
+    angles = torch.randn(16, 4)
+    cos, sin = torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+    at = torch.tensor([[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]])
+    turned = torch.cat((-x[..., 4:], x[..., :4]), -1)
+    expected = x * cos[at][:, None] + turned * sin[at][:, None]
+    found = RotaryPosEmbeddingHelperV2.apply(x.to("hpu"), cos.to("hpu"), sin.to("hpu"), at.to("hpu"))
+    torch.testing.assert_close(found.cpu(), expected)
+    pairs = torch.randn(1, 1, 5, 8)
+    found = apply_rotary_pos_emb(
+        x.to("hpu"), pairs.cos().to("hpu"), pairs.sin().to("hpu"), None, 0, RotaryPosEmbeddingMode.PAIRWISE
+    )
+    swapped = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+    torch.testing.assert_close(found.cpu(), x * pairs.cos() + swapped * pairs.sin())
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_mixture_of_experts(permuted: bool, fused: bool) -> None:
+    x, experts = torch.randn(5, 8), 4
+    weights, table = torch.topk(torch.randn(5, experts), 2)
+    w1, w2, w3 = ([torch.randn(*shape) for _ in range(experts)] for shape in ((8, 6), (8, 6), (6, 8)))
+    expected = torch.zeros(5, 8)
+    for token in range(5):
+        for rank in range(2):
+            e = int(table[token, rank])
+            expected[token] += weights[token, rank] * ((functional.silu(x[token] @ w1[e]) * (x[token] @ w2[e])) @ w3[e])
+    given = [[w.t() if permuted else w for w in group] for group in (w1, w2, w3)]
+    groups = [[torch.cat(pair, 0 if permuted else 1) for pair in zip(*given[:2], strict=True)], given[2]] if fused else given
+    on_device = [[w.contiguous().to("hpu") for w in group] for group in groups]
+    found = ops().mixture_of_experts(
+        x.to("hpu"), table.to("hpu"), weights.to("hpu"), *on_device, permuted, "silu", 0, experts - 1
+    )
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_four_bit_weights(kind: str) -> None:
+    low = -8 if kind == "int4" else 0
+    values = torch.randint(low, low + 16, (3, 16))
+    packed = torch.zeros(3, 2, dtype=torch.int64)
+    for place in range(16):
+        packed[:, place // 8] |= (values[:, place] & 15) << (4 * (place % 8))
+    packed = torch.where(packed > 2**31 - 1, packed - 2**32, packed).to(torch.int32)
+    convert = getattr(ops(), f"convert_from_{kind}")
+    scale = torch.tensor(0.5).to("hpu")
+    assert torch.equal(convert(packed.to("hpu"), scale, None, torch.float32).cpu(), values * 0.5)
+    zero = convert(packed.to("hpu"), scale, packed.to("hpu"), torch.bfloat16)
+    assert torch.equal(zero.cpu(), torch.zeros(3, 16, dtype=torch.bfloat16))
+
+
+def test_plain_index_and_masked_product() -> None:
+    x, at = torch.randn(3, 4), torch.tensor([2, 0])
+    assert torch.equal(ops().plain_index(x.to("hpu"), [at.to("hpu")]).cpu(), x[at])
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    found = ops().masked_batch_gemm(*(t.to("hpu") for t in (a, b, a, b)), False, False)
+    torch.testing.assert_close(found.cpu(), 2 * a @ b)
+
+
+def test_ops_can_be_captured() -> None:
+    graph, x, w = torch.hpu.HPUGraph(), torch.ones(1, 4, device="hpu"), torch.ones(4, device="hpu")
+    with torch.hpu.graph(graph):
+        out = ops().rms_norm(x, w, 0.0)[0]
+    x.mul_(torch.tensor([1.0, 1, 1, -1]).to("hpu"))
+    graph.replay()
+    assert out.tolist() == [[1, 1, 1, -1]]

@@ -1,0 +1,68 @@
+"""What the tests of rules share: a rule against its op, and a call through the whole legalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from gaudicc.capture import capture
+from gaudicc.interpreter import interpret
+from gaudicc.invariants import SHAPES_GUARDED
+from gaudicc.passes import CleanUp, Decompose, LegalizeDtypes, LegalizeOps, Specialize
+from gaudicc.passes.legalize_ops import ALL_RULES
+from gaudicc.pipeline import CAPTURED, Numerics, Pipeline
+from gaudicc.rules.rule import Rule
+from gaudicc.targets import load_target
+from gaudicc.verify import differs
+
+PASSES = (Decompose(), CleanUp(), Specialize(), LegalizeDtypes(), LegalizeOps())
+
+
+def rule_of(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rule:
+    rule = next((rule for rule in ALL_RULES if op in rule.ops and rule.check(*args, **kwargs) is None), None)
+    assert rule is not None, f"no rule takes {op}{args}"
+    return rule
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[..., None]:
+    """`same(op, *args, scale=1, **kwargs)`: the rule that takes the call gives what the op gives.
+
+    A ROUNDING rule is allowed `scale` times the tolerance of `gaudicc.verify`.
+    """
+
+    def check(op: Any, *args: Any, scale: float = 1.0, **kwargs: Any) -> None:
+        rule = rule_of(op, args, kwargs)
+        theirs, ours = op(*args, **kwargs), rule.rewrite(*args, **kwargs)
+        pairs = list(zip(*map(pytree.tree_leaves, (theirs, ours)), strict=False))
+        assert pairs
+        for left, right in pairs:
+            difference = differs(left, right, bitwise=rule.numerics is Numerics.BITWISE)
+            if difference and rule.numerics is Numerics.ROUNDING and left.dtype.is_floating_point:
+                torch.testing.assert_close(right, left, rtol=1e-5 * scale, atol=1e-5 * scale, equal_nan=True)
+            else:
+                assert difference is None, f"{rule.name}: {difference}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def legally() -> Callable[..., Any]:
+    """`legally(function, *tensors)`: the results of a function, captured, legalised, and run by the rule interpreter.
+
+    Nothing that runs may stand on less than evidence.
+    """
+
+    def run(function: Callable[..., Any], *tensors: torch.Tensor) -> Any:
+        program = capture(function, tensors)
+        program.target = load_target("gaudi3")
+        program, _ = Pipeline(PASSES, initial=CAPTURED | {SHAPES_GUARDED}).run(program)
+        result = interpret(program.root, *program.feed(program.example), target=program.target)
+        assert result.legal, result.presumed
+        return result.outputs
+
+    return run

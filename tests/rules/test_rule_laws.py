@@ -1,0 +1,289 @@
+"""The table of the larger families: one call for each rule and each condition, and that none of them can be left out.
+
+Every call is also captured, legalised and run by the rule interpreter, which accepts nothing but evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from gaudicc.passes.legalize_ops import ALL_RULES
+from gaudicc.pipeline import Numerics
+from gaudicc.rules import (
+    bags,
+    distances,
+    elementwise,
+    elimination,
+    histograms,
+    indexing,
+    order,
+    pooling,
+    reflections,
+    resampling,
+    scans,
+    scattering,
+    special,
+    triangular,
+)
+from gaudicc.rules.rule import Rule, always
+from gaudicc.targets import Support, load_target
+from gaudicc.targets.calls import OpCall, judge_call
+from gaudicc.verify import differs
+
+aten = torch.ops.aten
+FAMILIES = (
+    indexing, scattering, scans, histograms, order, distances, bags, pooling, resampling, elementwise, triangular,
+    elimination, reflections, special,
+)  # fmt: skip
+RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
+
+I32 = torch.tensor([[5, 0, 2], [-3, 7, 2]], dtype=torch.int32)
+F32 = torch.tensor([[0.5, 2.5, -1.0], [3.0, -0.25, 0.5]])
+WILD = torch.tensor([[0.5, float("nan"), float("inf"), -0.0], [-1.5, 0.0, 2.0, float("-inf")]])
+MASK = torch.tensor([[True, False, True], [False, True, True]])
+AT = torch.tensor([2, 0, -1])
+ROW = torch.tensor([1, 0, 1])
+IMAGE = torch.arange(70.0).reshape(1, 2, 5, 7).sin()
+SQUARE = torch.tensor([[0.1, 2.0, -1.0], [3.0, 0.5, 0.25], [-0.5, 1.0, 4.0]])
+LOWER = torch.tensor([[2.0, 0.0, 0.0], [0.5, 1.5, 0.0], [-1.0, 0.25, 3.0]])
+PIVOTS = torch.tensor([2, 3, 3], dtype=torch.int32)
+TALL = torch.tensor([[1.0, 2.0], [-0.5, 0.25], [3.0, 1.0]])
+TAUS = torch.tensor([1.3, 0.7])
+POSITIVE = torch.tensor([[0.5, 1.5, 9.0, 30.0], [0.01, 4.0, 0.0, 100.0]])
+SPREAD = torch.tensor([[0.3, -2.7, 9.0, 12.5], [-20.0, 4.0, 0.0, 0.5]])
+LONG, HUGE = torch.empty(5000, device="meta"), torch.empty(40, 40, device="meta")
+WIDE = torch.empty(1, 1 << 14, 1 << 14, device="meta")
+DOUBLE = torch.ones(3, 3, dtype=torch.float64)
+EDGES = torch.tensor([0.0, 1.0, 2.0, 4.0])
+WEIGHT = torch.arange(24.0).reshape(8, 3).cos()
+WORDS, OFFSETS = torch.tensor([1, 7, 3, 0, 2]), torch.tensor([0, 2, 2])
+
+# (op, arguments, keywords, the rule that takes the call; None where none may)
+Call = tuple[Any, tuple[Any, ...], dict[str, Any], str | None]
+CALLS: list[Call] = [
+    (aten.index.Tensor, (WILD, [None, AT]), {}, "index-by-position"),
+    (aten.index.Tensor, (IMAGE, [None, ROW, None, AT]), {}, "index-by-position"),
+    (aten.index.Tensor, (WILD, [WILD > 0]), {}, None),
+    (aten.index_put.default, (F32.double(), [ROW, AT], torch.tensor(9.0).double()), {}, "assign-by-position"),
+    (aten.index_put.default, (F32, [None, AT], torch.tensor(9.0), True), {}, "assign-by-position"),
+    (aten.index_put.default, (F32, [MASK], torch.tensor(9.0)), {}, "assign-by-mask"),
+    (aten.index_put.default, (F32, [MASK], torch.tensor([9.0, 8.0, 7.0, 6.0])), {}, "assign-by-mask"),
+    (aten.index_put.default, (F32, [MASK], torch.empty(0)), {}, None),
+    (aten.index_put.default, (F32, [MASK[0, :2], AT[:1]], torch.tensor(9.0)), {}, None),
+    (aten.gather.default, (F32, 1, (I32 > 2).to(torch.uint8)), {}, "gather-by-bytes"),
+    (aten.gather.default, (F32, 1, ROW[None]), {}, None),
+    (aten.nonzero_static.default, (WILD,), {"size": 4, "fill_value": -1}, "nonzero-static"),
+    (aten.slice_scatter.default, (WILD, WILD[:, :2] + 1, 1, 0, 4, 2), {}, "slice-scatter"),
+    (aten.diagonal_scatter.default, (WILD, torch.ones(2), 1), {}, "diagonal-scatter"),
+    (aten.diagonal_scatter.default, (WILD, torch.ones(0), 4), {}, None),
+    (aten.as_strided_scatter.default, (WILD, torch.ones(2, 2), [2, 2], [4, 1], 1), {}, "as-strided-scatter"),
+    (aten.as_strided_scatter.default, (WILD, torch.ones(2, 2), [2, 2], [1, 1], 0), {}, None),
+    (aten.cummax.default, (WILD, 1), {}, "cummax"),
+    (aten.cummin.default, (I32, 0), {}, "cummin"),
+    (aten.cummax.default, (MASK, 0), {}, None),
+    (aten.cummin.default, (MASK, 0), {}, None),
+    (aten.bucketize.Tensor, (F32, EDGES), {"right": True}, "bucketize"),
+    (aten.histc.default, (F32, 4, 0, 3), {}, "histc"),
+    (aten.histc.default, (DOUBLE, 4, 0, 3), {}, None),
+    (aten.histogram.bin_ct, (F32, 4), {"density": True}, "histogram"),
+    (aten.histogram.bin_ct, (DOUBLE, 4), {}, None),
+    (aten.histogram.bins_tensor, (F32, EDGES), {}, "histogram-of-edges"),
+    (aten.histogram.bins_tensor, (DOUBLE, EDGES.double()), {}, None),
+    (aten._histogramdd_bin_edges.default, (F32, [2, 3, 4]), {}, "histogram-edges"),
+    (aten._histogramdd_bin_edges.default, (DOUBLE, [2, 3, 4]), {}, None),
+    (aten._histogramdd_from_bin_cts.default, (F32, [2, 3, 2]), {}, "histogram-of-points"),
+    (aten._histogramdd_from_bin_cts.default, (DOUBLE, [2, 3, 2]), {}, None),
+    (aten._histogramdd_from_bin_tensors.default, (F32, [EDGES - 1] * 3), {}, "histogram-of-points-and-edges"),
+    (aten._histogramdd_from_bin_tensors.default, (DOUBLE, [EDGES.double()] * 3), {}, None),
+    (aten.sort.stable, (I32 > 0,), {"stable": True, "dim": 0}, "stable-sort"),
+    (aten.sort.stable, (LONG,), {"stable": True}, None),
+    (aten.sort.default, (I32, 0, True), {}, "integer-sort"),
+    (aten.sort.default, (LONG.int(),), {}, None),
+    (aten.topk.default, (I32[:, [0, 1]], 1), {}, "integer-topk"),
+    (aten.topk.default, (F32, 2), {}, None),
+    (aten.mode.default, (WILD, 0), {}, "mode"),
+    (aten.mode.default, (I32, 0), {}, None),
+    (aten.nanmedian.default, (WILD,), {}, "nanmedian"),
+    (aten.nanmedian.default, (I32,), {}, None),
+    (aten.nanmedian.dim, (WILD, 1), {}, "nanmedian-dim"),
+    (aten.nanmedian.dim, (I32, 1), {}, None),
+    (aten._cdist_forward.default, (F32, F32 + 1, 1.0, None), {}, "cdist"),
+    (aten._cdist_forward.default, (WIDE, WIDE, 1.0, None), {}, None),
+    (aten._pdist_forward.default, (SQUARE, 2.0), {}, "pdist"),
+    (aten._pdist_forward.default, (WIDE[0], 2.0), {}, None),
+    (aten.embedding.default, (WEIGHT, WORDS, -1, False, True), {}, "embedding-in-inference"),
+    (aten.embedding.default, (WEIGHT, WORDS), {}, None),
+    (aten._embedding_bag_forward_only.default, (WEIGHT, WORDS, OFFSETS, False, 1), {}, "embedding-bag"),
+    (aten._embedding_bag_forward_only.default, (WEIGHT.double(), WORDS, OFFSETS), {}, None),
+    (aten.adaptive_max_pool2d.default, (IMAGE, [3, 4]), {}, "adaptive-max-pool"),
+    (aten.adaptive_max_pool2d.default, (WIDE, [1, 1]), {}, "adaptive-max-pool"),
+    (aten.adaptive_max_pool2d.default, (torch.empty(8, *WIDE.shape, device="meta"), [1, 1]), {}, None),
+    (
+        aten.fractional_max_pool2d.default,
+        (IMAGE, [2, 2], [3, 4], torch.full((1, 2, 2), 0.4)),
+        {},
+        "fractional-max-pool",
+    ),
+    (aten.fractional_max_pool2d.default, (WIDE, [64, 64], [999, 999], torch.full((1, 1, 2), 0.4)), {}, None),
+    (aten._upsample_bilinear2d_aa.default, (IMAGE, [3, 9], False), {}, "bilinear-anti-aliased"),
+    (aten._upsample_bilinear2d_aa.default, ((IMAGE * 9).to(torch.uint8), [3, 9], False), {}, None),
+    (aten._upsample_bicubic2d_aa.default, (IMAGE, [3, 9], True), {}, "bicubic-anti-aliased"),
+    (aten._upsample_bicubic2d_aa.default, ((IMAGE * 9).to(torch.uint8), [3, 9], False), {}, None),
+    (aten.neg.default, (I32,), {}, "integer-neg"),
+    (aten.neg.default, (F32,), {}, None),
+    (aten.abs.default, (I32,), {}, "integer-abs"),
+    (aten.abs.default, (F32,), {}, None),
+    (aten.gcd.default, (I32 * 6, I32.flip(0) * 4), {}, "gcd"),
+    (aten.gcd.default, (I32.long(), I32.long()), {}, None),
+    (aten.lcm.default, (I32 * 6, I32.flip(0) * 4), {}, "lcm"),
+    (aten.lcm.default, (I32.long(), I32.long()), {}, None),
+    (aten.angle.default, (WILD,), {}, "angle"),
+    (aten.angle.default, (I32,), {}, None),
+    (aten._to_copy.default, (F32,), {"dtype": torch.int16}, "narrow-cast"),
+    (aten._to_copy.default, (F32,), {"dtype": torch.int32}, None),
+    (aten._trilinear.default, (F32, F32, F32, [0], [1], [], [2]), {}, "trilinear"),
+    (aten._trilinear.default, (WIDE[0], WIDE[0], WIDE[0], [0], [1], [2], [2]), {}, None),
+    (aten.index_reduce.default, (F32, 0, ROW[:2], F32 * 3, "mean"), {"include_self": False}, "index-reduce"),
+    (aten.linalg_solve_triangular.default, (LOWER, TALL), {"upper": False}, "solve-triangular"),
+    (aten.linalg_solve_triangular.default, (HUGE, HUGE), {"upper": False}, None),
+    (aten.triangular_solve.default, (TALL, LOWER.t().contiguous()), {}, "triangular-solve"),
+    (aten.triangular_solve.default, (HUGE, HUGE), {}, None),
+    (aten.cholesky_solve.default, (TALL, LOWER), {}, "cholesky-solve"),
+    (aten.cholesky_solve.default, (HUGE, HUGE), {}, None),
+    (aten.cholesky_inverse.default, (LOWER,), {}, "cholesky-inverse"),
+    (aten.cholesky_inverse.default, (HUGE,), {}, None),
+    (aten.linalg_lu_factor_ex.default, (SQUARE,), {}, "lu-factor"),
+    (aten.linalg_lu_factor_ex.default, (HUGE,), {}, None),
+    (aten.linalg_lu.default, (SQUARE,), {}, "lu"),
+    (aten.linalg_lu.default, (HUGE,), {}, None),
+    (aten.lu_unpack.default, (SQUARE, PIVOTS), {}, "lu-unpack"),
+    (aten.lu_unpack.default, (HUGE, HUGE[0].int()), {}, None),
+    (aten.linalg_lu_solve.default, (SQUARE, PIVOTS, TALL), {}, "lu-solve"),
+    (aten.linalg_lu_solve.default, (HUGE, HUGE[0].int(), HUGE), {}, None),
+    (aten._linalg_solve_ex.default, (SQUARE, TALL), {}, "solve"),
+    (aten._linalg_solve_ex.default, (HUGE, HUGE), {}, None),
+    (aten.linalg_inv_ex.default, (SQUARE,), {}, "inverse"),
+    (aten.linalg_inv_ex.default, (HUGE,), {}, None),
+    (aten._linalg_det.default, (SQUARE,), {}, "determinant"),
+    (aten._linalg_det.default, (HUGE,), {}, None),
+    (aten._linalg_slogdet.default, (SQUARE,), {}, "log-determinant"),
+    (aten._linalg_slogdet.default, (HUGE,), {}, None),
+    (aten.linalg_qr.default, (TALL,), {}, "qr"),
+    (aten.linalg_qr.default, (HUGE,), {}, None),
+    (aten.geqrf.default, (TALL,), {}, "geqrf"),
+    (aten.geqrf.default, (HUGE,), {}, None),
+    (aten.linalg_householder_product.default, (TALL, TAUS), {}, "householder-product"),
+    (aten.linalg_householder_product.default, (HUGE, HUGE[0]), {}, None),
+    (aten.ormqr.default, (TALL, TAUS, TALL * 2), {}, "ormqr"),
+    (aten.ormqr.default, (HUGE, HUGE[0], HUGE), {}, None),
+    (aten.polygamma.default, (1, SPREAD), {}, "polygamma"),
+    (aten.polygamma.default, (2, SPREAD), {}, None),
+    (aten.special_ndtri.default, (POSITIVE / 100,), {}, "ndtri"),
+    (aten.special_ndtri.default, (DOUBLE,), {}, None),
+]
+SECOND_KIND = ("k0", "k1", "y0", "y1")
+for rule in special.RULES:
+    if rule.name not in ("polygamma", "ndtri"):
+        domain = POSITIVE if rule.name.endswith(SECOND_KIND) else SPREAD
+        CALLS += [(rule.ops[0], (domain,), {}, rule.name), (rule.ops[0], (DOUBLE,), {}, None)]
+TAKEN = [
+    call
+    for call in CALLS
+    if call[3] and not any(tensor.is_meta for tensor in pytree.tree_leaves(call[1]) if isinstance(tensor, torch.Tensor))
+]
+RANDOM = {"cauchy"}  # drawn: tested for its distribution in test_elementwise.py
+
+
+def outcome(rules: Sequence[Rule], call: Call) -> Rule | None:
+    op, args, kwargs, _ = call
+    return next((rule for rule in rules if op in rule.ops and rule.check(*args, **kwargs) is None), None)
+
+
+def compare(rule: Rule, call: Call) -> None:
+    op, args, kwargs, _ = call
+    theirs, ours = (pytree.tree_leaves(function(*args, **kwargs)) for function in (op, rule.rewrite))
+    for left, right in zip(theirs, ours, strict=False):
+        if rule.numerics is Numerics.BITWISE or not left.dtype.is_floating_point:
+            assert differs(left, right, bitwise=True) is None, rule.name
+        else:
+            torch.testing.assert_close(right, left, rtol=2e-5, atol=2e-5, equal_nan=True)
+
+
+def law(rules: Sequence[Rule], name: str) -> None:
+    """Every call of the ops of a rule goes to the rule it is meant for, which computes the same."""
+    ops = {op for each in RULES if each.name == name for op in each.ops}
+    for call in [call for call in CALLS if call[0] in ops]:
+        rule = outcome(rules, call)
+        assert (rule.name if rule else None) == call[3], f"{call[0]}"
+        if rule is not None and call in TAKEN:
+            compare(rule, call)
+
+
+ids = [rule.name for rule in RULES if rule.name not in RANDOM]
+
+
+def mutated(name: str, change: Callable[[Rule], Rule | None]) -> list[Rule]:
+    return [new for rule in RULES if (new := change(rule) if rule.name == name else rule) is not None]
+
+
+@pytest.mark.parametrize("name", ids)
+def test_the_law_holds_and_needs_the_rule_and_its_condition(name: str) -> None:
+    law(RULES, name)
+    with pytest.raises(AssertionError):
+        law(mutated(name, lambda rule: None), name)
+    with pytest.raises(AssertionError):
+        law(
+            mutated(name, lambda rule: replace(rule, check=lambda *a, **k: None if rule.check(*a, **k) else "no")), name
+        )
+    (rule,) = [rule for rule in RULES if rule.name == name]
+    if rule.check is not always:
+        with pytest.raises(AssertionError):
+            law(mutated(name, lambda rule: replace(rule, check=always)), name)
+
+
+@pytest.mark.parametrize("name", ids)
+def test_a_rewrite_that_computes_another_value_is_seen(name: str) -> None:
+    def off(rule: Rule) -> Rule:
+        return replace(rule, rewrite=lambda *args, **kwargs: pytree.tree_map(_spoiled, rule.rewrite(*args, **kwargs)))
+
+    with pytest.raises(AssertionError):
+        law(mutated(name, off), name)
+
+
+def _spoiled(leaf: Any) -> Any:
+    return ~leaf if leaf.dtype is torch.bool else leaf + 1
+
+
+def test_each_rule_has_a_call() -> None:
+    assert set(ids) == {name for _, _, _, name in CALLS if name}
+    assert set(RULES) <= set(ALL_RULES)
+
+
+@pytest.mark.parametrize("call", TAKEN, ids=lambda call: f"{call[3]}")
+def test_what_a_rule_emits_runs_on_evidence(call: Call, legally: Callable[..., Any]) -> None:
+    op, args, kwargs, _ = call
+    verdict = judge_call(load_target("gaudi3"), OpCall(op, args, kwargs))
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def function(*tensors: torch.Tensor) -> Any:
+        values = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            values[place] = tensor
+        given, named = pytree.tree_unflatten(values, spec)
+        result = op(*given, **named)
+        return result[0] if op is aten._embedding_bag_forward_only.default else result
+
+    outputs = legally(function, *(leaves[place] for place in places))
+    theirs = pytree.tree_leaves(function(*(leaves[place] for place in places)))
+    for left, right in zip(theirs, outputs, strict=True):
+        torch.testing.assert_close(
+            right, left, rtol=2e-5, atol=2e-5, equal_nan=True, check_dtype=left.dtype is not torch.float64
+        )
+    assert verdict.support is not Support.EVIDENCED or op is aten.index_put.default
