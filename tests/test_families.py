@@ -107,7 +107,7 @@ class Twisted(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, **inputs: Any) -> torch.Tensor:
+    def forward(self, **inputs: Any) -> Any:
         return twist(self.inner(**inputs)["logits"])
 
 

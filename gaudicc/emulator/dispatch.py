@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._ops import OpOverload
 
 from gaudicc.emulator import transfers
@@ -49,6 +50,14 @@ def dispatch(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """
     emulation = current()
     emulation.acquire()
+    traced = set_eval_frame(None)  # after a graph break dynamo would trace the emulator
+    try:
+        return _run(emulation, op, args, kwargs)
+    finally:
+        set_eval_frame(traced)
+
+
+def _run(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with torch._C._ExcludeDispatchKeyGuard(_MODES):
         if op is aten.copy_.default:
             return transfers.copy(emulation, _compute, args, kwargs)
@@ -86,7 +95,7 @@ def _compute(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs
     else:
         if emulation.capture is not None:
             emulation.capture.before(call)
-        result = emulation.judge.whole(call)
+        result = emulation.judge.again(call) if emulation.clustered else emulation.judge.whole(call)
         _gather(emulation, call, result, computes=True)
     if asked is not None and torch.device(asked).type != DEVICE:
         return map_values(result, lambda leaf: leaf.to(asked) if isinstance(leaf, Tensor) else leaf)
@@ -98,7 +107,7 @@ def _gather(emulation: Emulation, call: OpCall, result: object, *, computes: boo
     emulation.recipes.add(op_name(call.op), (call.args, call.kwargs), result, computes=computes)
     if emulation.capture is not None:
         emulation.capture.add(call, result)
-    elif not emulation.settings.lazy:
+    elif not emulation.settings.lazy and not emulation.clustered:
         emulation.recipes.flush()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gaudicc.emulator.events import EventDispatcher, EventId
@@ -30,6 +32,7 @@ class Emulation:
         judge: the rules.
         capture: the HPU graph being captured, if any.
         acquired: whether a program has used the device.
+        clustered: whether a compiled cluster is running.
         dynamic_shapes: what `enable_dynamic_shape` turned on; nothing here depends on it.
     """
 
@@ -42,6 +45,7 @@ class Emulation:
         self.judge = DeviceJudge(target, settings, self.ledger, self.flush, lambda: self.capture is not None)
         self.capture: Capture | None = None
         self.acquired = False
+        self.clustered = False
         self.dynamic_shapes = flag("PT_HPU_ENABLE_REFINE_DYNAMIC_SHAPES", False)
 
     def acquire(self) -> None:
@@ -49,6 +53,18 @@ class Emulation:
         if not self.acquired:
             self.acquired = True
             EventDispatcher.instance().publish(EventId.DEVICE_ACQUIRED, [])
+
+    @contextmanager
+    def cluster(self) -> Iterator[None]:
+        """A block whose ops are one recipe: judged when they were placed, looked up together at its end."""
+        self.recipes.flush()
+        before, self.clustered = self.clustered, True
+        try:
+            yield
+        finally:
+            self.clustered = before
+            if not before:
+                self.recipes.flush()
 
     def flush(self, reason: str = "") -> None:
         """Run what lazy mode has gathered; inside a capture this ends one recorded graph and begins the next.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 
 _HERE = os.path.dirname(__file__)
 _INSIDE = (
+    contextlib.__file__,
     os.path.dirname(torch.__file__) + os.sep,
     _HERE + os.sep,
     os.path.join(os.path.dirname(_HERE), "targets") + os.sep,

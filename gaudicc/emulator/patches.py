@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import swap_tensors
 
-from gaudicc.emulator import saving
+from gaudicc.emulator import backend, saving
+from gaudicc.emulator.emulation import current
 from gaudicc.emulator.tensor import DEVICE, HpuTensor
 
 
@@ -26,6 +27,8 @@ def apply() -> None:
     Tensor.is_pinned = _is_pinned  # type: ignore[method-assign]
     torch.random.fork_rng = _forking(torch.random.fork_rng)  # type: ignore[assignment]
     saving.register()
+    if not current().settings.lazy:
+        backend.register()
 
 
 def _keeping_identity(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -18,6 +18,8 @@ from gaudicc.emulator.ledger import Kind, Ledger
 from gaudicc.targets.calls import tensors_in
 
 Signature = tuple[Hashable, ...]
+IDENTITIES = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh"})
+"""Ops that give their input back: no node of a graph."""
 
 
 class Step:
@@ -45,6 +47,10 @@ class Step:
             results: what it gave; a tensor that it wrote to counts as a new result.
             computes: whether the device has work to do; a view is none.
         """
+        if name in IDENTITIES:
+            inputs = list(tensors_in(arguments))
+            self._name(next(tensors_in(results)), self._describe(inputs[0]))
+            return
         entry = (name, self._describe(arguments))
         for tensor in tensors_in(results):
             self._name(tensor, ("result", self._results))

@@ -47,6 +47,10 @@ class HpuTensor(Tensor):
 
         return dispatch(func, args, kwargs or {})
 
+    def __coerce_same_metadata_as_tangent__(self, metadata: Any, expected_type: Any = None) -> HpuTensor:
+        """A gradient of a compiled graph is a tensor like any other."""
+        return self
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         text: str = torch._tensor_str._str(self.detach().cpu(), tensor_contents=tensor_contents)
         extras = [f"device='{self.device}'"]

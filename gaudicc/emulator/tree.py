@@ -24,6 +24,13 @@ MODULES: dict[str, tuple[str, ...]] = {
     "core": ("core",),
     "core.quantization": ("core",),
     "core.step_closure": ("core",),
+    "dynamo": (),
+    "dynamo.compile_backend": (),
+    "dynamo.compile_backend.config": ("compile_config",),
+    "dynamo.compile_backend.passes": ("analyzer",),
+    "dynamo.compile_backend.shared_layer": ("analyzer",),
+    "dynamo.debug_utils": (),
+    "dynamo.debug_utils.logger": ("analyzer",),
     "hpex": (),
     "hpex.kernels": ("kernels",),
     "hpex.normalization": ("kernels",),
@@ -38,13 +45,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "internal.bridge_config": ("debug",),
     "utils": (),
     "utils.debug": ("debug",),
+    "utils.debug.dynamo_utils": ("analyzer",),
     "utils.event_dispatcher": ("dispatcher",),
     "utils.experimental": ("debug",),
     "utils.internal": ("internal",),
 }
 """Name below `habana_frameworks.torch` -> files of `surface` whose `__all__` it shows, the later ones winning."""
 
-HOOKS: dict[str, str] = {"internal.bridge_config": "debug:bridge_setting"}
+HOOKS: dict[str, str] = {"hpu": "device:late_attribute", "internal.bridge_config": "debug:bridge_setting"}
 """Modules that answer for names which are not listed: name -> the function asked."""
 
 AT_ONCE = ("core", "hpu", "hpu.memory", "hpu.random", "hpu.metrics", "utils.internal", "utils.debug", "utils.event_dispatcher",

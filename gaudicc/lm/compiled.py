@@ -115,7 +115,7 @@ class CompiledLM:
         return request
 
     def step(self) -> bool:
-        """Admits what waits and fits, then runs one chunk of decode steps.
+        """Admits what waits and fits, then runs one chunk of decode steps. What fails is in `Request.error`.
 
         Returns:
             Whether any request is left.
@@ -126,7 +126,8 @@ class CompiledLM:
         """Steps until these requests have ended; all there are, if none are named.
 
         Raises:
-            GaudiccError: the error of the first of those named that failed, once all of them have ended.
+            GaudiccError: the error of the first of those named that failed, once all of them have ended. Where none are
+                named, `Request.error` tells.
         """
         wanted = list(requests)
         if wanted:

@@ -6,10 +6,12 @@ import threading
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from gaudicc.errors import StateError, Where
 from gaudicc.lm.axes import smallest
 from gaudicc.lm.graphs import Graphs
 from gaudicc.lm.request import Request, check_room
@@ -73,11 +75,10 @@ class Scheduler:
     def step(self) -> bool:
         """Admits what waits and fits, then runs one chunk of decode steps.
 
+        A request that fails ends with its error; the step itself raises nothing, for it serves the others too.
+
         Returns:
             Whether any request is left.
-
-        Raises:
-            GaudiccError: a graph could not be recorded or replayed; the requests that it was for have ended with it.
         """
         with self.lock:
             self._drop_cancelled()
@@ -89,14 +90,19 @@ class Scheduler:
             return bool(self._running or self._waiting)
 
     def run(self, requests: Iterable[Request]) -> None:
-        """Steps until these requests have ended.
+        """Steps until these requests have ended; an interrupt cancels them.
 
         Raises:
             GaudiccError: the error of the first of them that failed, once all have ended.
         """
         wanted = list(requests)
-        while any(not request.done for request in wanted):
-            self.step()
+        try:
+            while any(not request.done for request in wanted):
+                self.step()
+        except BaseException:
+            for request in wanted:
+                self.cancel(request)
+            raise
         for request in wanted:
             if request.error is not None:
                 raise request.error
@@ -129,21 +135,25 @@ class Scheduler:
     def _admit(self) -> None:
         """Prefills what waits, together where the prompts are of one bucket."""
         groups: dict[tuple[bool, int], list[Request]] = {}
-        while self._waiting and (self._free or self._waiting[0].slot is not None):
-            request = self._waiting.popleft()
+        for request in list(self._waiting):
+            if request.slot is None and not self._free:
+                continue
+            self._waiting.remove(request)
             if request.slot is None:
                 request.slot = self._free.pop(0)
             self._running[request.slot] = request
             key = (bool(request.kept), smallest(self._graphs.axes.queries, len(request.prompt)))
             groups.setdefault(key, []).append(request)
-        waiting = [request for group in groups.values() for request in group]
-        try:
-            for group in groups.values():
+        for group in groups.values():
+            with self._failing(group):
                 self._prefill(group)
-                waiting = waiting[len(group) :]
-        except Exception as error:
-            self._fail(waiting, error)
-            raise
+        if self._waiting and not self._running and not self._free:
+            held = StateError(
+                "every slot is held by a session between two turns",
+                where=Where(stage="generate"),
+                hint="close a session, or compile with a larger max_batch",
+            )
+            self._fail(list(self._waiting), held)
 
     def _prefill(self, group: Sequence[Request]) -> None:
         logits = self._graphs.prefill(group, sampled=any(request.options.do_sample for request in group))
@@ -160,21 +170,23 @@ class Scheduler:
         steps = 1 if any(request.logits is not None for request in running) else min(self._chunk, left)
         reach = max(min(request.position + steps, request.limit) for request in running)
         sampled = any(request.options.do_sample for request in running)
-        try:
+        with self._failing(running):
             step = self._graphs.decode(max(self._running) + 1, reach, sampled=sampled)
-        except Exception as error:
-            self._fail(running, error)
-            raise
+            try:
+                for _ in range(steps):
+                    logits = step()
+                    self._stats.decode_steps += 1
+                    self._keep(running, logits)
+            finally:  # what interrupts between two steps must not leave the host behind the device
+                self._read(running)
+
+    @contextmanager
+    def _failing(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Ends these requests with what is raised inside."""
         try:
-            for _ in range(steps):
-                logits = step()
-                self._stats.decode_steps += 1
-                self._keep(running, logits)
+            yield
         except Exception as error:
-            self._fail(running, error)
-            raise
-        finally:  # an interrupt between two steps must not leave the host behind the device
-            self._read([request for request in running if not request.done])
+            self._fail(requests, error)
 
     def _keep(self, running: Sequence[Request], logits: Tensor) -> None:
         for request in running:
@@ -200,8 +212,9 @@ class Scheduler:
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         for request in requests:
-            request.fail(error)
-            self._end(request, "error")
+            if not request.done:
+                request.fail(error)
+                self._end(request, "error")
 
     def _end(self, request: Request, reason: str) -> None:
         request.reason = reason

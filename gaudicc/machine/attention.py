@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
+from math import inf
 
 # Keys skipped and chunk edges are multiples of this: a full vector of bf16, and what the MME takes without waste.
 KEY_STEP = 128
@@ -99,11 +101,20 @@ class Tile:
 def tiles(shape: AttentionShape, split: Split) -> Iterator[Tile]:
     """The slices of a split in program order: blocks of heads, in them blocks of rows, in them chunks of keys."""
     for batch, heads in _head_blocks(shape, split.heads):
-        for row in range(0, shape.queries, split.rows):
-            rows = (row, min(shape.queries, row + split.rows))
-            chunks = list(_chunks(shape.span(*rows), split.keys))
-            for index, keys in enumerate(chunks):
-                yield Tile(batch, heads, rows, keys, index == 0, index == len(chunks) - 1)
+        yield from _block(shape, split, batch, heads)
+
+
+def first_block(shape: AttentionShape, split: Split) -> Iterator[Tile]:
+    """The slices of the first block of heads; those of the others differ in nothing that costs time."""
+    return _block(shape, split, *next(_head_blocks(shape, split.heads)))
+
+
+def _block(shape: AttentionShape, split: Split, batch: tuple[int, int], heads: tuple[int, int]) -> Iterator[Tile]:
+    for row in range(0, shape.queries, split.rows):
+        rows = (row, min(shape.queries, row + split.rows))
+        chunks = list(_chunks(shape.span(*rows), split.keys))
+        for index, keys in enumerate(chunks):
+            yield Tile(batch, heads, rows, keys, index == 0, index == len(chunks) - 1)
 
 
 def _head_blocks(shape: AttentionShape, size: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -124,33 +135,40 @@ def _chunks(span: tuple[int, int], size: int) -> Iterator[tuple[int, int]]:
         yield start, min(high, start + step)
 
 
-def splits(shape: AttentionShape, *, most_slices: int | None = None) -> Iterator[Split]:
+def splits(
+    shape: AttentionShape, *, most_slices: int | None = None, most_scores: float | None = None
+) -> Iterator[Split]:
     """All ways of cutting that are considered: powers of two, the whole in place of the last one.
 
     Args:
         shape: the attention.
         most_slices: ways with more slices than this are left out.
+        most_scores: ways in which one slice has more scores than this are left out.
 
     Yields:
-        Splits with at least two slices that do not depend on each other.
+        Splits with at least two slices.
     """
     rows = _powers(KEY_STEP, shape.queries)
     keys = [0, *(size for size in _powers(512, shape.keys) if size < shape.keys)]
-    for heads in _head_sizes(shape):
-        blocks = shape.batch * shape.heads // heads
-        for row in rows:
-            if blocks * -(-shape.queries // row) < 2 and shape.keys < 1024:
-                continue
-            for chunk in keys:
-                split = Split(heads, row, chunk)
-                if 2 <= count_slices(shape, split, most_slices) <= (most_slices or float("inf")):
-                    yield split
+    for split in (Split(*sizes) for sizes in product(_head_sizes(shape), rows, keys)):
+        if most_scores is not None and _most_scores(shape, split) > most_scores:
+            continue
+        if 2 <= count_slices(shape, split, most_slices) <= (most_slices or inf):
+            yield split
+
+
+def _most_scores(shape: AttentionShape, split: Split) -> int:
+    """Scores of the largest slice."""
+    width = split.keys
+    if not width:
+        spans = (shape.span(row, min(shape.queries, row + split.rows)) for row in range(0, shape.queries, split.rows))
+        width = max(high - low for low, high in spans)
+    return split.heads * min(split.rows, shape.queries) * width
 
 
 def count_slices(shape: AttentionShape, split: Split, stop: int | None = None) -> int:
     """Slices of a split; counting ends once there are more than `stop`."""
-    blocks = shape.batch * shape.heads // split.heads
-    total = 0
+    blocks, total = shape.batch * shape.heads // split.heads, 0
     for row in range(0, shape.queries, split.rows):
         low, high = shape.span(row, min(shape.queries, row + split.rows))
         total += blocks * -(-(high - low) // (split.keys or high - low))

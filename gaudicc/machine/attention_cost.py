@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-from gaudicc.machine.attention import AttentionShape, Split, Tile, tiles
+from gaudicc.machine.attention import AttentionShape, Split, Tile, first_block, tiles
 from gaudicc.machine.chip import Chip
 from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpClass, OpCost, OpWork, op_cost
 from gaudicc.machine.gemm import Gemm
@@ -74,9 +74,10 @@ class Costs:
 
     def counted(self, split: Split) -> list[tuple[TileCost, int]]:
         """Every different slice of a split with its count."""
-        counts = Counter(id(self.of(tile)) for tile in tiles(self.shape, split))
+        blocks = self.shape.batch * self.shape.heads // split.heads
+        counts = Counter(id(self.of(tile)) for tile in first_block(self.shape, split))
         by_id = {id(cost): cost for cost in self._known.values()}
-        return [(by_id[key], count) for key, count in counts.items()]
+        return [(by_id[key], count * blocks) for key, count in counts.items()]
 
 
 def _tile_cost(

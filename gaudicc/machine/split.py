@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
-from gaudicc.machine.attention import AttentionShape, Split, splits
+from gaudicc.machine.attention import AttentionShape, Split, count_slices, splits
 from gaudicc.machine.attention_cost import Costs, split_tasks
 from gaudicc.machine.chip import Chip
 from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpClass, OpWork, op_cost
@@ -21,8 +22,11 @@ from gaudicc.machine.timeline import Timeline
 # Slices at most in one graph: what the graph compiler's own slicer makes of one bundle (synapse, HabanaAI/
 # Intel_Gaudi3_Software). A node costs about 1 ms of graph compile time, so more are a matter of seconds a layer.
 MOST_SLICES = 128
+# Part of the usable on-chip memory that a chosen split may need. How much is usable is not published, and slices that fit
+# only just go to HBM, at up to 1.7 times the time, where it is less.
+ROOM = 0.7
 # Of ways this close to the fastest the one with the fewest slices is taken: each slice costs compile time and memory.
-LEAST_GAIN = 0.05
+LEAST_GAIN = 0.02
 # Keys that the fused kernel takes at once: PT_HPU_SDPA_BC_FACTOR, HabanaAI/gaudi-pytorch-bridge 1.19.0.
 _FUSED_BLOCK = 1024
 
@@ -62,7 +66,12 @@ class Choice:
 
 
 def choose_split(
-    shape: AttentionShape, chip: Chip, *, fused: bool = True, most_slices: int | None = MOST_SLICES
+    shape: AttentionShape,
+    chip: Chip,
+    *,
+    fused: bool = True,
+    most_slices: int | None = MOST_SLICES,
+    room: float = ROOM,
 ) -> Choice:
     """The fastest way to run an attention.
 
@@ -71,27 +80,53 @@ def choose_split(
         chip: the machine.
         fused: the target has a fused kernel.
         most_slices: splits into more slices are not considered; None for all.
+        room: part of the on-chip memory that slices may take.
 
     Returns:
         The choice: of the ways within `LEAST_GAIN` of the fastest, the one with the fewest slices, the fused kernel first.
     """
-    costs = Costs(shape, chip)
+    costs = Costs(shape, chip.scaled("memory.sram_usable", room))
     whole = Split(shape.batch * shape.heads, shape.queries)
     options = [Option("unsplit", whole, unsplit_seconds(shape, chip), 1)]
     if fused:
         options.append(Option("fused", None, fused_seconds(costs), 1))
-    bounds = sorted((split_bound(costs, split), split) for split in splits(shape, most_slices=most_slices))
-    for bound, split in bounds:
-        if bound >= min(option.seconds for option in options):
-            break
-        timeline = schedule_split(costs, split)
-        slices = sum(1 for event in timeline.events if event.task.name.endswith(".softmax"))
-        options.append(Option(str(split), split, timeline.makespan, slices))
+    bounds = bounded_splits(costs, most_slices)
+    options += timed_splits(costs, bounds, min(option.seconds for option in options))
     options.sort(key=lambda option: (option.seconds, option.slices))
     close = [option for option in options if option.seconds <= options[0].seconds * (1 + LEAST_GAIN)]
     best = min(close, key=lambda option: (option.slices, option.name != "fused"))
-    least = min((bound for bound, _ in bounds), default=best.seconds)
-    return Choice(best, tuple(options), least, len(bounds))
+    return Choice(best, tuple(options), bounds[0][0] if bounds else best.seconds, len(bounds))
+
+
+def bounded_splits(costs: Costs, most_slices: int | None = None) -> list[tuple[float, Split]]:
+    """(Seconds that no schedule beats, split) of every split of the family, the least first.
+
+    The family: slices that fit in on-chip memory, at most `most_slices` of them.
+    """
+    fitting = costs.chip.memory.buffer_bytes / (2 * ELEMENT_BYTES[costs.shape.dtype])
+    family = splits(costs.shape, most_slices=most_slices, most_scores=fitting)
+    return sorted((split_bound(costs, split), split) for split in family)
+
+
+def timed_splits(costs: Costs, bounds: list[tuple[float, Split]], to_beat: float = inf) -> list[Option]:
+    """Splits as the graph compiler's policy runs them, until no bound that is left beats what was found.
+
+    Args:
+        costs: of the attention.
+        bounds: as `bounded_splits` gives them.
+        to_beat: seconds of the fastest other way.
+
+    Returns:
+        All that were timed; the fastest of the family is among them if it is faster than `to_beat`.
+    """
+    timed: list[Option] = []
+    for bound, split in bounds:
+        if bound >= to_beat:
+            break
+        seconds = schedule_split(costs, split).makespan
+        timed.append(Option(str(split), split, seconds, count_slices(costs.shape, split)))
+        to_beat = min(to_beat, seconds)
+    return timed
 
 
 def schedule_split(costs: Costs, split: Split, live_slices: int = VENDOR_LIVE_SLICES) -> Timeline:
@@ -121,10 +156,9 @@ def split_bound(costs: Costs, split: Split) -> float:
     return max(mme, tpc + fill + drain, held / costs.chip.memory.buffer_bytes)
 
 
-def family_bound(shape: AttentionShape, chip: Chip) -> float:
+def family_bound(shape: AttentionShape, chip: Chip, most_slices: int | None = None) -> float:
     """Seconds that no schedule of any split of the family beats; it does not depend on the split chosen."""
-    costs = Costs(shape, chip)
-    return min(split_bound(costs, split) for split in splits(shape))
+    return min((bound for bound, _ in bounded_splits(Costs(shape, chip), most_slices)), default=0.0)
 
 
 def fused_seconds(costs: Costs) -> float:

@@ -199,20 +199,18 @@ def _parity(exchanges: Tensor, like: Tensor) -> Tensor:
     return result
 
 
-def determinant(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The determinant, LU and pivots."""
+def determinant(a: Tensor) -> tuple[Tensor]:
+    """The determinant; its factors are not those of eager, which factors the transposed matrix."""
     lu, exchanges = eliminate(a)
-    value = aten.mul.Tensor(aten.prod.dim_int(diagonal(lu), -1), _parity(exchanges, a))
-    return value, lu, aten.add.Tensor(exchanges, 1)
+    return (aten.mul.Tensor(aten.prod.dim_int(diagonal(lu), -1), _parity(exchanges, a)),)
 
 
-def log_determinant(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sign and the logarithm of the determinant, LU and pivots."""
+def log_determinant(a: Tensor) -> tuple[Tensor, Tensor]:
+    """The sign of the determinant and the logarithm of its size."""
     lu, exchanges = eliminate(a)
     pivots = diagonal(lu)
     sign = aten.mul.Tensor(aten.prod.dim_int(aten.sign(pivots), -1), _parity(exchanges, a))
-    size = aten.sum.dim_IntList(aten.log(aten.abs(pivots)), [-1])
-    return sign, size, lu, aten.add.Tensor(exchanges, 1)
+    return sign, aten.sum.dim_IntList(aten.log(aten.abs(pivots)), [-1])
 
 
 def _small(a: Tensor, *args: Any, **options: Any) -> str | None:

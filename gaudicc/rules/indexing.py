@@ -108,16 +108,14 @@ def _is_mask(x: Tensor, indices: Indices, values: Tensor, accumulate: bool = Fal
     return None
 
 
-def gather(x: Tensor, dim: int, places: Tensor, *, sparse_grad: bool = False) -> Tensor:
-    """Gather by narrow indices: a product widens them to int32, since the device casts no uint8."""
-    one = aten.full([1], 1, dtype=torch.int32, device=x.device)
-    wide = aten.reshape(aten.mul.Tensor(places, one), list(places.shape))
-    result: Tensor = aten.gather(x, dim, wide)
+def gather_nothing(x: Tensor, dim: int, places: Tensor, *, sparse_grad: bool = False) -> Tensor:
+    """Gather by an empty index of bytes, the only one that eager takes."""
+    result: Tensor = aten.full(list(places.shape), 0, dtype=x.dtype, device=x.device)
     return result
 
 
-def _narrow_index(x: Tensor, dim: int, places: Tensor, *, sparse_grad: bool = False) -> str | None:
-    return "its index is no uint8" if places.dtype is not torch.uint8 else None
+def _no_bytes(x: Tensor, dim: int, places: Tensor, *, sparse_grad: bool = False) -> str | None:
+    return None if places.dtype is torch.uint8 and not places.numel() else "its index is no empty uint8 tensor"
 
 
 def nonzero_static(x: Tensor, *, size: int, fill_value: int = -1) -> Tensor:
@@ -153,7 +151,7 @@ RULES = (
         "assign-by-mask", (aten.index_put.default,), assign_mask, check=_is_mask,
         cost="reads and writes the whole tensor once; a list of values is gathered to the size of the mask",
     ),
-    Rule("gather-by-bytes", (aten.gather.default,), gather, check=_narrow_index, cost="one cast of the index"),
+    Rule("gather-nothing", (aten.gather.default,), gather_nothing, check=_no_bytes, cost="nothing"),
     Rule(
         "nonzero-static", (aten.nonzero_static.default,), nonzero_static,
         cost="a running count of the entries and a search per result; no more memory than the input",

@@ -111,7 +111,10 @@ def _integers(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bo
 
 
 def mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The most frequent value, the smallest of several, and its last place."""
+    """The most frequent value, the smallest of several, and its last place.
+
+    NaN differs from NaN and is larger than all others; where there is any, eager's choice depends on the order of its sort.
+    """
     if not x.dim():
         return aten.clone(x), aten.full([], 0, dtype=torch.int64, device=x.device)
     dim %= x.dim()

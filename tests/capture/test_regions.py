@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from gaudicc.capture import capture
 from gaudicc.capture.regions import region_dag
 from gaudicc.compiler import split_pipeline
 from gaudicc.passes import DEFAULT_PIPELINE
-from gaudicc.program import Program, call_region, regions_called
+from gaudicc.program import Program, call_region, is_op, regions_called
 from gaudicc.targets import load_target
 
 
@@ -191,10 +191,13 @@ def test_the_two_kinds_of_layers_of_gemma3_differ_in_what_is_bound_only() -> Non
     model, program = tiny("gemma3_text", 6)
     assert set(model.config.layer_types) == {"sliding_attention", "full_attention"}
     assert called(program) == ["gemma3_decoder_layer"] * 6
-    calls = [node for node in program.root.graph.nodes if node.target is call_region]
-    shared = [frozenset(arg for arg in call.args[1:] if arg.op == "call_function") for call in calls[1:]]
-    by_kind = set(zip(model.config.layer_types[1:], shared, strict=True))
-    assert len({kind for kind, _ in by_kind}) == 2
+    calls = [node for node in program.root.graph.nodes if node.target is call_region][1:]
+    computed = [[arg for arg in call.args[1:] if isinstance(arg, fx.Node) and is_op(arg)] for call in calls]
+    bound = [tuple(arg.name for arg in args) for args in computed]
+    assert len(set(bound)) == 2
+    assert len(set(zip(model.config.layer_types[1:], bound, strict=True))) == 2, (
+        "each kind has a mask and rotation of its own"
+    )
 
 
 def test_a_mixture_with_some_dense_layers_has_two_bodies() -> None:

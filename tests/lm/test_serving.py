@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gaudicc.errors import GaudiccError, StateError
+from gaudicc.errors import GaudiccError, LoweringError, StateError
 from gaudicc.lm import CompiledLM
 from tests.lm.conftest import Reference
 
@@ -123,6 +123,65 @@ def test_a_session_takes_one_turn_at_a_time(lm: CompiledLM, prompts: Prompts) ->
         next(iter(stream))
         with pytest.raises(StateError, match="has not ended"):
             session.generate(prompts[1])
+    assert not lm.step()
+
+
+def test_sessions_that_hold_every_slot_are_said(lm: CompiledLM, reference: Reference, prompts: Prompts) -> None:
+    sessions = [lm.session() for _ in range(4)]
+    for session in sessions:
+        session.generate(prompts[2], max_new_tokens=2)
+    stuck = lm.submit(prompts[0], max_new_tokens=3)
+    with pytest.raises(StateError, match="every slot is held by a session"):
+        lm.run([stuck])
+    assert sessions[0].generate(prompts[0], max_new_tokens=3)  # the sessions themselves go on
+    for session in sessions:
+        session.close()
+    again = lm.submit(prompts[0], max_new_tokens=3)
+    lm.run([again])
+    assert again.tokens == reference(prompts[0], 3)
+
+
+def test_what_cannot_be_recorded_ends_only_what_it_was_for(
+    lm: CompiledLM, monkeypatch: pytest.MonkeyPatch, reference: Reference, prompts: Prompts
+) -> None:
+    going = lm.submit(prompts[0], max_new_tokens=20)
+    lm.step()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise LoweringError("no such graph")
+
+    failing = lm.submit(prompts[1], max_new_tokens=5)
+    with monkeypatch.context() as patched:
+        patched.setattr(lm._graphs, "prefill", refuse)
+        lm.step()
+    assert failing.reason == "error"
+    assert isinstance(failing.error, LoweringError)
+    lm.run([going])
+    assert going.tokens == reference(prompts[0], 20)
+
+
+def test_an_interrupted_generate_leaves_nothing_behind(
+    lm: CompiledLM, monkeypatch: pytest.MonkeyPatch, reference: Reference, prompts: Prompts
+) -> None:
+    going = lm.submit(prompts[0], max_new_tokens=30)
+    decode = lm._graphs.decode
+
+    def interrupt(*args: Any, **how: Any) -> Any:
+        step, calls = decode(*args, **how), iter(range(3))
+
+        def run() -> torch.Tensor:
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return step()
+
+        return run
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lm._graphs, "decode", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            lm.generate(torch.tensor([prompts[1]]), max_new_tokens=30)
+    lm.run([going])
+    assert going.tokens == reference(prompts[0], 30)
     assert not lm.step()
 
 

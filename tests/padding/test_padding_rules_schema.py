@@ -53,7 +53,7 @@ def reduced(op: Any, arguments: list[Any]) -> Callable[..., torch.Tensor]:
 
     def function(*tensors: torch.Tensor) -> torch.Tensor:
         feed = iter(tensors)
-        result = op(*(next(feed) if argument is None else argument for argument in arguments))
+        result: torch.Tensor = op(*(next(feed) if argument is None else argument for argument in arguments))
         return result.nan_to_num(0.5, 9.0, -9.0).sum(1) if result.is_floating_point() else result.sum(1)
 
     return function

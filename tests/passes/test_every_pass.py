@@ -68,8 +68,8 @@ def test_file_class_and_name_are_one_word(stem: str) -> None:
     assert kind.name == kebab(stem)
     assert isinstance(kind(), Pass), "all options have defaults"
     assert isinstance(kind.numerics, Numerics)
-    assert dataclasses.is_dataclass(kind)
     assert (module.__doc__ or "").startswith(f"{kind.name}: ")
+    assert dataclasses.is_dataclass(kind)
     public = [
         node.name for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")

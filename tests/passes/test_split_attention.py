@@ -15,14 +15,18 @@ from torch.nn import functional
 import gaudicc
 from gaudicc.kernels import attention, merge_parts, softmax_part
 from gaudicc.kernels.split import sliced_attention
+from gaudicc.machine import list_schedule, load_chip, vendor_schedule
 from gaudicc.machine.attention import AttentionShape, Split, tiles
+from gaudicc.machine.attention_cost import Costs
+from gaudicc.machine.fx_tasks import tasks_of
+from gaudicc.machine.split import choose_split, fused_seconds, limits_of
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
 from gaudicc.passes.split_attention import SplitAttention
-from gaudicc.pipeline import CAPTURED, Pass, Pipeline
+from gaudicc.pipeline import Pass
 from gaudicc.program import Program
-from gaudicc.verify import Level
+from gaudicc.targets import load_target
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -269,3 +273,27 @@ def test_the_compiled_model_runs_on_the_cpu(force: Split, fused: bool) -> None:
     with torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["gaudi2", "gaudi3"])
+def test_the_graph_costs_what_the_choice_was_made_by(capture_of: Any, alone: Any, target: str) -> None:
+    """The nodes that the pass emits, priced and scheduled one by one, against the time in its note."""
+    program = capture_of(attend, *qkv(1024, 32, 8, torch.bfloat16))
+    program.target = load_target(target)
+    chip, shape = load_chip(target), AttentionShape(1, 32, 8, 1024, 1024, 16, 16, ahead=0)
+    choice = choose_split(shape, chip)
+    assert choice.best.split is not None
+    after, _ = alone(SplitAttention(), program)
+    for node in after.root.graph.nodes:
+        if node.target is torch.ops.aten.cat.default:  # a logical concat
+            node.meta["engine"] = program.target.lookup(node.target, (torch.bfloat16,)).engine
+    tasks = tasks_of(after.root.graph.nodes, chip)
+    modelled = vendor_schedule(tasks, limits_of(chip))
+    assert modelled.makespan == pytest.approx(choice.best.seconds, rel=0.1)
+
+
+def test_the_fused_node_costs_what_the_choice_was_made_by(capture_of: Any) -> None:
+    program, chip = capture_of(attend, *qkv(1024, 32, 8, torch.bfloat16)), load_chip("gaudi2")
+    tasks = tasks_of(program.root.graph.nodes, chip)
+    costs = Costs(AttentionShape(1, 32, 8, 1024, 1024, 16, 16, ahead=0), chip)
+    assert list_schedule(tasks).makespan == pytest.approx(fused_seconds(costs))

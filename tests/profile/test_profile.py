@@ -85,7 +85,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lane", "kind"),
-    [("[HD1] MME 7", "MME"), ("[HD0] TPC 63", "TPC"), ("PDMA_up", "DMA"), ("KDMA", "DMA"), ("nic 3", "NETWORK"), ("python", None)],
+    [("[HD1] MME 7", "MME"), ("[HD0] TPC 63", "TPC"), ("PDMA_up", "DMA"), ("KDMA", "DMA"), ("nic 3", "NETWORK"),
+     ("python", None)],
 )  # fmt: skip
 def test_lanes_are_told_by_what_is_in_their_names(lane: str, kind: str | None) -> None:
     assert kind_of(lane) == kind

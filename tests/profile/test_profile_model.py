@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_layers_wait_for_each_other(runs: dict[int, ModelledRun]) -> None:
     for entry in softmaxes:
         by_layer.setdefault(entry.name.split("/")[0], []).append((entry.start, entry.end))
     ordered = list(by_layer.values())
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         assert max(end for _, end in before) <= min(start for start, _ in after)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from gaudicc.capture import capture
@@ -66,3 +67,35 @@ def legally() -> Callable[..., Any]:
         return result.outputs
 
     return run
+
+
+@st.composite
+def _tensors(
+    draw: st.DrawFn,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    *,
+    rank: tuple[int, int] = (1, 3),
+    sizes: tuple[int, int] = (0, 5),
+    wild: bool = True,
+) -> torch.Tensor:
+    """Small values that repeat, contiguous, transposed, expanded or with gaps; NaN, infinities and -0.0 if `wild`."""
+    shape = draw(st.lists(st.integers(*sizes), min_size=rank[0], max_size=rank[1]))
+    dtype = draw(st.sampled_from(list(dtypes)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    x = torch.randint(-4, 5, [2 * size for size in shape], generator=generator).div(2).to(dtype)
+    if wild and dtype.is_floating_point and x.numel():
+        special = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0], dtype=dtype)
+        x.view(-1)[torch.randint(0, x.numel(), (3,), generator=generator)] = special[draw(st.integers(0, 3))]
+    layout = draw(st.sampled_from(["contiguous", "transposed", "gaps", "expanded"]))
+    if layout == "gaps":
+        return x[tuple(slice(None, None, 2) for _ in shape)]
+    x = x[tuple(slice(0, size) for size in shape)].contiguous()
+    if layout == "expanded" and x.numel():
+        return x[:1].expand(x.shape)
+    return x.transpose(0, -1) if layout == "transposed" and x.dim() else x
+
+
+@pytest.fixture(scope="session")
+def tensors() -> Callable[..., st.SearchStrategy[torch.Tensor]]:
+    """`tensors(dtypes, rank=(low, high), sizes=(low, high), wild=True)`: a strategy."""
+    return _tensors

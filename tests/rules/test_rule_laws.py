@@ -76,7 +76,7 @@ CALLS: list[Call] = [
     (aten.index_put.default, (F32, [MASK], torch.tensor([9.0, 8.0, 7.0, 6.0])), {}, "assign-by-mask"),
     (aten.index_put.default, (F32, [MASK], torch.empty(0)), {}, None),
     (aten.index_put.default, (F32, [MASK[0, :2], AT[:1]], torch.tensor(9.0)), {}, None),
-    (aten.gather.default, (F32, 1, (I32 > 2).to(torch.uint8)), {}, "gather-by-bytes"),
+    (aten.gather.default, (F32, 1, torch.empty(0, 2, dtype=torch.uint8)), {}, "gather-nothing"),
     (aten.gather.default, (F32, 1, ROW[None]), {}, None),
     (aten.nonzero_static.default, (WILD,), {"size": 4, "fill_value": -1}, "nonzero-static"),
     (aten.slice_scatter.default, (WILD, WILD[:, :2] + 1, 1, 0, 4, 2), {}, "slice-scatter"),
@@ -107,7 +107,7 @@ CALLS: list[Call] = [
     (aten.sort.default, (LONG.int(),), {}, None),
     (aten.topk.default, (I32[:, [0, 1]], 1), {}, "integer-topk"),
     (aten.topk.default, (F32, 2), {}, None),
-    (aten.mode.default, (WILD, 0), {}, "mode"),
+    (aten.mode.default, (SPREAD.round(), 0), {}, "mode"),
     (aten.mode.default, (I32, 0), {}, None),
     (aten.nanmedian.default, (WILD,), {}, "nanmedian"),
     (aten.nanmedian.default, (I32,), {}, None),
@@ -147,7 +147,7 @@ CALLS: list[Call] = [
     (aten.angle.default, (I32,), {}, None),
     (aten._to_copy.default, (F32,), {"dtype": torch.int16}, "narrow-cast"),
     (aten._to_copy.default, (F32,), {"dtype": torch.int32}, None),
-    (aten._trilinear.default, (F32, F32, F32, [0], [1], [], [2]), {}, "trilinear"),
+    (aten._trilinear.default, (SQUARE, SQUARE, SQUARE, [0], [1], [2], [2]), {}, "trilinear"),
     (aten._trilinear.default, (WIDE[0], WIDE[0], WIDE[0], [0], [1], [2], [2]), {}, None),
     (aten.index_reduce.default, (F32, 0, ROW[:2], F32 * 3, "mean"), {"include_self": False}, "index-reduce"),
     (aten.linalg_solve_triangular.default, (LOWER, TALL), {"upper": False}, "solve-triangular"),
@@ -197,6 +197,7 @@ TAKEN = [
     for call in CALLS
     if call[3] and not any(tensor.is_meta for tensor in pytree.tree_leaves(call[1]) if isinstance(tensor, torch.Tensor))
 ]
+KEPT = {aten._embedding_bag_forward_only.default: 1, aten._linalg_det.default: 1, aten._linalg_slogdet.default: 2}
 RANDOM = {"cauchy"}  # drawn: tested for its distribution in test_elementwise.py
 
 
@@ -221,7 +222,7 @@ def law(rules: Sequence[Rule], name: str) -> None:
     for call in [call for call in CALLS if call[0] in ops]:
         rule = outcome(rules, call)
         assert (rule.name if rule else None) == call[3], f"{call[0]}"
-        if rule is not None and call in TAKEN:
+        if rule is not None and any(call is each for each in TAKEN):
             compare(rule, call)
 
 
@@ -247,7 +248,7 @@ def test_the_law_holds_and_needs_the_rule_and_its_condition(name: str) -> None:
             law(mutated(name, lambda rule: replace(rule, check=always)), name)
 
 
-@pytest.mark.parametrize("name", ids)
+@pytest.mark.parametrize("name", [name for name in ids if name != "gather-nothing"])  # which has no values
 def test_a_rewrite_that_computes_another_value_is_seen(name: str) -> None:
     def off(rule: Rule) -> Rule:
         return replace(rule, rewrite=lambda *args, **kwargs: pytree.tree_map(_spoiled, rule.rewrite(*args, **kwargs)))
@@ -278,7 +279,7 @@ def test_what_a_rule_emits_runs_on_evidence(call: Call, legally: Callable[..., A
             values[place] = tensor
         given, named = pytree.tree_unflatten(values, spec)
         result = op(*given, **named)
-        return result[0] if op is aten._embedding_bag_forward_only.default else result
+        return result[: KEPT[op]] if op in KEPT else result
 
     outputs = legally(function, *(leaves[place] for place in places))
     theirs = pytree.tree_leaves(function(*(leaves[place] for place in places)))

@@ -28,7 +28,7 @@ def _valid(found: Tensor, lengths: Tensor | None, padding: str) -> Tensor:
     """Scores of keys beyond each entry's length set to minus infinity."""
     if lengths is None:
         return found
-    keys = torch.arange(found.shape[-1])
+    keys = torch.arange(found.shape[-1], device=found.device)
     limit = lengths.reshape(-1, *[1] * (found.dim() - 1))
     inside = keys >= found.shape[-1] - limit if padding == "left" else keys < limit
     return found.masked_fill(~inside, float("-inf"))
@@ -41,7 +41,7 @@ def _attend(found: Tensor, v: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor,
     inverse = raised.sum(-1, keepdim=True).reciprocal()
     weights = raised * inverse
     kept = torch.ones_like(weights)
-    if p > 0:
+    if p > 0 and not found.is_meta:
         kept = torch.empty_like(weights).bernoulli_(1 - p, generator=hpu_generator())
         weights = weights * kept / (1 - p)
     return torch.matmul(weights, v.to(torch.float32)), weights, kept, top, inverse
@@ -63,7 +63,7 @@ def sdpa_recomp_fwd(
     """Result, maximum and 1 / sum of each row, seed; `softmax_mode` chooses a kernel and changes nothing here."""
     found = _valid(scores(q, k, attention_mask, scale, is_causal), valid_seq_len, seq_padding_type)
     out, _, _, top, inverse = _attend(found, v, p)
-    return out.to(q.dtype), top.to(q.dtype), inverse, torch.zeros(1, dtype=torch.int32)
+    return out.to(q.dtype), top.to(q.dtype), inverse, torch.zeros(1, dtype=torch.int32, device=q.device)
 
 
 def sdpa_fwd(

@@ -20,6 +20,8 @@ def kv_reorder_(self: Tensor, start: Tensor, end: Tensor, beam_idx: Tensor) -> T
         end: `[batch]`, one past the last.
         beam_idx: `[batch]`, uint8; the first beam's number is in the two highest bits.
     """
+    if self.is_meta:
+        return self
     for entry in range(self.shape[0]):
         packed = int(beam_idx.reshape(-1)[entry])
         beams = [(packed >> shift) & 3 for shift in (6, 4, 2, 0)]

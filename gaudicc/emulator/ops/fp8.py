@@ -33,7 +33,7 @@ def largest(dtype: torch.dtype) -> float:
 def as_fp8(values: Tensor, dtype: torch.dtype, stochastic: bool = False) -> Tensor:
     """Values rounded to fp8, to the nearest or by chance to one of the two neighbours, saturated at the ends."""
     wide = values.to(torch.float32)
-    if stochastic:
+    if stochastic and not values.is_meta:
         exponent = torch.frexp(wide)[1].sub(1).clamp(min=_LOWEST_EXPONENT[dtype]).to(torch.float32)
         step = torch.exp2(exponent - _MANTISSA[dtype])
         chance = torch.rand(wide.shape, generator=hpu_generator())
@@ -44,7 +44,7 @@ def as_fp8(values: Tensor, dtype: torch.dtype, stochastic: bool = False) -> Tens
 def _scaled(values: Tensor, scale: Scale, shape: Shape) -> Tensor:
     if scale is None:
         return values
-    factor = torch.as_tensor(scale, dtype=torch.float32).to(values.dtype)
+    factor = torch.as_tensor(scale, dtype=torch.float32, device=values.device).to(values.dtype)
     return values * (factor if shape is None else factor.reshape(tuple(shape)))
 
 
@@ -70,8 +70,8 @@ def cast_to_fp8_v2(
                 "CastToFp8V2 input and output must have the same dtype for float8, but are "
                 f"{_name(input.dtype)} and {_name(goal)}"
             )
-        return input.clone(), torch.empty(0)
-    amax = input.abs().amax().to(torch.float32) if is_amax else torch.empty(0)
+        return input.clone(), torch.empty(0, device=input.device)
+    amax = input.abs().amax().to(torch.float32) if is_amax else torch.empty(0, device=input.device)
     return as_fp8(_scaled(input, scale, scale_shape), goal, stochastic_rounding), amax
 
 

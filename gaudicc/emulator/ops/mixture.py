@@ -41,7 +41,7 @@ def mixture_of_experts(
         experts_max: number of the last one; choices outside are left out.
     """
     act = _ACTIVATIONS[activation]
-    total = torch.zeros(hidden_states.shape, dtype=torch.float32)
+    total = torch.zeros_like(hidden_states, dtype=torch.float32)
     wide = hidden_states.to(torch.float32)
     for expert in range(experts_min, experts_max + 1):
         weights = [each[expert - experts_min].to(torch.float32) for each in (w1, w2, w3)]

@@ -31,7 +31,7 @@ def scaled_masked_softmax(input: Tensor, mask: Tensor, scale: float) -> Tensor:
 def _triangular(scores: Tensor) -> Tensor:
     """Scores above the diagonal set to minus infinity."""
     rows, columns = scores.shape[-2:]
-    return scores.masked_fill(torch.ones(rows, columns, dtype=torch.bool).triu(1), float("-inf"))
+    return scores.masked_fill(torch.ones(rows, columns, dtype=torch.bool, device=scores.device).triu(1), float("-inf"))
 
 
 def scaled_triangular_softmax_retain(self: Tensor, inv_scale_attn: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +75,7 @@ def scaled_masked_triangular_softmax(
     """
     scores = _triangular(self.to(torch.float32) * inv_scale_attn)
     bounds = start_end.repeat_interleave(grouped_batch_size, 0)[: self.shape[0]]
-    columns = torch.arange(self.shape[-1])
+    columns = torch.arange(self.shape[-1], device=self.device)
     inside = (columns >= bounds[:, :1]) & (columns < bounds[:, 1:])
     result = torch.softmax(scores.masked_fill(~inside[:, None, :], float("-inf")), -1).nan_to_num(0.0)
     goal = out_dtype or self.dtype

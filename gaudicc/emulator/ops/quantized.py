@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _unpack(packed: Tensor, signed: bool) -> Tensor:
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
     values = (packed.to(torch.int32).unsqueeze(-1) >> shifts) & 15
     values = torch.where(values > 7, values - 16, values) if signed else values
     return values.flatten(-2)

@@ -43,6 +43,17 @@ def is_initialized() -> bool:
     return current().acquired
 
 
+def late_attribute(name: str) -> bool:
+    """`torch.hpu._initialized`, which activation checkpointing asks for.
+
+    Raises:
+        AttributeError: any other name.
+    """
+    if name == "_initialized":
+        return is_initialized()
+    raise AttributeError(f"module 'habana_frameworks.torch.hpu' has no attribute {name!r}")
+
+
 def is_available() -> bool:
     """Whether there is a device."""
     return True

@@ -16,12 +16,17 @@ def is_lazy() -> bool:
     return current().settings.lazy
 
 
+is_lazy.__dict__["_dynamo_marked_constant"] = True  # torch.compile takes the answer for a constant
+
+
 def lazy_only(func: Callable[..., Any]) -> Callable[..., None]:
     """A function that does nothing in the other modes, and gives nothing in any."""
 
+    lazy = is_lazy()
+
     @wraps(func)
     def only(*args: Any, **kwargs: Any) -> None:
-        if is_lazy():
+        if lazy:
             func(*args, **kwargs)
 
     return only

@@ -1,0 +1,212 @@
+"""How good the split of attention is under the model: prefill of four models, both chips, three node costs, moved constants.
+
+    python -m gaudicc.machine.split_table > docs/tables/split_attention.md
+
+All times are of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from gaudicc.machine.attention import AttentionShape
+from gaudicc.machine.attention_cost import Costs
+from gaudicc.machine.chip import Chip, load_chip
+from gaudicc.machine.cost import Engine
+from gaudicc.machine.split import (
+    MOST_SLICES,
+    Choice,
+    Option,
+    bounded_splits,
+    choose_split,
+    fused_seconds,
+    schedule_split,
+    timed_splits,
+    unsplit_seconds,
+)
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+# The most sensitive number that nobody has published.
+NODE_MICROSECONDS = (0.1, 0.5, 2.0)
+# (name, query heads, key/value heads, head size, window); 70B and Qwen3-32B have the same attention.
+MODELS = (
+    ("Llama-3-8B", 32, 8, 128, None),
+    ("Llama-3-70B, Qwen3-32B", 64, 8, 128, None),
+    ("gpt-oss, full", 64, 8, 64, None),
+    ("gpt-oss, window 128", 64, 8, 64, 128),
+)
+CHIPS = (("gaudi2", 256), ("gaudi3", 512), ("gaudi3", 256))
+# Slices of a split that is timed here at most; more than any compiled graph has, to see what the machine could do.
+_REACH = 9000
+_MOVED = 0.3
+_MOVED_LENGTHS = (1024, 2048, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One prefill attention.
+
+    Attributes:
+        split: the fastest split of the family under the vendor's policy.
+        bound: seconds that no split of the family beats.
+        overlap: MME and TPC at once, of the shorter.
+        exposed: TPC seconds that nothing hides.
+        fused: the fused kernel over the split.
+        unsplit: the unsplit graph over the split.
+    """
+
+    split: Option
+    bound: float
+    overlap: float
+    exposed: float
+    fused: float
+    unsplit: float
+
+
+def chip_of(name: str, floor: int, node_us: float) -> Chip:
+    """A chip with this drain floor and node cost."""
+    chip = load_chip(name).with_value("host.node_seconds", node_us * 1e-6)
+    return chip.with_value("mme.drain_floor", floor)
+
+
+def shape_of(model: tuple[str, int, int, int, int | None], length: int) -> AttentionShape:
+    """Prefill of one prompt."""
+    _, heads, kv_heads, dim, window = model
+    return AttentionShape(1, heads, kv_heads, length, length, dim, dim, ahead=0, window=window)
+
+
+def cell(shape: AttentionShape, chip: Chip) -> Cell:
+    """Times one attention every way."""
+    costs = Costs(shape, chip)
+    bounds = bounded_splits(costs, _REACH)
+    best = min(timed_splits(costs, bounds), key=lambda option: option.seconds)
+    if best.split is None:
+        raise ValueError("a timed split has none")
+    timeline = schedule_split(costs, best.split)
+    return Cell(
+        best,
+        bounds[0][0],
+        timeline.overlap_efficiency(),
+        timeline.exposed(Engine.TPC),
+        fused_seconds(costs) / best.seconds,
+        unsplit_seconds(shape, chip) / best.seconds,
+    )
+
+
+@cache
+def choice_of(shape: AttentionShape, name: str) -> Choice:
+    """What compile takes on a chip as it is."""
+    return choose_split(shape, load_chip(name))
+
+
+def report() -> Iterator[str]:
+    """The page as Markdown, line by line."""
+    yield "# Split of prefill attention"
+    yield ""
+    yield "Made by `python -m gaudicc.machine.split_table`. One prompt, bf16, causal. Every figure is *modelled*."
+    yield ""
+    worst: dict[float, float] = {}
+    for name, floor in CHIPS:
+        for node_us in NODE_MICROSECONDS:
+            yield from _cells(name, floor, node_us, worst)
+    yield "## Against the family bound, from 1,024 tokens on"
+    yield ""
+    for node_us, ratio in worst.items():
+        yield f"* node cost {node_us} us: worst makespan / family bound {ratio:.3f}"
+    yield ""
+    yield from _choices()
+    yield from _robustness()
+
+
+def _cells(name: str, floor: int, node_us: float, worst: dict[float, float]) -> Iterator[str]:
+    yield f"## {name}, drain floor {floor}, node cost {node_us} us"
+    yield ""
+    yield "Overlap of the shorter engine (62 % is what was published for Synapse) / exposed TPC us / makespan over family bound /"
+    yield f"faster than fused / than unsplit; then the split. At most {_REACH:,} slices."
+    yield ""
+    yield f"| model | {' | '.join(f'{length:,}' for length in LENGTHS)} |"
+    yield f"|---|{'---|' * len(LENGTHS)}"
+    chip = chip_of(name, floor, node_us)
+    for model in MODELS:
+        texts = []
+        for length in LENGTHS:
+            found = cell(shape_of(model, length), chip)
+            ratio = found.split.seconds / found.bound
+            if length >= 1024:
+                worst[node_us] = max(worst.get(node_us, 0.0), ratio)
+            split = found.split.split
+            sizes = f"{split.heads}x{split.rows}x{split.keys or 'all'}" if split else ""
+            texts.append(
+                f"{found.overlap:.0%} / {found.exposed * 1e6:.0f} / {ratio:.2f} / {found.fused:.2f} / {found.unsplit:.1f}"
+                f"<br>{sizes}"
+            )
+        yield f"| {model[0]} | {' | '.join(texts)} |"
+    yield ""
+
+
+def _choices() -> Iterator[str]:
+    yield f"## What compile takes: at most {MOST_SLICES} slices, or the fused kernel"
+    yield ""
+    yield "Chosen (slices) us; over the fastest way of exhaustive search with all of the on-chip memory; over fused; over unsplit."
+    yield ""
+    yield f"| chip | model | {' | '.join(f'{length:,}' for length in LENGTHS)} |"
+    yield f"|---|---|{'---|' * len(LENGTHS)}"
+    for name in ("gaudi2", "gaudi3"):
+        for model in MODELS:
+            texts = []
+            for length in LENGTHS:
+                shape, chip = shape_of(model, length), load_chip(name)
+                best, free = choice_of(shape, name).best, choose_split(shape, chip, room=1.0)
+                sizes = f"{best.split.heads}x{best.split.rows}x{best.split.keys or 'all'}" if best.split else best.name
+                seconds = {option.name: option.seconds for option in free.options}
+                mine = _seconds(best, shape, chip)
+                over = (mine / other for other in (free.options[0].seconds, seconds["fused"], seconds["unsplit"]))
+                texts.append(f"{sizes} ({best.slices}) {mine * 1e6:,.0f}; {'; '.join(f'{x:.2f}' for x in over)}")
+            yield f"| {name} | {model[0]} | {' | '.join(texts)} |"
+    yield ""
+
+
+def _robustness() -> Iterator[str]:
+    yield f"## Constants without a published source moved by {_MOVED:.0%}"
+    yield ""
+    lengths = ", ".join(f"{length:,}" for length in _MOVED_LENGTHS)
+    yield f"The choice made with the constant as it is, over the best choice with it moved, for prompts of {lengths} tokens."
+    yield ""
+    yield "| chip | constant | worst, down | worst, up | above 1.03 |"
+    yield "|---|---|---|---|---|"
+    for name in ("gaudi2", "gaudi3"):
+        chip = load_chip(name)
+        still = _moved(name, chip)
+        yield f"| {name} | none moved | {max(still):.3f} | {max(still):.3f} | {sum(ratio > 1.03 for ratio in still)} of {len(still)} |"
+        for constant in chip.uncertain():
+            down, up = (_moved(name, chip.scaled(constant, factor)) for factor in (1 - _MOVED, 1 + _MOVED))
+            if (down, up) != (still, still):
+                above = sum(ratio > 1.03 for ratio in (*down, *up))
+                yield f"| {name} | `{constant}` | {max(down):.3f} | {max(up):.3f} | {above} of {len(down) + len(up)} |"
+        yield f"| {name} | each other | as if none | as if none | |"
+    yield ""
+
+
+def _moved(name: str, chip: Chip) -> list[float]:
+    """The choice made on the chip as it is, run on one with a constant moved, over the best there."""
+    ratios = []
+    for model in MODELS:
+        for length in _MOVED_LENGTHS:
+            shape = shape_of(model, length)
+            chosen, there = choice_of(shape, name).best, choose_split(shape, chip, room=1.0)
+            ratios.append(_seconds(chosen, shape, chip) / there.options[0].seconds)
+    return ratios
+
+
+def _seconds(option: Option, shape: AttentionShape, chip: Chip) -> float:
+    costs = Costs(shape, chip)
+    if option.name == "unsplit":
+        return unsplit_seconds(shape, chip)
+    return fused_seconds(costs) if option.split is None else schedule_split(costs, option.split).makespan
+
+
+if __name__ == "__main__":
+    for line in report():
+        print(line, flush=True)

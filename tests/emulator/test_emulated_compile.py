@@ -1,0 +1,243 @@
+"""Rules 49 to 55 and 59: `torch.compile(backend="hpu_backend")`."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+ENVIRONMENT = {"PT_HPU_LAZY_MODE": "0"}
+
+
+def counts(kind: str) -> int:
+    import gaudicc.emulator
+    from gaudicc.emulator.ledger import Kind
+
+    return gaudicc.emulator.account().count(Kind[kind])
+
+
+def compiled(function: Any, **options: Any) -> Any:
+    return torch.compile(function, backend="hpu_backend", **options)
+
+
+def ops_in_log() -> tuple[set[str], dict[str, str]]:
+    """Ops named in the graphs, and the nodes' placement."""
+    from habana_frameworks.torch.dynamo.compile_backend.passes import logger
+
+    graphs = [text for text in logger.data if "####PyTorch-generated JIT IR" in text]
+    ops = {name for text in graphs for name in re.findall(r"::(\w+)\(", text)}
+    nodes = dict(m.groups() for text in logger.data if (m := re.match(r"\[PT_COMPILE\] Node: (\w+) requires fallback: (\w+)", text)))
+    return ops, nodes
+
+
+def store_log() -> None:
+    from habana_frameworks.torch.dynamo.compile_backend.passes import logger
+
+    logger.set_store_data(True)
+
+
+def test_compiled_model_equals_eager_and_counts_one_recipe() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)).to("hpu")
+    x = torch.randn(2, 3).to("hpu")
+    with torch.no_grad():
+        expected = model(x)
+        before = counts("COMPILE")
+        run = compiled(model)
+        for _ in range(3):
+            torch.testing.assert_close(run(x).cpu(), expected.cpu())
+        assert (counts("COMPILE") - before, counts("FALLBACK")) == (1, 0)
+    run(x).sum().backward()
+    compiled_grad = model[0].weight.grad.clone()
+    model.zero_grad()
+    model(x).sum().backward()
+    torch.testing.assert_close(compiled_grad.cpu(), model[0].weight.grad.cpu())
+
+
+def test_equal_layers_share_their_recipe() -> None:
+    layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3)).to("hpu")
+    x, before = torch.ones(2, 4, device="hpu"), counts("COMPILE")
+    with torch.no_grad():
+        for layer in layers:
+            x = compiled(layer)(x)
+    assert counts("COMPILE") - before == 2, "one for the ones, one for all layers"
+
+
+# rule 49
+def test_log_names_ops_and_placement() -> None:
+    store_log()
+    compiled(lambda x: torch.histc(torch.relu(x) + 1, 4) * 2)(torch.ones(3, device="hpu"))
+    ops, nodes = ops_in_log()
+    assert ops == {"relu", "add", "mul"}
+    assert nodes["histc"] == "True"
+    assert nodes["relu"] == nodes["add"] == nodes["mul"] == "False"
+    assert counts("FALLBACK") == 1
+
+
+# rule 50
+RANDOM = {
+    "rand": (lambda x: torch.rand(3, device="hpu") + x, "habana_rand"),
+    "rand_like": (torch.rand_like, "habana_rand"),
+    "randn_like": (torch.randn_like, "habana_randn"),
+    "randint": (lambda x: torch.randint(0, 9, (3,), device="hpu"), "habana_randint"),
+    "bernoulli": (torch.bernoulli, "habana_bernoulli"),
+    "poisson": (torch.poisson, "habana_poisson"),
+    "multinomial": (lambda x: torch.multinomial(x, 2), "habana_multinomial"),
+    "randperm": (lambda x: torch.randperm(5, device="hpu"), "habana_randperm"),
+    "dropout": (lambda x: nn.functional.dropout(x, 0.5), "habana_native_dropout"),
+}
+
+
+def test_random_ops_have_names_of_their_own() -> None:
+    for function, name in RANDOM.values():
+        torch._dynamo.reset()
+        store_log()
+        compiled(function)(torch.full((3,), 0.5, device="hpu"))
+        ops, nodes = ops_in_log()
+        assert name in ops, (name, ops)
+        assert {fallback for node, fallback in nodes.items() if not node.startswith("getitem")} == {"False"}, name
+
+
+# rule 51
+def test_a_seed_gives_the_same_sequence_over_calls() -> None:
+    draw = compiled(lambda x: torch.rand_like(x) + nn.functional.dropout(x, 0.5))
+    x = torch.ones(16, device="hpu")
+
+    def sequence() -> list[Tensor]:
+        torch.manual_seed(4)
+        return [draw(x).cpu() for _ in range(3)]
+
+    first, again = sequence(), sequence()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_checkpoint_draws_the_same_numbers_again() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    x = torch.ones(32, device="hpu", requires_grad=True)
+    out = checkpoint(lambda t: nn.functional.dropout(t, 0.5), x, use_reentrant=False)
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad.cpu(), out.detach().cpu())
+
+
+# rule 52
+def test_without_eager_fallback_a_node_that_needs_it_raises() -> None:
+    from habana_frameworks.torch.dynamo.compile_backend import config
+    from habana_frameworks.torch.dynamo.compile_backend.shared_layer import hpu_fallback_op_list
+
+    x = torch.ones(3, device="hpu")
+    for function in (lambda t: torch.histc(t, 2), lambda t: torch.addcmul(t, t, t)):
+        with pytest.raises(Exception, match="eager fallback is off"):
+            compiled(function, options={"use_eager_fallback": False})(x)
+        compiled(lambda t, f=function: f(t) + 1)(x)
+    config.use_eager_fallback = False
+    assert not config.configuration_flags["use_eager_fallback"]
+    compiled(lambda t: t * 3)(x)
+    hpu_fallback_op_list.add("mul")
+    with pytest.raises(Exception, match="eager fallback is off"):
+        compiled(lambda t: t * 4)(x)
+    with config.patch(use_eager_fallback=True):
+        assert compiled(lambda t: t * 5)(x).tolist() == [5, 5, 5]
+    with pytest.raises(AttributeError):
+        config.patch(no_such_switch=1)
+
+
+@pytest.mark.parametrize("environment", [{"PT_HPU_USE_EAGER_FALLBACK": "0"}])
+def test_the_environment_forbids_eager_fallback_too(environment: dict[str, str]) -> None:
+    with pytest.raises(Exception, match="eager fallback is off"):
+        compiled(lambda t: torch.histc(t, 2))(torch.ones(3, device="hpu"))
+
+
+# rule 53
+def test_graph_analyzer_counts_ops_of_each_graph() -> None:
+    from habana_frameworks.torch.utils.debug.dynamo_utils import FxGraphAnalyzer
+
+    x = torch.ones(3, device="hpu")
+    with FxGraphAnalyzer(reset_dynamo=True) as outer:
+        compiled(lambda t: (t + 1) * (t + 2))(x)
+        with FxGraphAnalyzer(capture_non_hpu_output=True) as inner:
+            compiled(lambda t: torch.histc(t + 1, 2).cpu() + 1)(x)
+    compiled(lambda t: t - 7)(x)
+    first, second = outer.get_ops_summary()
+    assert (first["torch.ops.aten.add.Tensor"].graph_count, first["torch.ops.aten.mul.Tensor"].graph_count) == (2, 1)
+    assert second["torch.ops.aten.histc.default"].eager_count == 1
+    assert second["torch.ops.aten.add.Tensor"].eager_count == 0
+    (seen,) = inner.get_ops_summary()
+    assert seen["torch.ops.aten.add.Tensor"].graph_count == 1
+    assert seen["torch.ops.aten.add.Tensor"].eager_count == 1, "the sum on the host"
+    assert (outer.get_partition_num(), inner.get_partition_num()) == (2, 1)
+
+
+# rule 54
+def test_a_constant_made_in_the_graph_is_fresh_at_each_call() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tensor([1.0, 2.0], device="hpu"), x + 1
+
+    run, x = compiled(function), torch.ones(2, device="hpu")
+    first, second = run(x)[0], run(x)[0]
+    assert first.data_ptr() != second.data_ptr()
+    first.add_(5)
+    assert run(x)[0].tolist() == second.tolist() == [1, 2]
+
+
+# rule 55
+def test_questions_about_the_mode_break_no_graph() -> None:
+    from habana_frameworks.torch.utils.internal import is_lazy, lazy_only
+
+    quiet = lazy_only(lambda: None)
+
+    def function(x: Tensor) -> Tensor:
+        quiet()
+        return x + 1 if is_lazy() or torch.hpu.device_count() > 8 else x * 3
+
+    run = compiled(function, fullgraph=True)
+    assert run(torch.ones(2, device="hpu")).tolist() == [3, 3]
+
+
+def test_fused_kernels_break_no_graph() -> None:
+    from habana_frameworks.torch.hpex.kernels import FusedSDPA
+
+    store_log()
+    x = torch.randn(1, 2, 4, 8).to("hpu")
+    with torch.no_grad():
+        run = compiled(lambda t: FusedSDPA.apply(t, t, t, None, 0.0, True, None, "fast", True) * 2, fullgraph=True)
+        expected = nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True) * 2
+        torch.testing.assert_close(run(x).cpu(), expected.cpu())
+    assert "sdpa_recomp_fwd" in ops_in_log()[0]
+
+
+# rule 59
+def test_branches_of_cond_are_compiled() -> None:
+    store_log()
+
+    def function(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda t: t.cos() + 1, lambda t: t.sin() - 1, (x,))
+
+    run, x = compiled(function), torch.ones(3, device="hpu")
+    with torch.no_grad():
+        for sign in (1, -1):
+            torch.testing.assert_close(run(x * sign).cpu(), function(x.cpu() * sign))
+    assert {"cos", "sin", "add", "sub"} <= ops_in_log()[0]
+
+
+def test_inputs_are_mutated_and_graph_breaks_survive() -> None:
+    def function(cache: Tensor, x: Tensor) -> Tensor:
+        cache.add_(x)
+        torch._dynamo.graph_break()
+        return cache * 2
+
+    cache, run = torch.zeros(2, device="hpu"), compiled(function)
+    for value in (1, 2):
+        assert run(cache, torch.ones(2, device="hpu")).tolist() == [2 * value] * 2
+    assert cache.tolist() == [2, 2]
+
+
+def test_varying_sizes_compile_a_recipe_each() -> None:
+    run = compiled(lambda x: x * 2 + 1, dynamic=True)
+    given = [torch.ones(size, device="hpu") for size in (2, 3, 2)]
+    before = counts("COMPILE")
+    for x in given:
+        assert run(x).tolist() == [3] * x.numel()
+    assert counts("COMPILE") - before == 2, "recipes are static even where dynamo's graph is not"

@@ -1,0 +1,30 @@
+"""Running extremes: bitwise those of PyTorch, NaN and equal entries included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+aten = torch.ops.aten
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.int32)
+
+
+@pytest.mark.parametrize("op", [aten.cummax.default, aten.cummin.default])
+@given(data=st.data())
+def test_values_and_places(
+    op: Any, data: st.DataObject, same: Callable[..., None], tensors: Callable[..., Any]
+) -> None:
+    x = data.draw(tensors(DTYPES, rank=(0, 3), sizes=(0, 9)))
+    same(op, x, data.draw(st.integers(-max(x.dim(), 1), max(x.dim(), 1) - 1)))
+
+
+def test_rounds_grow_with_the_logarithm() -> None:
+    from gaudicc.rules.scans import RULES
+
+    graph = torch.fx.experimental.proxy_tensor.make_fx(RULES[0].rewrite)(torch.randn(1024), 0)
+    assert sum(node.target is aten.cat.default for node in graph.graph.nodes) == 2 * 10
