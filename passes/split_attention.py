@@ -51,7 +51,7 @@ class SplitAttention(GraphPass):
         ...;  %26 = aten.transpose.int(aten.cat([%5, ...], 1), 1, 2)
 
     Refuses (and leaves to the next passes) other dtypes than bf16, fp16 and fp32, a target that the machine model does not
-    know, and whatever gains less than 2 % over the fused kernel. Every time in the notes is modelled.
+    know, and whatever gains less than 3 % over the fused kernel. Every time in the notes is modelled.
 
     Attributes:
         most_slices: slices of one attention at most; each costs compile time and memory.

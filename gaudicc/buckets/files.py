@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def first_fit_cost(space: Space, boxes: Rows, sample: Sample) -> float:
 
 def _first_fit(space: Space, boxes: Rows, sample: Sample) -> Floats:
     ordered = boxes[np.lexsort(boxes.T[::-1])]
-    fits = (sample.shapes[:, None] <= ordered[None]).all(axis=2)
+    fits: Any = (sample.shapes[:, None] <= ordered[None]).all(axis=2)
     cost = space.cost_of(ordered)[fits.argmax(axis=1)]
     return np.where(fits.any(axis=1), cost, np.inf)
 

@@ -13,26 +13,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
 from torch.library import Library
 
 from gaudicc.emulator.tensor import DEVICE
 from gaudicc.targets.calls import OpCall, map_values, tensors_in
 
 LOWER = frozenset(
-    """addmm addbmm batch_norm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d dot
-    dropout feature_dropout group_norm instance_norm layer_norm leaky_relu linear matmul mean mm mul mv softmax log_softmax
-    scaled_dot_product_attention""".split()
-)
+    (
+        "addmm", "addbmm", "batch_norm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+        "conv_transpose2d", "conv_transpose3d", "dot", "dropout", "feature_dropout", "group_norm", "instance_norm",
+        "layer_norm", "leaky_relu", "linear", "matmul", "mean", "mm", "mul", "mv", "softmax", "log_softmax",
+        "scaled_dot_product_attention",
+    )
+)  # fmt: skip
 FP32 = frozenset(
-    """acos addcdiv asin atan2 bilinear binary_cross_entropy binary_cross_entropy_with_logits cdist cosh
-    cosine_embedding_loss cosine_similarity cross_entropy_loss dist div divide embedding embedding_bag erfinv exp expm1
-    hinge_embedding_loss huber_loss kl_div l1_loss log log10 log1p log2 logsumexp margin_ranking_loss mse_loss
-    multi_margin_loss multilabel_margin_loss nll_loss pdist poisson_nll_loss pow reciprocal renorm rsqrt sinh
-    smooth_l1_loss soft_margin_loss softplus tan topk triplet_margin_loss true_divide""".split()
-)
-PROMOTE = frozenset("add addcmul cat sub stack".split())
-FIRST_ONLY = frozenset("layer_norm group_norm instance_norm batch_norm".split())
+    (
+        "acos", "addcdiv", "asin", "atan2", "bilinear", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cdist",
+        "cosh", "cosine_embedding_loss", "cosine_similarity", "cross_entropy_loss", "dist", "div", "divide", "embedding",
+        "embedding_bag", "erfinv", "exp", "expm1", "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss", "log", "log10",
+        "log1p", "log2", "logsumexp", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss",
+        "nll_loss", "pdist", "poisson_nll_loss", "pow", "reciprocal", "renorm", "rsqrt", "sinh", "smooth_l1_loss",
+        "soft_margin_loss", "softplus", "tan", "topk", "triplet_margin_loss", "true_divide",
+    )
+)  # fmt: skip
+PROMOTE = frozenset(["add", "addcmul", "cat", "sub", "stack"])
+FIRST_ONLY = frozenset(["layer_norm", "group_norm", "instance_norm", "batch_norm"])
+_KEY = torch._C._dispatch_key_parse("AutocastPrivateUse1")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _LIBRARIES: list[Library] = []
 
@@ -60,7 +66,7 @@ Policy = Callable[[OpCall], OpCall]
 
 def _kernel(op: Any, policy: Policy) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(DispatchKey.AutocastPrivateUse1)):
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
             call = policy(OpCall(op, args, kwargs))
             return op(*call.args, **call.kwargs)
 

@@ -43,7 +43,9 @@ def hpu_backend(graph_module: fx.GraphModule, example_inputs: Sequence[Tensor], 
     options = dict(kwargs.get("options") or {})
 
     def inner(is_training: bool, is_backward: bool) -> Compiled:
-        return config.patch(options)(partial(compile_graph, is_training=is_training, is_backward=is_backward))
+        run = partial(compile_graph, is_training=is_training, is_backward=is_backward)
+        patched: Compiled = config.patch(options)(run)
+        return patched
 
     with config.patch(options):
         make: Any = aot_autograd(

@@ -25,6 +25,9 @@ class ModuleCacher(nn.Module):
         max_graphs: sets of arguments that get a graph; calls with others run as before, nothing is evicted.
     """
 
+    _plain: nn.Module
+    _model: Any
+
     def __init__(self, max_graphs: int = 10) -> None:
         super().__init__()
         self.max_graphs = max_graphs
@@ -92,7 +95,12 @@ class ModuleCacher(nn.Module):
         if self._use_lfu and self.is_capturing:
             self.input_count_dict[key] += 1
         training = self._model.training
-        if training and torch.is_grad_enabled() and current().settings.lazy and not (self._use_lfu and self.is_capturing):
+        if (
+            training
+            and torch.is_grad_enabled()
+            and current().settings.lazy
+            and not (self._use_lfu and self.is_capturing)
+        ):
             if key not in self.model_dict and self._may_capture(key):
                 self._capture(key, arguments)
             if key in self.model_dict:

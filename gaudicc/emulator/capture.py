@@ -140,7 +140,7 @@ def _written_unsaid(call: OpCall) -> list[Tensor]:
 
 def _whole(tensor: Tensor) -> Tensor:
     """All bytes of a tensor's memory."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
 
 
 def _copy_frozen(old: Tensor, new: Tensor) -> None:

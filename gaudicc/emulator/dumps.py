@@ -107,7 +107,7 @@ def _unused(name: str) -> IO[str]:
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():
         try:
-            return open(f"{name}.{number}" if number else name, "x", encoding="utf-8")  # noqa: SIM115
+            return open(f"{name}.{number}" if number else name, "x", encoding="utf-8")
         except FileExistsError:
             continue
     raise AssertionError

@@ -61,13 +61,11 @@ class HPUGraph:
         """Run the recorded work again, on the captured memory."""
         self._run({})
 
-    def replayV2(  # noqa: N802
-        self, static_tlist: Sequence[Tensor], tlist: Sequence[Tensor], asynchronous: bool = False
-    ) -> None:
+    def replayV2(self, static_tlist: Sequence[Tensor], tlist: Sequence[Tensor], asynchronous: bool = False) -> None:
         """Run it with other tensors in place of captured ones."""
         self._run(_binding(static_tlist, tlist))
 
-    def replayV3(self, tlistI: Sequence[Tensor], asynchronous: bool = False) -> None:  # noqa: N802, N803
+    def replayV3(self, tlistI: Sequence[Tensor], asynchronous: bool = False) -> None:
         """Run it with other tensors in place of the marked inputs, which must have the same sizes."""
         if self._capture is None:
             return
@@ -120,7 +118,7 @@ class HPUGraph:
             self._capture.replay(emulation.judge.again, binding)
 
 
-class graph:  # noqa: N801
+class graph:
     """Records a block into a graph, on a side stream.
 
     Args:

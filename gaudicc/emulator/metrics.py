@@ -6,7 +6,6 @@ Source of names and forms: HabanaAI/gaudi-pytorch-bridge 1.19.0, `hpu/metrics/`.
 from __future__ import annotations
 
 import atexit
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

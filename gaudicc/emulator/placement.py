@@ -60,7 +60,11 @@ def on_device(node: fx.Node) -> bool:
 def op_base(node: fx.Node) -> str:
     """The name of a node's op without namespace and overload."""
     target = node.target
-    return target._schema.name.split("::")[1] if isinstance(target, OpOverload) else getattr(target, "__name__", str(target))
+    return (
+        target._schema.name.split("::")[1]
+        if isinstance(target, OpOverload)
+        else getattr(target, "__name__", str(target))
+    )
 
 
 class _InCluster(OperatorSupportBase):
@@ -78,10 +82,10 @@ def partition(graph: fx.GraphModule, eager: set[fx.Node]) -> fx.GraphModule:
         graph: functional ATen on fake tensors.
         eager: nodes that stay outside.
     """
-    found = CapabilityBasedPartitioner(
+    partitioner = CapabilityBasedPartitioner(
         graph, _InCluster(eager), allows_single_node_partition=True, non_compute_ops=[]
-    ).partition_and_fuse()
-    return found
+    )
+    return partitioner.partition_and_fuse()
 
 
 def jit_ir(graph: fx.GraphModule) -> str:
@@ -113,5 +117,6 @@ def decompositions() -> dict[Any, Any]:
         for op, rule in table.items()
         if isinstance(op, OpOverload)
         and op._schema.name.split("::")[1] not in FALLBACK_OPS
-        and (row := rows.get(op_name(op))) is not None and row.compile is Compile.DECOMPOSED
+        and (row := rows.get(op_name(op))) is not None
+        and row.compile is Compile.DECOMPOSED
     }

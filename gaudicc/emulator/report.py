@@ -43,7 +43,13 @@ def as_json() -> dict[str, object]:
     emulation = current()
     _finish(emulation)
     rows = [
-        {"kind": entry.kind.name.lower(), "what": entry.what, "source": entry.source, "count": entry.count, "bytes": entry.bytes}
+        {
+            "kind": entry.kind.name.lower(),
+            "what": entry.what,
+            "source": entry.source,
+            "count": entry.count,
+            "bytes": entry.bytes,
+        }
         for entry in emulation.ledger.entries()
     ]
     settings = emulation.settings
@@ -61,7 +67,9 @@ def _finish(emulation: Emulation) -> None:
 
 def _lines(entries: Iterable[Entry]) -> list[str]:
     ordered = sorted(entries, key=lambda entry: (-entry.count, entry.what, entry.source))
-    shown = [f"  {entry.count:>6} x  {entry.what}" + (f"  [{entry.source}]" if entry.source else "") for entry in ordered]
+    shown = [
+        f"  {entry.count:>6} x  {entry.what}" + (f"  [{entry.source}]" if entry.source else "") for entry in ordered
+    ]
     rest = len(shown) - SHOWN
     return [*shown[:SHOWN], f"          and {rest} more"] if rest > 0 else shown
 

@@ -190,4 +190,5 @@ def get_stream_info(stream: Stream) -> tuple[int, int, int]:
 
 
 def _device_type() -> int:
-    return int(torch._C._autograd.DeviceType.PrivateUse1)
+    number: int = torch._C._autograd.DeviceType.PrivateUse1.value
+    return number

@@ -23,10 +23,10 @@ class HpuTensor(Tensor):
     """
 
     raw: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, raw: Tensor) -> HpuTensor:
+    def __new__(cls: type[HpuTensor], raw: Tensor) -> HpuTensor:
         """Wraps a CPU tensor, sharing its memory."""
         wrapper: HpuTensor = Tensor._make_wrapper_subclass(
             cls,
@@ -41,7 +41,9 @@ class HpuTensor(Tensor):
         return wrapper
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Runs an op on the device."""
         from gaudicc.emulator.dispatch import dispatch
 
@@ -95,7 +97,7 @@ class HpuTensor(Tensor):
     def point_to(self, raw: Tensor) -> None:
         """Makes this tensor another view: of `raw`'s memory, with its shape, strides and dtype."""
         shell = HpuTensor(raw)
-        torch._C.TensorBase.data.__set__(self, shell)  # type: ignore[attr-defined]
+        torch._C.TensorBase.data.__set__(self, shell)
         self.raw = raw
 
     def data_ptr(self) -> int:

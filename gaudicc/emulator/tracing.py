@@ -17,9 +17,10 @@ _ASKED_BY = frozenset({"_wrap", "infer_subclass_type"})
 def prepare() -> None:
     """Change dynamo, once per process; called when a program first compiles for `hpu`."""
     from torch._dynamo import trace_rules
+    from torch._dynamo.variables import builder as found
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch._dynamo.variables import builder
 
+    builder: Any = found
     original = builder.is_traceable_wrapper_subclass
     if getattr(original, "gaudicc", False):
         return

@@ -24,6 +24,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "core": ("core",),
     "core.quantization": ("core",),
     "core.step_closure": ("core",),
+    "distributed": (),
+    "distributed.hccl": ("distributed",),
     "dynamo": (),
     "dynamo.compile_backend": (),
     "dynamo.compile_backend.config": ("compile_config",),
@@ -55,8 +57,10 @@ MODULES: dict[str, tuple[str, ...]] = {
 HOOKS: dict[str, str] = {"hpu": "device:late_attribute", "internal.bridge_config": "debug:bridge_setting"}
 """Modules that answer for names which are not listed: name -> the function asked."""
 
-AT_ONCE = ("core", "hpu", "hpu.memory", "hpu.random", "hpu.metrics", "utils.internal", "utils.debug", "utils.event_dispatcher",
-           "utils.experimental", "internal.bridge_config")  # fmt: skip
+AT_ONCE = (
+    "core", "distributed.hccl", "hpu", "hpu.memory", "hpu.random", "hpu.metrics", "utils.internal", "utils.debug",
+    "utils.event_dispatcher", "utils.experimental", "internal.bridge_config",
+)  # fmt: skip
 """Imported together with `habana_frameworks.torch`."""
 
 

@@ -22,11 +22,12 @@ from gaudicc.machine.timeline import Timeline
 # Slices at most in one graph: what the graph compiler's own slicer makes of one bundle (synapse, HabanaAI/
 # Intel_Gaudi3_Software). A node costs about 1 ms of graph compile time, so more are a matter of seconds a layer.
 MOST_SLICES = 128
-# Part of the usable on-chip memory that a chosen split may need. How much is usable is not published, and slices that fit
-# only just go to HBM, at up to 1.7 times the time, where it is less.
+# Of ways this close to the fastest, one that leaves room is taken, then the one with the fewest slices: each slice costs
+# compile time and memory.
+LEAST_GAIN = 0.03
+# Part of the usable on-chip memory that a way with room needs at most. How much is usable is not published, and slices
+# that fit only just go to HBM, at up to 1.7 times the time, where it is less.
 ROOM = 0.7
-# Of ways this close to the fastest the one with the fewest slices is taken: each slice costs compile time and memory.
-LEAST_GAIN = 0.02
 # Keys that the fused kernel takes at once: PT_HPU_SDPA_BC_FACTOR, HabanaAI/gaudi-pytorch-bridge 1.19.0.
 _FUSED_BLOCK = 1024
 
@@ -40,12 +41,18 @@ class Option:
         split: the split; None for the fused kernel.
         seconds: modelled time under the vendor's policy.
         slices: number of slices.
+        peak_bytes: most on-chip memory in use at once; 0 where nothing has to fit.
     """
 
     name: str
     split: Split | None
     seconds: float
     slices: int
+    peak_bytes: int = 0
+
+    def has_room(self, chip: Chip) -> bool:
+        """Whether it would fit in a good deal less on-chip memory."""
+        return self.peak_bytes <= ROOM * chip.memory.buffer_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,6 @@ def choose_split(
     *,
     fused: bool = True,
     most_slices: int | None = MOST_SLICES,
-    room: float = ROOM,
 ) -> Choice:
     """The fastest way to run an attention.
 
@@ -80,12 +86,12 @@ def choose_split(
         chip: the machine.
         fused: the target has a fused kernel.
         most_slices: splits into more slices are not considered; None for all.
-        room: part of the on-chip memory that slices may take.
 
     Returns:
-        The choice: of the ways within `LEAST_GAIN` of the fastest, the one with the fewest slices, the fused kernel first.
+        The choice: of the ways within `LEAST_GAIN` of the fastest one that leaves room, then the one with the fewest
+        slices, the fused kernel first.
     """
-    costs = Costs(shape, chip.scaled("memory.sram_usable", room))
+    costs = Costs(shape, chip)
     whole = Split(shape.batch * shape.heads, shape.queries)
     options = [Option("unsplit", whole, unsplit_seconds(shape, chip), 1)]
     if fused:
@@ -94,7 +100,7 @@ def choose_split(
     options += timed_splits(costs, bounds, min(option.seconds for option in options))
     options.sort(key=lambda option: (option.seconds, option.slices))
     close = [option for option in options if option.seconds <= options[0].seconds * (1 + LEAST_GAIN)]
-    best = min(close, key=lambda option: (option.slices, option.name != "fused"))
+    best = min(close, key=lambda option: (not option.has_room(chip), option.slices, option.name != "fused"))
     return Choice(best, tuple(options), bounds[0][0] if bounds else best.seconds, len(bounds))
 
 
@@ -120,12 +126,17 @@ def timed_splits(costs: Costs, bounds: list[tuple[float, Split]], to_beat: float
         All that were timed; the fastest of the family is among them if it is faster than `to_beat`.
     """
     timed: list[Option] = []
+    enough = to_beat
     for bound, split in bounds:
-        if bound >= to_beat:
+        if bound >= enough:
             break
-        seconds = schedule_split(costs, split).makespan
-        timed.append(Option(str(split), split, seconds, count_slices(costs.shape, split)))
-        to_beat = min(to_beat, seconds)
+        timeline = schedule_split(costs, split)
+        slices = count_slices(costs.shape, split)
+        timed.append(Option(str(split), split, timeline.makespan, slices, timeline.peak_bytes))
+        fastest = min(timed, key=lambda option: option.seconds)
+        # Where the fastest has no room, one that does may be taken in its place.
+        slack = 1.0 if fastest.has_room(costs.chip) else 1 + LEAST_GAIN
+        enough = min(to_beat, fastest.seconds * slack)
     return timed
 
 

@@ -377,7 +377,7 @@ def with_block(x):
         if x.sum() > 0:
             return x * 2
         x = x - 1
-    return x
+    return x + 0
 
 
 @case

@@ -32,8 +32,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         ["torch", "hypothesis", "pytest", "torch.distributed.tensor", "gaudicc.emulator.warm"]
     )
     names = pyfuncitem._fixtureinfo.argnames
-    arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    environment = {**getattr(pyfuncitem.module, "ENVIRONMENT", {}), **arguments.get("environment", {})}
+    arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in names}
+    environment: dict[str, str] = {**getattr(pyfuncitem.module, "ENVIRONMENT", {})}
+    environment.update(arguments.get("environment", {}))
     receive, send = CONTEXT.Pipe(duplex=False)
     name = getattr(pyfuncitem, "originalname", pyfuncitem.name)
     process = CONTEXT.Process(target=_run, args=(send, str(pyfuncitem.path), name, arguments, environment))
@@ -64,7 +65,8 @@ def _run(send: Connection, path: str, name: str, arguments: Mapping[str, Any], e
         gaudicc.emulator.install()
         importlib.import_module("habana_frameworks.torch")
         spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         getattr(module, name)(**arguments)

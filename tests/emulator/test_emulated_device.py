@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+th: Any = torch
+"""torch as a child process has it: with `torch.hpu`."""
 EAGER = {"PT_HPU_LAZY_MODE": "0"}
 
 
@@ -17,13 +19,13 @@ def account() -> Any:
 def counts(kind: str) -> int:
     from gaudicc.emulator.ledger import Kind
 
-    return account().count(Kind[kind])
+    return int(account().count(Kind[kind]))
 
 
 def test_module_is_torch_hpu() -> None:
     import habana_frameworks.torch as ht
 
-    assert torch.hpu is ht.hpu
+    assert th.hpu is ht.hpu
     assert torch.ones(2, device="hpu").device == torch.device("hpu", 0)
 
 
@@ -233,7 +235,7 @@ def test_unique_gives_none_for_what_was_not_asked() -> None:
 def test_set_points_to_another_memory() -> None:
     x, y = torch.zeros(2, device="hpu"), torch.ones(3, device="hpu")
     before, storage = x.data_ptr(), x.untyped_storage()
-    x.set_(y)
+    x.set_(y)  # type: ignore[call-overload]
     assert x.data_ptr() == y.data_ptr() != before
     x.set_(storage, 0, (2,), (1,))
     assert x.data_ptr() == before

@@ -1,4 +1,4 @@
-"""Rules 1 to 5 and 8, the capture rules, and the cache of `wrap_in_hpu_graph`: keys, aliasing, overflow, modes."""
+"""Rules 1 to 5 and 8, and the cache of `wrap_in_hpu_graph`: keys, aliasing, overflow, modes."""
 
 import gc
 from collections.abc import Callable
@@ -9,6 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+
+th: Any = torch
+"""torch as a child process has it: with `torch.hpu`."""
 
 
 def counts(kind: str) -> int:
@@ -32,22 +35,23 @@ class Scaled(nn.Module):
     def forward(self, x: Tensor, factor: Any = 2, add: Tensor | None = None) -> Tensor:
         self.runs += 1
         out = x * factor
-        return out if add is None else out + add
+        result: Tensor = out if add is None else out + add
+        return result
 
 
 def wrapped(module: nn.Module | None = None, **options: Any) -> Any:
-    return torch.hpu.wrap_in_hpu_graph(module or Scaled(), **options)
+    return th.hpu.wrap_in_hpu_graph(module or Scaled(), **options)
 
 
 # rule 1
 def test_replay_runs_on_the_captured_memory_and_on_any_stream() -> None:
-    x, graph = hpu(1, 2), torch.hpu.HPUGraph()
-    with torch.hpu.graph(graph):
+    x, graph = hpu(1, 2), th.hpu.HPUGraph()
+    with th.hpu.graph(graph):
         y = x * 3
         z = y.view(2, 1) + 1
     address = z.data_ptr()
     x.copy_(hpu(10, 20))
-    with torch.hpu.stream(torch.hpu.Stream()):
+    with th.hpu.stream(th.hpu.Stream()):
         graph.replay()
     assert z.tolist() == [[31], [61]]
     assert z.data_ptr() == address
@@ -69,8 +73,8 @@ def test_replay_equals_a_fresh_run(names: list[str]) -> None:
             t = ops[name](t.contiguous())
         return t
 
-    x, graph = hpu(-1, 2, -3, 4), torch.hpu.HPUGraph()
-    with torch.hpu.graph(graph):
+    x, graph = hpu(-1, 2, -3, 4), th.hpu.HPUGraph()
+    with th.hpu.graph(graph):
         out = function(x)
     for values in ((5, -6, 7, 8), (0, 1, 0, 1)):
         x.copy_(hpu(*values))
@@ -95,8 +99,8 @@ def test_a_hit_gives_the_same_objects_and_overwrites_the_first_inputs() -> None:
 def test_mark_step_inside_a_capture_is_legal() -> None:
     import habana_frameworks.torch.core as htcore
 
-    graph, x = torch.hpu.HPUGraph(), hpu(1, 2)
-    with torch.hpu.graph(graph):
+    graph, x = th.hpu.HPUGraph(), hpu(1, 2)
+    with th.hpu.graph(graph):
         y = x + 1
         htcore.mark_step()
         z = y * 2
@@ -160,13 +164,13 @@ def test_without_max_graphs_the_cache_has_no_bound_and_clear_cache_empties_it() 
 
 
 def test_clear_cache_frees_what_the_graphs_held() -> None:
-    module, before = wrapped(), torch.hpu.memory.memory_allocated()
+    module, before = wrapped(), th.hpu.memory.memory_allocated()
     module(torch.ones(1000, device="hpu"))
     gc.collect()
-    assert torch.hpu.memory.memory_allocated() - before == 8000
+    assert th.hpu.memory.memory_allocated() - before == 8000
     module.clear_cache()
     gc.collect()
-    assert torch.hpu.memory.memory_allocated() == before
+    assert th.hpu.memory.memory_allocated() == before
 
 
 # rule 8
@@ -188,7 +192,7 @@ def test_a_cache_updated_in_place(options: dict[str, bool]) -> None:
 
 
 @pytest.mark.parametrize("variable", ["1", "0"])
-def test_the_environment_overrides_the_tensor_cache(variable: str, monkeypatch: Any = None) -> None:
+def test_the_environment_overrides_the_tensor_cache(variable: str) -> None:
     import os
 
     os.environ["PT_HPUGRAPH_DISABLE_TENSOR_CACHE"] = variable
@@ -208,7 +212,7 @@ def test_without_tensor_cache_intermediates_are_freed() -> None:
     module = Leaky()
     run = wrapped(module, disable_tensor_cache=True)
     assert run(hpu(1, 2)).tolist() == [3, 5]
-    with pytest.raises(RuntimeError, match="[Ee]mpty tensor"):
+    with pytest.raises(RuntimeError, match="Empty tensor"):
         module.kept.cpu()
     assert run(hpu(2, 3)).tolist() == [5, 7]
 
@@ -223,132 +227,6 @@ def test_special_arguments_are_swallowed() -> None:
 
 
 def test_function_form() -> None:
-    double = torch.hpu.wrap_in_hpu_graph_func(lambda x: x * 2)
+    double = th.hpu.wrap_in_hpu_graph_func(lambda x: x * 2)
     assert double(hpu(1)).tolist() == [2]
     assert double(hpu(4)).tolist() == [8]
-
-
-# the capture rules
-def test_fallback_inside_a_capture_is_fatal_and_retry_works() -> None:
-    graph = torch.hpu.HPUGraph()
-    with (
-        pytest.raises(RuntimeError, match="cpu fallback is not supported during hpu graph capturing"),
-        torch.hpu.graph(graph),
-    ):
-        torch.histc(hpu(1, 2), 2)
-    assert not torch.hpu.is_current_stream_capturing()
-    module = wrapped()
-
-    def failing(x: Tensor, *_: Any) -> Tensor:
-        return torch.histc(x, 2)
-
-    broken = torch.hpu.wrap_in_hpu_graph_func(failing)
-    with pytest.raises(RuntimeError, match="cpu fallback"):
-        broken(hpu(1, 2))
-    gc.collect()
-    assert module(hpu(1, 2)).tolist() == [2, 4]
-    assert torch.histc(hpu(1, 2), 2).tolist() == [1, 1], "outside a capture it works"
-
-
-def test_a_host_read_splits_and_freezes() -> None:
-    def branching(x: Tensor) -> Tensor:
-        total = x.sum().item()
-        return x + total if total > 0 else x - total
-
-    module = torch.hpu.wrap_in_hpu_graph_func(branching)
-    assert module(hpu(1, 2)).tolist() == [4, 5]
-    assert module(hpu(-1, -2)).tolist() == [2, 1], "the branch and the value of the first call"
-    assert counts("SPLIT") == 1
-    assert counts("HOST_READ") == 1
-    module = torch.hpu.wrap_in_hpu_graph_func(lambda x: x[x > 0] * 2)
-    module(hpu(1, -1, 3))
-    assert module(hpu(5, 6, 7)).shape == (2,), "the size of the first call"
-
-
-def test_copies_inside_a_capture_freeze_what_they_bring() -> None:
-    on_host = torch.ones(2)
-    module = torch.hpu.wrap_in_hpu_graph_func(lambda x: x + on_host.to("hpu"))
-    silently = torch.hpu.wrap_in_hpu_graph_func(lambda x: x + on_host)
-    for function in (module, silently):
-        on_host.fill_(1)
-        assert function(hpu(1, 2)).tolist() == [2, 3]
-        on_host.fill_(100)
-        assert function(hpu(1, 2)).tolist() == [2, 3]
-    assert counts("SPLIT") == 2
-
-
-def test_one_capture_at_a_time() -> None:
-    outer, inner = torch.hpu.HPUGraph(), torch.hpu.HPUGraph()
-    outer.capture_begin()
-    for second in (outer, inner):
-        with pytest.raises(RuntimeError, match="Capture already in progress"):
-            second.capture_begin()
-    with pytest.raises(RuntimeError, match="Capture in progress"):
-        outer.replay()
-    with torch.hpu.stream(torch.hpu.Stream()), pytest.raises(RuntimeError, match="same stream"):
-        outer.capture_end()
-    outer.capture_end()
-    outer.capture_end()
-    inner.capture_begin()
-    del inner, second
-    assert not torch.hpu.is_current_stream_capturing(), "a graph that dies ends its capture"
-
-
-def test_dynamic_shapes_stay_off_after_a_capture() -> None:
-    torch.hpu.enable_dynamic_shape()
-    assert torch.hpu.get_dynamic_shape_status()
-    wrapped()(hpu(1))
-    assert not torch.hpu.get_dynamic_shape_status()
-
-
-def test_dry_run_leaves_memory_as_it_was_and_results_empty() -> None:
-    graph, x = torch.hpu.HPUGraph(), hpu(1, 2)
-    graph.capture_begin(dry_run=True)
-    x.add_(1)
-    y = x * 2
-    graph.capture_end()
-    assert x.tolist() == [1, 2]
-    assert y.isnan().all()
-    graph.replay()
-    assert (x.tolist(), y.tolist()) == ([2, 3], [4, 6])
-
-
-def test_update_through_a_view_of_an_input_is_reported() -> None:
-    cache = torch.zeros(4, device="hpu")
-    torch.hpu.wrap_in_hpu_graph_func(lambda x: cache[1:3].copy_(x))(hpu(1, 2))
-    assert counts("HAZARD") == 1
-    torch.hpu.wrap_in_hpu_graph_func(lambda x: cache.copy_(x))(hpu(1, 2, 3, 4))
-    assert counts("HAZARD") == 1
-
-
-def test_replay_binds_marked_inputs_by_address() -> None:
-    graph, x, other = torch.hpu.HPUGraph(), hpu(1, 2), hpu(0, 0)
-    graph.capture_begin()
-    graph.mark_user_inputs([other, x])
-    y = x.view(1, 2) + 1
-    graph.capture_end()
-    assert graph.get_user_input_match_indices() == {1}
-    graph.replayV3([other, hpu(5, 6)])
-    assert (y.tolist(), x.tolist()) == ([[6, 7]], [1, 2])
-    graph.replayV2([x], [hpu(7, 8)])
-    assert y.tolist() == [[8, 9]]
-    with pytest.raises(RuntimeError, match="Sizes is not same"):
-        graph.replayV3([other, hpu(1, 2, 3)])
-    graph.mark_user_outputs([y])
-    with pytest.raises(RuntimeError, match="more than once"):
-        graph.mark_user_outputs([y])
-
-
-def test_random_numbers_are_drawn_anew_at_every_replay() -> None:
-    graph, x = torch.hpu.HPUGraph(), torch.zeros(8, device="hpu")
-    with torch.hpu.graph(graph):
-        y = x + torch.rand(8, device="hpu")
-    first = y.cpu().clone()
-    graph.replay()
-    assert not torch.equal(first, y.cpu())
-
-
-def test_equal_captures_share_their_recipe() -> None:
-    for _ in range(3):
-        wrapped()(hpu(1, 2))
-    assert (counts("CAPTURE"), counts("COMPILE"), counts("HIT")) == (3, 1, 2)

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+th: Any = torch
+"""torch as a child process has it: with `torch.hpu`."""
+
 
 def counts(kind: str) -> int:
     import gaudicc.emulator
@@ -52,10 +55,12 @@ def train(model: nn.Module, inputs: list[Tensor]) -> tuple[list[Tensor], list[Te
 @pytest.mark.parametrize("disable_tensor_cache", [False, True])
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("noise", [False, True])
-def test_module_cacher_trains_bit_for_bit_like_the_module(disable_tensor_cache: bool, dry_run: bool, noise: bool) -> None:
+def test_module_cacher_trains_bit_for_bit_like_the_module(
+    disable_tensor_cache: bool, dry_run: bool, noise: bool
+) -> None:
     torch.manual_seed(0)
     plain = Net(noise=noise).to("hpu")
-    cached = torch.hpu.ModuleCacher(max_graphs=2)(
+    cached = th.hpu.ModuleCacher(max_graphs=2)(
         copy.deepcopy(plain), disable_tensor_cache=disable_tensor_cache, dry_run=dry_run
     )
     inputs = [torch.randn(size, 4) for size in (3, 3, 5, 3, 5, 7)]
@@ -68,7 +73,7 @@ def test_module_cacher_trains_bit_for_bit_like_the_module(disable_tensor_cache: 
 
 
 def test_module_cacher_passes_through_for_inference() -> None:
-    model = torch.hpu.ModuleCacher()(Net().to("hpu"))
+    model = th.hpu.ModuleCacher()(Net().to("hpu"))
     with torch.no_grad():
         model(torch.ones(2, 4, device="hpu"))
     model.eval()
@@ -77,7 +82,7 @@ def test_module_cacher_passes_through_for_inference() -> None:
 
 
 def test_module_cacher_keeps_what_it_saw_most() -> None:
-    cacher = torch.hpu.ModuleCacher(max_graphs=1)
+    cacher = th.hpu.ModuleCacher(max_graphs=1)
     model: Any = cacher(Net().to("hpu"), use_lfu=True)
     model.capture_start()
     for size in (2, 3, 3):
@@ -90,7 +95,9 @@ def test_module_cacher_keeps_what_it_saw_most() -> None:
 
 def test_graphed_function_has_gradients() -> None:
     x, w = torch.ones(3, device="hpu"), torch.full((3,), 2.0, device="hpu", requires_grad=True)
-    function = torch.hpu.make_graphed_callables(lambda a, b: (a * b * b).sum(), (x.clone(), w.detach().clone().requires_grad_()))
+    function = th.hpu.make_graphed_callables(
+        lambda a, b: (a * b * b).sum(), (x.clone(), w.detach().clone().requires_grad_())
+    )
     for factor in (1.0, 3.0):
         w.grad = None
         result = function(x * factor, w)
@@ -102,7 +109,7 @@ def test_graphed_function_has_gradients() -> None:
 
 # rule 7
 def test_tensor_packer_prints_places_inside_the_nesting() -> None:
-    packer, x, y = torch.hpu.TensorPacker(), torch.ones(1), torch.zeros(2)
+    packer, x, y = th.hpu.TensorPacker(), torch.ones(1), torch.zeros(2)
     value = {"a": [x, 1], "b": (y, {"c": x}), "d": None}
     tensors, metadata = packer.pack(value)
     assert str(metadata) == "{'a': [#0, 1], 'b': (#1, {'c': #2}), 'd': None}"

@@ -69,7 +69,9 @@ def test_program_runs_and_its_account_names_lines(tmp_path: Path) -> None:
     assert "What a gaudi3 would have done (lazy mode" in done.stderr
     data = json.loads(account.read_text())
     found = {(row["kind"], row["what"].split(":")[0] + row["source"][-3:]): row["count"] for row in data["entries"]}
-    kinds = {row["kind"]: sum(r["count"] for r in data["entries"] if r["kind"] == row["kind"]) for row in data["entries"]}
+    kinds = {
+        row["kind"]: sum(r["count"] for r in data["entries"] if r["kind"] == row["kind"]) for row in data["entries"]
+    }
     assert (kinds["compile"], kinds["hit"], kinds["fallback"], kinds["host_read"], kinds["to_host"]) == (3, 1, 1, 1, 1)
     assert all(row["source"].split(":")[0].endswith("program.py") for row in data["entries"]), found
 
@@ -110,3 +112,8 @@ def test_refuses_beside_a_real_install(tmp_path: Path) -> None:
 def test_importing_the_emulator_starts_nothing() -> None:
     code = "import gaudicc.emulator, importlib.util as u, sys; print(u.find_spec('habana_frameworks'), 'torch' in sys.modules)"
     assert run("-c", code).stdout == "None False\n"
+
+
+def test_the_page_of_symbols_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "emulator_symbols.md"
+    assert run("-m", "gaudicc.emulator", "-m", "gaudicc.emulator.symbols").stdout == page.read_text()

@@ -90,7 +90,7 @@ def _tensors(
     if layout == "gaps":
         return x[tuple(slice(None, None, 2) for _ in shape)]
     x = x[tuple(slice(0, size) for size in shape)].contiguous()
-    if layout == "expanded" and x.numel():
+    if layout == "expanded" and x.dim() and x.numel():
         return x[:1].expand(x.shape)
     return x.transpose(0, -1) if layout == "transposed" and x.dim() else x
 

@@ -6,12 +6,13 @@ import builtins
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from gaudicc.capture.mend.context import Context, active
-from gaudicc.capture.mend.control import choose
+from gaudicc.capture.mend.control import choose, given
 from gaudicc.capture.mend.internals import SYMBOLIC, is_constant, is_data_dependent
 from gaudicc.capture.mend.iteration import Enumerated, SymbolicRange, as_items
 from gaudicc.capture.mend.merge import is_number
@@ -139,8 +140,7 @@ def sum_(items: Any, start: Any = 0) -> Any:
     total = start
     for item in items:
         if isinstance(item, Maybe):
-            add = lambda item=item, total=total: total + item.value  # noqa: E731
-            total = choose(_context(), item.present, add, lambda total=total: total, None)
+            total = choose(_context(), item.present, partial(operator.add, total, item.value), given(total), None)
         else:
             total = total + item
     return total
@@ -177,7 +177,7 @@ def _extreme(better: Callable[[Any, Any], Any], plain: Callable[..., Any]) -> Ca
         for item in items[1:]:
             decision = truth(test_compare(better, item, best))
             if isinstance(decision, torch.Tensor):
-                best = choose(_context(), decision, lambda item=item: item, lambda best=best: best, None)
+                best = choose(_context(), decision, given(item), given(best), None)
             else:
                 best = item if decision else best
         return best

@@ -211,9 +211,9 @@ class Context:
 
     def _watch(self, frame: FrameType, event: str, _arg: Any) -> None:
         code = frame.f_code
-        if event == "call" and not code.co_filename.startswith("<") and is_user_file(code.co_filename):
-            if not self.is_rewritten(code):
-                raise NeedsRewrite(frame)
+        called = event == "call" and not code.co_filename.startswith("<")
+        if called and is_user_file(code.co_filename) and not self.is_rewritten(code):
+            raise NeedsRewrite(frame)
 
     def choose(self, pred: torch.Tensor, then: Callable[[], Any], orelse: Callable[[], Any]) -> Any:
         """The merged value of two expressions, each run under its side of `pred`."""

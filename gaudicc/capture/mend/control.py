@@ -78,7 +78,7 @@ class _Side:
 
 def _sides(context: Context, pred: torch.Tensor, runs: tuple[Block, Block], access: Access | None) -> list[_Side]:
     before = context.state(access)
-    sides = []
+    sides: list[_Side] = []
     for test, run in zip((pred, context.predicates.negate(pred)), runs, strict=True):
         if sides:
             context.restore(before, access)
@@ -112,6 +112,11 @@ def branch(context: Context, pred: torch.Tensor, then: Block | None, orelse: Blo
 
     sides = _sides(context, pred, (lambda: run(then), lambda: run(orelse)), access)
     return None if _join(context, pred, sides, access) else Signal.DEAD
+
+
+def given(value: Any) -> Block:
+    """A side of `choose` that has its value already."""
+    return lambda: value
 
 
 def choose(context: Context, pred: torch.Tensor, then: Block, orelse: Block, access: Access | None) -> Any:
@@ -309,7 +314,7 @@ def _after_loop(context: Context, exits: list[Exit], orelse: Block | None, acces
 
     def side(state: State, block: Block | None) -> Ending:
         install(context, state, access)
-        return block() if block else None  # type: ignore[no-any-return]
+        return block() if block else None
 
     states = fold(context, broken), fold(context, ended)
     return branch(context, pred, lambda: side(states[0], None), lambda: side(states[1], orelse), access)

@@ -143,7 +143,7 @@ class _Mending:
         @functools.wraps(forward)
         def traced(*args: Any, **kwargs: Any) -> Any:
             context = Context((self._model,), self._max_trips, self._swaps.is_rewritten)
-            context.boundary = traced.__code__
+            context.boundary = traced.__code__  # type: ignore[attr-defined]
             with activate(context), context.watching(), Interpose(context):
                 outputs = _outputs(context, forward, args, kwargs)
             self._flags = tuple(flag for flag, _ in context.flags.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 MARK = "\0gaudicc.runtime"
 """A constant that compilation replaces by the module `gaudicc.capture.mend.runtime`."""
@@ -49,6 +49,9 @@ def runtime(name: str) -> ast.expr:
     return ast.Attribute(ast.Constant(MARK), name, ast.Load())
 
 
+Node = TypeVar("Node", bound=ast.AST)
+
+
 def helper(name: str, *args: ast.expr) -> ast.Call:
     """A call of a helper of the runtime module."""
     return ast.Call(runtime(name), list(args), [])
@@ -67,7 +70,7 @@ def arguments(*names: str) -> ast.arguments:
     )
 
 
-def at(node: ast.AST, new: Any) -> Any:
+def at(node: ast.AST, new: Node) -> Node:
     """Give new nodes the position of the one they replace, so that errors still point at the user's line."""
     for child in ast.walk(new):
         if "lineno" in child._attributes and not hasattr(child, "lineno"):
@@ -87,7 +90,7 @@ class ExpressionLowering(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: D102
         if isinstance(node.ctx, ast.Load) and node.id in self.unsure:
-            return at(node, helper("bound", node))  # type: ignore[no-any-return]
+            return at(node, helper("bound", node))
         return node
 
     def define(self, function: ast.FunctionDef) -> ast.FunctionDef:
@@ -120,7 +123,8 @@ class ExpressionLowering(ast.NodeTransformer):
             return at(node, helper("test_not", self.test(node.operand)))
         if isinstance(node, ast.Compare) and len(node.ops) == 1:
             return self._compare(node, "test_compare")
-        return self.visit(node)  # type: ignore[no-any-return]
+        visited: ast.expr = self.visit(node)
+        return visited
 
     def _compare(self, node: ast.Compare, name: str) -> ast.expr:
         left, right = self.visit(node.left), self.visit(node.comparators[0])

@@ -8,7 +8,6 @@ import torch
 
 from gaudicc.capture.mend.context import Context
 from gaudicc.capture.mend.internals import is_data_dependent
-from gaudicc.capture.mend.predicates import Pred
 from gaudicc.capture.mend.values import replace
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -67,7 +66,7 @@ def safe_arguments(
     return replace(args, number), replace(kwargs, number)
 
 
-def _safe_number(context: Context, pred: Pred, number: torch.SymInt) -> Any:
+def _safe_number(context: Context, pred: Any, number: torch.SymInt) -> Any:
     """`number` where `pred` holds, else 0; one symbol for each number and predicate, so that equal sizes stay equal."""
     key = (str(number.node.expr), id(pred))
     if key not in context.safe_sizes:

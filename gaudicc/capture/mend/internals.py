@@ -42,7 +42,7 @@ def is_constant(tensor: torch.Tensor) -> bool:
 
 def shares_storage(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether writing one tensor can change the other."""
-    return torch._C._is_alias_of(left, right)
+    return bool(torch._C._is_alias_of(left, right))  # type: ignore[attr-defined]
 
 
 def symbol_name(size: torch.SymInt) -> str:

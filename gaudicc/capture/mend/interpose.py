@@ -169,7 +169,8 @@ class Interpose(TorchFunctionMode):
         )
         numel = mask.numel() if isinstance(mask, torch.Tensor) else None
         if isinstance(numel, int):
-            self.context.bounds.setdefault(symbol_name(output.shape[0]), numel)
+            size: Any = output.shape[0]
+            self.context.bounds.setdefault(symbol_name(size), numel)
 
 
 def _selects_by_data(index: Any) -> bool:

@@ -50,7 +50,7 @@ def while_(test: Callable[[], Any], body: Block, orelse: Block | None, access: A
                 return None
             if isinstance(ending, Return):
                 return ending
-        return orelse() if orelse else None  # type: ignore[no-any-return]
+        return orelse() if orelse else None
 
     def steps() -> Iterator[Step]:
         while True:
@@ -70,7 +70,7 @@ def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: A
             return None
         if isinstance(ending, Return):
             return ending
-    return orelse() if orelse else None  # type: ignore[no-any-return]
+    return orelse() if orelse else None
 
 
 def _steps(context: Context, items: Any) -> Iterator[Step]:
@@ -100,7 +100,7 @@ def _row_steps(context: Context, rows: torch.Tensor) -> Iterator[Step]:
     if origin is not None:
         yield from _nonzero_steps(rows, origin[1])
         return
-    count = rows.shape[0]
+    count: Any = rows.shape[0]
     padded = torch.cat([rows, rows.new_zeros((1, *rows.shape[1:]))])
     length = context.numbers.tensor(count)
     for index in range(bound_of(context, count)):
@@ -124,10 +124,8 @@ def _enumerated(context: Context, items: Enumerated) -> Iterator[Step]:
         if step.go is False:
             return
         yield Step(step.go, (count, step.item), step.present)
-        if step.present is None:
-            count = count + 1
-        else:
-            count = context.numbers.read(context.numbers.tensor(count) + step.present)
+        present = step.present
+        count = count + 1 if present is None else context.numbers.read(context.numbers.tensor(count) + present)
 
 
 def bound_of(context: Context, size: torch.SymInt) -> int:

@@ -62,7 +62,7 @@ def _resolved(context: Context, value: Any, pred: torch.Tensor) -> Any:
 def _equal_plain(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
-    if isinstance(left, (bool, int)) or isinstance(left, _PLAIN):
+    if isinstance(left, (bool, int, *_PLAIN)):
         return bool(left == right)
     # bits, so that 0.0 and -0.0 stay apart and nan equals itself
     return isinstance(left, float) and left.hex() == right.hex()
@@ -151,9 +151,9 @@ def settle(context: Context, value: Any) -> Any:
     """
     if isinstance(value, Choice):
         then, orelse = settle(context, value._then), settle(context, value._orelse)
-        if isinstance(then, torch.Tensor) and isinstance(orelse, torch.Tensor):
-            if then.dtype == orelse.dtype and then.dim() == orelse.dim() and then.dim() > 0:
-                return _select_sized(context, value._pred, then, orelse)
+        tensors = isinstance(then, torch.Tensor) and isinstance(orelse, torch.Tensor)
+        if tensors and then.dtype == orelse.dtype and then.dim() == orelse.dim() and then.dim() > 0:
+            return _select_sized(context, value._pred, then, orelse)
     if isinstance(value, (Choice, Maybe, Undefined)):
         sides = f"{describe(value._then)} or {describe(value._orelse)}" if isinstance(value, Choice) else "incomplete"
         raise DynamicControlFlowError(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gaudicc.capture.mend.context import Access, Context, Kind, active
-from gaudicc.capture.mend.control import choose
+from gaudicc.capture.mend.control import choose, given
 from gaudicc.capture.mend.internals import is_data_dependent
 from gaudicc.capture.mend.merge import is_number
 from gaudicc.capture.mend.outcomes import here, refuse_if_caught
@@ -188,8 +188,8 @@ def _connect(access: Access | None, thunks: tuple[Thunk, ...], *, stop: bool) ->
             continue
         settled = torch.full_like(decision, stop)
         run = lambda thunk=thunk, like=decision: _as_tensor(truth(thunk()), like)  # noqa: E731
-        sides = (lambda: settled, run) if stop else (run, lambda: settled)  # noqa: B023 - called at once
-        decision = fresh_test(choose(context, decision, *sides, access))
+        then, orelse = (lambda: settled, run) if stop else (run, lambda: settled)  # noqa: B023 - called at once
+        decision = fresh_test(choose(context, decision, then, orelse, access))
     return decision
 
 
@@ -271,7 +271,7 @@ def _pick(context: Context, items: list[Any], index: Any) -> Any:
     for place, item, value in reversed(list(zip(places[:-1], items[:-1], values[:-1], strict=True))):
         found = at.eq(place)
         found = torch.logical_and(found, item.present) if isinstance(item, Maybe) else found
-        picked = choose(context, found, lambda value=value: value, lambda picked=picked: picked, None)
+        picked = choose(context, found, given(value), given(picked), None)
     return picked
 
 
@@ -295,4 +295,4 @@ def store(value: Any, container: Any, index: Any) -> None:
     outside = torch.logical_or(at < 0, at >= len(container))
     fail(fresh_test(outside), IndexError("list assignment index out of range"))
     for place, old in enumerate(container):
-        container[place] = choose(context, at.eq(place), lambda: value, lambda old=old: old, None)
+        container[place] = choose(context, at.eq(place), lambda: value, given(old), None)

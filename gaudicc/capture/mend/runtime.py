@@ -45,6 +45,7 @@ def read_name(read: Callable[[], Any], name: str) -> Any:
 
 __all__ = [
     "Access", "Return", "Signal", "all_of", "and_", "any_of", "binary", "bound", "call", "chain", "compare", "contains",
-    "contains_not", "for_", "function", "getitem", "if_", "ifexp", "inplace", "invoke", "is_", "is_not", "method", "not_", "operator",
+    "contains_not", "for_", "function", "getitem", "if_", "ifexp", "inplace", "invoke", "is_", "is_not", "method", "not_",
+    "operator",
     "or_", "read_name", "slice", "store", "test_compare", "test_not", "undefined_local", "while_",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import linecache
 import sys
 from collections.abc import Iterator
 from types import CodeType
+from typing import Any
 
 FunctionNode = ast.FunctionDef | ast.Lambda
 
@@ -27,8 +28,8 @@ def parsed_file(filename: str) -> ast.Module | None:
 
 
 def _first_line(node: ast.AST) -> int:
-    decorators = getattr(node, "decorator_list", [])
-    return min([decorator.lineno for decorator in decorators] + [node.lineno])  # type: ignore[attr-defined]
+    places: list[Any] = [node, *getattr(node, "decorator_list", [])]
+    return min(int(place.lineno) for place in places)
 
 
 def function_node(code: CodeType) -> FunctionNode | None:
@@ -48,7 +49,8 @@ def _matches(node: ast.AST, code: CodeType) -> bool:
 
 def _spans(node: ast.AST, code: CodeType) -> bool:
     """Whether the body of a lambda is exactly where the instructions of `code` are."""
-    columns = [(line, column) for line, _, column, _ in code.co_positions() if line is not None and column is not None]
+    positions: Any = getattr(code, "co_positions", tuple)()  # since Python 3.11
+    columns = [(line, column) for line, _, column, _ in positions if line is not None and column is not None]
     body = node.body if isinstance(node, ast.Lambda) else node
     start = (body.lineno, body.col_offset)  # type: ignore[attr-defined]
     return bool(columns) and min(position for position in columns if position[1] > 0 or position == start) == start

@@ -68,7 +68,7 @@ class StatementLowering(ExpressionLowering):
         body += self._access_definition()
         block = self.block_function("body", node.body, [])
         body += [block, ast.Return(helper("call", load(block.name), load(ACCESS)))]
-        return at(node, ast.FunctionDef(node.name, node.args, body, node.decorator_list))  # type: ignore[no-any-return]
+        return at(node, ast.FunctionDef(node.name, node.args, body, node.decorator_list))
 
     def _shared(self, *, own: bool = False) -> list[ast.stmt]:
         outside = list(self._names.nonlocals)
@@ -181,7 +181,8 @@ class StatementLowering(ExpressionLowering):
     def visit_Global(self, node: ast.Global) -> ast.stmt:  # noqa: D102
         return ast.Pass()
 
-    visit_Nonlocal = visit_Global
+    def visit_Nonlocal(self, node: ast.Nonlocal) -> ast.stmt:  # noqa: D102
+        return ast.Pass()
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:  # noqa: D102
         if node.value is None:

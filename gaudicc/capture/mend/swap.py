@@ -6,6 +6,7 @@ import ast
 import copy
 import gc
 from collections.abc import Iterator
+from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -62,12 +63,12 @@ def _surroundings(node: ast.FunctionDef, code: CodeType, qualified_name: str) ->
         if class_name not in code.co_freevars:
             body.insert(0, ast.Global([class_name]))
     free = [name for name in code.co_freevars if name != "__class__"]
-    return at(node, ast.FunctionDef(PREFIX + "around", arguments(*free), body, []))  # type: ignore[no-any-return]
+    return at(node, ast.FunctionDef(PREFIX + "around", arguments(*free), body, []))
 
 
 def _class_of(qualified_name: str) -> str | None:
     parts = qualified_name.split(".")
-    owners = [a for a, b in zip(parts[:-1], parts[1:], strict=True) if a != "<locals>" and b != "<locals>"]
+    owners = [a for a, b in pairwise(parts) if a != "<locals>" and b != "<locals>"]
     return owners[-1] if owners else None
 
 

@@ -26,7 +26,8 @@ def truth(value: Any) -> bool | torch.Tensor:
         return _of_tensor(context, value)
     if isinstance(value, SYMBOLIC) and is_data_dependent(value):
         is_bool = isinstance(value, torch.SymBool)
-        if known_true(value if is_bool else value != 0):
+        holds: Any = value if is_bool else value != 0
+        if known_true(holds):
             return True
         if known_true(torch.sym_not(value) if is_bool else value == 0):
             return False

@@ -63,6 +63,7 @@ class Choice:
         return distribute(getattr, (self, name), {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls whichever of the two it is."""
         return distribute(lambda function, *a, **k: function(*a, **k), (self, *args), kwargs)
 
     def _refuse(self, *_args: Any) -> NoReturn:

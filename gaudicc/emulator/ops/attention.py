@@ -14,7 +14,7 @@ _Parts = tuple[Tensor, Tensor, Tensor]
 
 
 def scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
-    """q k^T * scale + mask in float32; a bool mask is True where a key is attended."""
+    """Q k^T * scale + mask in float32; a bool mask is True where a key is attended."""
     found = torch.matmul(q.to(torch.float32), k.to(torch.float32).transpose(-2, -1)) * scale
     rows, keys = found.shape[-2:]
     if causal:

@@ -93,17 +93,17 @@ def cast_from_fp8(input: Tensor, scale: Scale, out_dtype: torch.dtype, scale_sha
 
 
 def fp8_gemm_v2(
-    A: Tensor,  # noqa: N803
-    trans_A: bool,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    trans_B: bool,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    trans_A: bool,
+    B: Tensor,
+    trans_B: bool,
+    D: Tensor | None,
     out_dtype: torch.dtype,
-    A_scale_inv: Scale = None,  # noqa: N803
-    B_scale_inv: Scale = None,  # noqa: N803
+    A_scale_inv: Scale = None,
+    B_scale_inv: Scale = None,
     bias: Tensor | None = None,
     accumulate: bool = False,
-    B_scale_shape: Shape = None,  # noqa: N803
+    B_scale_shape: Shape = None,
 ) -> Tensor:
     """A times B, both scaled back, plus bias, plus D if it accumulates."""
     left, right = A.to(torch.float32), B.to(torch.float32)

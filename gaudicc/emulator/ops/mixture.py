@@ -70,7 +70,7 @@ def mixture_fused(
 
 
 def masked_batch_gemm(a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, trans_a: bool, trans_b: bool) -> Tensor:
-    """a b + mask_a mask_b."""
+    """A b + mask_a mask_b."""
     left = [each.transpose(-2, -1) if trans_a else each for each in (a, mask_a)]
     right = [each.transpose(-2, -1) if trans_b else each for each in (b, mask_b)]
     return torch.matmul(left[0], right[0]) + torch.matmul(left[1], right[1])

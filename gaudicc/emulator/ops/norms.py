@@ -19,7 +19,7 @@ def rms_norm(data_in: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Te
 
 
 def custom_softmax(input: Tensor, flavor: int) -> Tensor:
-    """softmax over the last dim; the flavours differ in speed on the device, not here."""
+    """Softmax over the last dim; the flavours differ in speed on the device, not here."""
     return torch.softmax(input.to(torch.float32), -1).to(input.dtype)
 
 
@@ -35,7 +35,7 @@ def _triangular(scores: Tensor) -> Tensor:
 
 
 def scaled_triangular_softmax_retain(self: Tensor, inv_scale_attn: float) -> tuple[Tensor, Tensor, Tensor]:
-    """softmax over the lower triangle, with 1 / sum and maximum of each row."""
+    """Softmax over the lower triangle, with 1 / sum and maximum of each row."""
     scores = _triangular(self.to(torch.float32) * inv_scale_attn)
     top = scores.amax(-1, keepdim=True)
     weights = torch.exp(scores - top)
@@ -46,7 +46,7 @@ def scaled_triangular_softmax_retain(self: Tensor, inv_scale_attn: float) -> tup
 def scaled_triangular_softmax(
     self: Tensor, inv_scale_attn: float, exp_sum_recpr: Tensor | None = None, max: Tensor | None = None
 ) -> Tensor:
-    """softmax over the lower triangle; with the retained figures of a row it only scales."""
+    """Softmax over the lower triangle; with the retained figures of a row it only scales."""
     if exp_sum_recpr is None or max is None:
         return scaled_triangular_softmax_retain(self, inv_scale_attn)[0]
     scores = _triangular(self.to(torch.float32) * inv_scale_attn)
@@ -62,7 +62,7 @@ def scaled_masked_triangular_softmax(
     mode: int,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """softmax over the lower triangle between two columns; rows with nothing in it are zeros, not nan.
+    """Softmax over the lower triangle between two columns; rows with nothing in it are zeros, not nan.
 
     Args:
         self: `[batch, rows, columns]`.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gaudicc.emulator.placement import FALLBACK_OPS as hpu_fallback_op_list  # noqa: N811
+from gaudicc.emulator.placement import FALLBACK_OPS as hpu_fallback_op_list
 from gaudicc.emulator.tensor import DEVICE
 from gaudicc.targets.calls import tensors_in
 
@@ -46,7 +46,7 @@ def get_compile_backend_logger() -> _Logger:
 
 
 @dataclass
-class OpCount:
+class _OpCount:
     """How often an op is in clusters, and how often outside them."""
 
     graph_count: int = 0
@@ -61,12 +61,12 @@ class FxGraphAnalyzer:
         capture_non_hpu_output: count nodes whose results are on the host too.
     """
 
-    OpCount = OpCount
+    OpCount = _OpCount
     _open: list[FxGraphAnalyzer] = []  # noqa: RUF012
 
     def __init__(self, reset_dynamo: bool = False, capture_non_hpu_output: bool = False) -> None:
         self.reset_dynamo, self.capture_non_hpu_output = reset_dynamo, capture_non_hpu_output
-        self._graphs: list[dict[str, OpCount]] = []
+        self._graphs: list[dict[str, _OpCount]] = []
         self._partitions = 0
 
     def __enter__(self) -> FxGraphAnalyzer:
@@ -78,7 +78,7 @@ class FxGraphAnalyzer:
     def __exit__(self, *_: object) -> None:
         self._open.remove(self)
 
-    def get_ops_summary(self) -> list[dict[str, OpCount]]:
+    def get_ops_summary(self) -> list[dict[str, _OpCount]]:
         """One dict for each graph: `torch.ops.aten.add.Tensor` -> counts."""
         return self._graphs
 
@@ -90,15 +90,15 @@ class FxGraphAnalyzer:
     def see(cls, graph: fx.GraphModule) -> None:
         """A graph has been partitioned into submodules with an `inner` graph each."""
         for analyzer in cls._open:
-            counts: dict[str, OpCount] = {}
+            counts: dict[str, _OpCount] = {}
             for node in graph.graph.nodes:
                 if node.op == "call_module":
                     analyzer._partitions += 1
                     inner: Any = graph.get_submodule(str(node.target))
                     for each in analyzer._counted(inner.inner.graph.nodes):
-                        counts.setdefault(each, OpCount()).graph_count += 1
+                        counts.setdefault(each, _OpCount()).graph_count += 1
             for each in analyzer._counted(graph.graph.nodes):
-                counts.setdefault(each, OpCount()).eager_count += 1
+                counts.setdefault(each, _OpCount()).eager_count += 1
             analyzer._graphs.append(counts)
 
     def _counted(self, nodes: Iterable[fx.Node]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
-from contextlib import ContextDecorator, contextmanager
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -53,7 +53,7 @@ def value(name: str) -> Any:
     return getattr(_module(), name)
 
 
-def patch(changes: dict[str, Any] | None = None, **more: Any) -> ContextDecorator:
+def patch(changes: dict[str, Any] | None = None, **more: Any) -> Any:
     """A block, or a decorator, in which switches have other values.
 
     Raises:
@@ -89,6 +89,6 @@ def _from_environment(variable: str, default: Any) -> Any:
     return text.lower() in ("on", "1", "yes", "true", "y", "t")
 
 
-_SWITCHES = {name: _from_environment(*source) for name, source in _DEFAULTS.items()}
-globals().update(_SWITCHES)
-__all__ = ["configuration_flags", "patch", *_SWITCHES]  # noqa: PLE0604
+SWITCHES = {name: _from_environment(*source) for name, source in _DEFAULTS.items()}
+globals().update(SWITCHES)
+__all__ = ["configuration_flags", "patch", *SWITCHES]

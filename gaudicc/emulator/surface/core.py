@@ -17,9 +17,17 @@ from gaudicc.emulator.surface.marks import no_op
 from gaudicc.errors import DeviceError
 
 __all__ = [
-    "add_step_closure", "hpu_inference_initialize", "hpu_initialize", "hpu_reset_env", "hpu_set_env",
-    "hpu_set_inference_env", "hpu_teardown_inference_env", "iter_mark_step", "mark_step", "_mark_params_as_const",
     "_check_params_as_const",
+    "_mark_params_as_const",
+    "add_step_closure",
+    "hpu_inference_initialize",
+    "hpu_initialize",
+    "hpu_reset_env",
+    "hpu_set_env",
+    "hpu_set_inference_env",
+    "hpu_teardown_inference_env",
+    "iter_mark_step",
+    "mark_step",
 ]  # fmt: skip
 
 _CLOSURES: list[Callable[[], None]] = []

@@ -51,7 +51,7 @@ def _data_ptr(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-class synDeviceType(Enum):  # noqa: N801
+class synDeviceType(Enum):
     """Chips, with the runtime's numbers."""
 
     synDeviceGaudi = 1

@@ -18,15 +18,47 @@ Device = torch.device | str | int | None
 _SWITCHES = {"deterministic": False, "inference": False, "quantization": False, "matmul3d_2d": False, "sif": False}
 
 __all__ = [
-    "can_device_access_peer", "current_device", "device", "device_count", "device_of", "disable_dynamic_shape",
-    "disable_inference_mode", "disable_matmul3d_2d_reshape", "disable_optim_output_sif", "disable_quantization",
-    "enable_const_section_serialization", "disable_const_section_serialization", "enable_dynamic_shape",
-    "enable_inference_mode", "enable_matmul3d_2d_reshape", "enable_optim_output_sif", "enable_quantization",
-    "get_amp_supported_dtype", "get_arch_list", "get_autocast_hpu_dtype", "get_device_capability", "get_device_name",
-    "get_device_properties", "get_dynamic_shape_status", "get_gencode_flags", "getDeterministic", "init",
-    "is_autocast_hpu_enabled", "is_available", "is_bf16_supported", "is_initialized", "memory_usage", "setDeterministic",
-    "set_autocast_hpu_dtype", "set_autocast_hpu_enabled", "set_device", "synchronize", "utilization", "_get_device_index",
-    "_is_in_bad_fork", "_lazy_init",
+    "_get_device_index",
+    "_is_in_bad_fork",
+    "_lazy_init",
+    "can_device_access_peer",
+    "current_device",
+    "device",
+    "device_count",
+    "device_of",
+    "disable_const_section_serialization",
+    "disable_dynamic_shape",
+    "disable_inference_mode",
+    "disable_matmul3d_2d_reshape",
+    "disable_optim_output_sif",
+    "disable_quantization",
+    "enable_const_section_serialization",
+    "enable_dynamic_shape",
+    "enable_inference_mode",
+    "enable_matmul3d_2d_reshape",
+    "enable_optim_output_sif",
+    "enable_quantization",
+    "getDeterministic",
+    "get_amp_supported_dtype",
+    "get_arch_list",
+    "get_autocast_hpu_dtype",
+    "get_device_capability",
+    "get_device_name",
+    "get_device_properties",
+    "get_dynamic_shape_status",
+    "get_gencode_flags",
+    "init",
+    "is_autocast_hpu_enabled",
+    "is_available",
+    "is_bf16_supported",
+    "is_initialized",
+    "memory_usage",
+    "setDeterministic",
+    "set_autocast_hpu_dtype",
+    "set_autocast_hpu_enabled",
+    "set_device",
+    "synchronize",
+    "utilization",
 ]  # fmt: skip
 
 
@@ -95,7 +127,7 @@ def set_device(device: Device) -> None:
         raise AssertionError("As HABANA_VISIBLE_MODULES is not provided, the only supported device idx is 0.")
 
 
-class device:  # noqa: N801
+class device:
     """A block in which a device is selected, of which there is one."""
 
     def __init__(self, device: Device) -> None:
@@ -108,7 +140,7 @@ class device:  # noqa: N801
         """Nothing to switch back."""
 
 
-class device_of(device):  # noqa: N801
+class device_of(device):
     """A block in which the device of a tensor is selected."""
 
     def __init__(self, obj: torch.Tensor) -> None:
@@ -166,13 +198,13 @@ utilization = refused("torch.hpu.utilization", "it is measured by hl-smi on a ca
 memory_usage = refused("torch.hpu.memory_usage", "it is measured by hl-smi on a card; use memory_stats")
 
 
-def setDeterministic(val: bool) -> None:  # noqa: N802
+def setDeterministic(val: bool) -> None:
     """Deprecated in favour of `torch.use_deterministic_algorithms`; remembered, the CPU's kernels stay as they are."""
     warnings.warn("torch.hpu.setDeterministic is deprecated: use torch.use_deterministic_algorithms", stacklevel=2)
     _SWITCHES["deterministic"] = val
 
 
-def getDeterministic() -> bool:  # noqa: N802
+def getDeterministic() -> bool:
     """What `setDeterministic` was told."""
     warnings.warn(
         "torch.hpu.getDeterministic is deprecated: use torch.are_deterministic_algorithms_enabled", stacklevel=2

@@ -21,7 +21,6 @@ is_lazy.__dict__["_dynamo_marked_constant"] = True  # torch.compile takes the an
 
 def lazy_only(func: Callable[..., Any]) -> Callable[..., None]:
     """A function that does nothing in the other modes, and gives nothing in any."""
-
     lazy = is_lazy()
 
     @wraps(func)

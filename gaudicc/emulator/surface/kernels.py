@@ -71,8 +71,8 @@ class FusedSDPA:
         """
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         with_grad = _needs_grad(query, key, value)
-        if valid_sequence_lengths is not None:
-            assert is_causal and not with_grad and attn_mask is None, (
+        if valid_sequence_lengths is not None and (not is_causal or with_grad or attn_mask is not None):
+            raise AssertionError(
                 "Valid sequence length is supported only in inference with is_causal(triangular) mask case"
             )
         grouped = query.dim() == 4 and query.shape[1] != key.shape[1] and key.shape[1] != 1

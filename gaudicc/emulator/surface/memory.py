@@ -6,8 +6,16 @@ from gaudicc.emulator.emulation import current
 from gaudicc.emulator.surface.device import Device, _checked, init
 
 __all__ = [
-    "max_memory_allocated", "max_memory_reserved", "mem_get_info", "memory_allocated", "memory_reserved", "memory_stats",
-    "memory_summary", "reset_accumulated_memory_stats", "reset_peak_memory_stats", "empty_cache",
+    "empty_cache",
+    "max_memory_allocated",
+    "max_memory_reserved",
+    "mem_get_info",
+    "memory_allocated",
+    "memory_reserved",
+    "memory_stats",
+    "memory_summary",
+    "reset_accumulated_memory_stats",
+    "reset_peak_memory_stats",
 ]  # fmt: skip
 
 

@@ -1,0 +1,135 @@
+"""Rules 28, 29, 31 to 33: streams, events, random numbers, memory, autocast."""
+
+from typing import Any
+
+import pytest
+import torch
+
+th: Any = torch
+"""torch as a child process has it: with `torch.hpu`."""
+
+
+# rules 28 and 29
+def test_streams_and_events() -> None:
+    first, second = th.hpu.Event(enable_timing=True), th.hpu.Event(enable_timing=True)
+    assert first.query()
+    assert first.event_id != second.event_id
+    first.record()
+    second.record()
+    assert first.elapsed_time(second) > 0
+    stream = th.hpu.Stream()
+    same = th.hpu.Stream(stream_id=stream.stream_id, device_index=stream.device_index, device_type=stream.device_type)
+    assert same == stream != th.hpu.Stream()
+    assert stream.id() == stream.stream_id
+    with th.hpu.stream(stream):
+        assert th.hpu.current_stream() == stream
+        stream.wait_stream(th.hpu.default_stream())
+    assert th.hpu.current_stream() == th.hpu.default_stream()
+    assert torch.Stream("hpu").stream_id == th.hpu.default_stream().stream_id
+
+
+# rule 31
+def test_seeds() -> None:
+    torch.manual_seed(7)
+    assert torch.equal(th.hpu.random.get_rng_state(), torch.get_rng_state())
+    before = torch.get_rng_state()
+    th.hpu.manual_seed(3)
+    torch.rand(4, device="hpu")
+    torch.nn.functional.dropout(torch.ones(4, device="hpu"))
+    th.hpu.seed()
+    assert torch.equal(torch.get_rng_state(), before), "the CPU's sequence is its own"
+    torch.manual_seed(7)
+    first = torch.randn(3, device="hpu").cpu()
+    assert not torch.equal(first, torch.randn(3, device="hpu").cpu())
+    torch.manual_seed(7)
+    assert torch.equal(first, torch.randn(3, device="hpu").cpu())
+    state = th.hpu.get_rng_state()
+    with torch.random.fork_rng():
+        torch.rand(2, device="hpu")
+    assert torch.equal(th.hpu.get_rng_state(), state)
+    with torch.random.fork_rng(device_type="cuda"):
+        torch.rand(2, device="hpu")
+    assert not torch.equal(th.hpu.get_rng_state(), state)
+    generator = torch.Generator(device="hpu").manual_seed(5)
+    assert generator.device.type == "hpu"
+    drawn = torch.rand(2, device="hpu", generator=generator).cpu()
+    assert torch.equal(drawn, torch.rand(2, generator=torch.Generator().manual_seed(5)))
+
+
+# rule 32
+def test_memory_statistics() -> None:
+    memory = th.hpu.memory
+    names = "Limit InUse MaxInUse NumAllocs NumFrees ActiveAllocs MaxAllocSize TotalSystemAllocs TotalSystemFrees"
+    assert set(memory.memory_stats()) == {*names.split(), "TotalActiveAllocs"}
+    start = memory.memory_allocated()
+    x = torch.zeros(1000, device="hpu")
+    view = x.view(10, 100)
+    assert memory.memory_allocated() - start == 4000, "a view holds no memory of its own"
+    y = x + 1
+    del y
+    assert memory.memory_allocated() - start == 4000
+    assert memory.max_memory_allocated() - start == 8000
+    memory.reset_peak_memory_stats()
+    assert memory.max_memory_allocated() - start == 4000
+    del x
+    assert memory.memory_allocated() - start == 4000, "the view still holds it"
+    del view
+    assert memory.memory_allocated() == start
+    assert memory.mem_get_info() == (memory.memory_stats()["Limit"] - start, memory.memory_stats()["Limit"])
+
+
+@pytest.mark.parametrize("environment", [{"GAUDICC_EMULATOR_MEMORY": "10000"}])
+def test_device_memory_ends(environment: dict[str, str]) -> None:
+    x = torch.zeros(2000, device="hpu")
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.zeros(1000, device="hpu")
+    del x
+    torch.zeros(2000, device="hpu")
+
+
+# rule 33
+def test_autocast_lists() -> None:
+    x = torch.ones(2, 2, device="hpu")
+    assert torch.get_autocast_dtype("hpu") is torch.bfloat16
+    with torch.autocast("hpu"):
+        assert torch.log_softmax(x, -1).dtype is torch.bfloat16
+        assert torch.mm(x, x).dtype is torch.bfloat16
+        assert (x + x).dtype is torch.float32
+        assert (x + x.to(torch.bfloat16)).dtype is torch.float32
+        assert torch.exp(x.to(torch.bfloat16)).dtype is torch.float32
+        four = x[None, None]
+        assert torch.nn.functional.scaled_dot_product_attention(four, four, four).dtype is torch.bfloat16
+        assert torch.nn.functional.layer_norm(x, (2,), x[0], x[0]).dtype is torch.bfloat16
+    assert torch.mm(x, x).dtype is torch.float32
+    with torch.autocast("hpu", dtype=torch.float16):
+        assert torch.mm(x, x).dtype is torch.float16
+
+
+# rule 13
+def test_constants_are_marked_and_are_no_part_of_the_graph() -> None:
+    from habana_frameworks.torch import core as htcore
+    from habana_frameworks.torch.core.quantization import _check_params_as_const
+
+    models = [torch.nn.Linear(2, 2).eval().to("hpu") for _ in range(2)]
+    with pytest.raises(Exception, match="not marked as constant"):
+        _check_params_as_const(models[0])
+    x = torch.ones(1, 2, device="hpu")
+    results = []
+    for model in models:
+        htcore.hpu_inference_initialize(htcore.hpu_set_inference_env(model))
+        _check_params_as_const(model)
+        results.append(model(x).tolist())
+    assert results[0] != results[1]
+
+
+# rules 21 and 30
+def test_questions_do_not_open_the_device_and_pinned_memory_is_plain() -> None:
+    torch.are_deterministic_algorithms_enabled()
+    assert th.hpu.device_count() == 1
+    assert th.hpu.is_available()
+    assert not th.hpu.is_initialized()
+    pinned = torch.ones(3).pin_memory()
+    assert pinned.is_pinned()
+    assert not torch.ones(3).is_pinned()
+    assert pinned.to("hpu", non_blocking=True).tolist() == [1, 1, 1]
+    assert th.hpu.is_initialized()

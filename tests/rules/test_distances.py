@@ -1,0 +1,38 @@
+"""Distances between rows, as eager computes them: by differences, or by a matrix product for many rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+aten = torch.ops.aten
+NORMS = st.sampled_from([0.0, 1.0, 2.0, 3.5, math.inf])
+
+
+@given(
+    p=NORMS,
+    rows=st.integers(0, 4),
+    others=st.integers(0, 4),
+    width=st.integers(0, 3),
+    batch=st.sampled_from([(), (2,)]),
+)
+def test_cdist(p: float, rows: int, others: int, width: int, batch: tuple[int, ...], same: Callable[..., None]) -> None:
+    a = torch.randn(*batch, rows, width, generator=torch.Generator().manual_seed(0))
+    b = torch.randn(*batch, others, width, generator=torch.Generator().manual_seed(1))
+    same(aten._cdist_forward.default, a, b, p, None)
+
+
+@pytest.mark.parametrize("mode", [None, 1, 2])
+def test_many_rows_are_compared_by_a_product(mode: int | None, same: Callable[..., None]) -> None:
+    a = torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(0))
+    same(aten.cdist.default, a, a[:, :7] + 0.5, 2.0, mode, scale=10)
+
+
+@given(p=NORMS, rows=st.integers(1, 5), width=st.integers(1, 3))
+def test_pdist(p: float, rows: int, width: int, same: Callable[..., None]) -> None:
+    same(aten._pdist_forward.default, torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)), p)
