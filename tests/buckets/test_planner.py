@@ -1,6 +1,7 @@
 """The planner on problems small enough to try every plan, and the laws of every plan."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest

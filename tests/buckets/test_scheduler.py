@@ -1,6 +1,7 @@
 """The laws of the server simulator: work is conserved, limits hold, shapes are legal."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
