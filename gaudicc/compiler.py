@@ -86,6 +86,10 @@ def compile(
     program = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
     program.target = chip
     bucket_set = plan_buckets(program, buckets)
+    program.dimensions = tuple(
+        dim if dim.high >= 0 else replace(dim, high=max(bucket[dim.name] for bucket in bucket_set))
+        for dim in program.dimensions
+    )
 
     observers = (observer,) if observer else ()
     program, records = symbolic.run(program, level=level, observers=observers)

@@ -17,7 +17,7 @@ from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gaudicc.errors import InternalError, UnsupportedOpError
+from gaudicc.errors import InternalError, UnsupportedOpError, Where
 from gaudicc.program import call_region, op_name, output_of, where
 
 _CARRIED = ("stack_trace", "nn_module_stack")
@@ -325,8 +325,18 @@ def _shape_key(value: Any) -> Any:
 
 
 def guess(size: Any) -> int:
-    """A number for a size that is only compared with others of the same tensor: itself, or its example value."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) and size.node.hint is not None else int(size)
+    """A number for a size that is only compared with others of the same tensor: itself, or its example value.
+
+    Raises:
+        UnsupportedOpError: the size is read from data, so that it has no example value.
+    """
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.hint is None:
+        raise UnsupportedOpError(
+            f"the size {size} depends on the values of a tensor", where=Where(stage="the rewriter")
+        )
+    return int(size.node.hint)
 
 
 def _known_to_differ(a: Any, b: Any) -> bool:

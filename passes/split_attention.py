@@ -194,7 +194,9 @@ class _Masks:
 
     def _exact(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
         if node not in self._known:
-            self._known[node] = self._evaluate(node, module)
+            value = self._evaluate(node, module)
+            # A model on the meta device has constants without values.
+            self._known[node] = None if value is None or value.is_meta else value
         return self._known[node]
 
     def _evaluate(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:

@@ -152,10 +152,85 @@ def _difference(ours: list[Any], theirs: list[torch.Tensor], *, undefined: bool)
     return ""
 
 
-def judge_entry(entry: Any, limit: int | None = None) -> tuple[str, int, Outcome, Counter[Status]]:
-    """The entry's name, samples, worst outcome (the first of its kind) and how many samples ended how."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of an entry.
+
+    Attributes:
+        name: the entry with its variant.
+        samples: how many were judged.
+        worst: the first of the worst outcomes.
+        counts: samples by status.
+    """
+
+    name: str
+    samples: int
+    worst: Outcome
+    counts: dict[Status, int]
+
+
+def judge_entry(index: int, limit: int | None = None) -> Row:
+    """Judges the samples of an entry.
+
+    Args:
+        index: into `ENTRIES`.
+        limit: at most about so many samples, evenly spread; None for all.
+    """
+    warnings.simplefilter("ignore")
+    entry = ENTRIES[index]
     samples = list(entry.sample_inputs("cpu", torch.float32))
     step = max(1, len(samples) // limit) if limit else 1
     outcomes = [judge(entry, sample) for sample in samples[::step]]
     worst = max(outcomes, key=lambda outcome: outcome.status)
-    return name_of(entry), len(outcomes), worst, Counter(outcome.status for outcome in outcomes)
+    return Row(name_of(entry), len(outcomes), worst, dict(Counter(outcome.status for outcome in outcomes)))
+
+
+def table(rows: Sequence[Row], limit: int | None) -> Iterator[str]:
+    """The lines of the table, what falls short first."""
+    counts = Counter(row.worst.status for row in rows)
+    option = f" --samples {limit}" if limit else ""
+    yield f"<!-- python -m gaudicc.bench.legal{option} > docs/tables/op_db_legal.md -->"
+    yield ""
+    chosen = f"at most about {limit} of each entry, evenly spread" if limit else "all"
+    yield (
+        f"PyTorch {torch.__version__}'s operator samples, float32 ({chosen}: {sum(row.samples for row in rows)}), gaudi3, lazy mode. Each is "
+        "captured as a function of one op, legalised, run by the rule interpreter and compared with eager (1e-4; of drawn and "
+        "uninitialised values only the types; complex results as pairs of reals). An entry counts by its worst sample."
+    )
+    yield ""
+    yield "| status | entries | share |"
+    yield "|---|---|---|"
+    for status in Status:
+        yield f"| {status.name.lower()} | {counts[status]} | {counts[status] / len(rows):.1%} |"
+    yield f"| legal (the first three) | {(legal := _legal(counts))} | {legal / len(rows):.1%} |"
+    yield ""
+    yield "| entry | worst | samples by status | rules, presumed ops or the reason |"
+    yield "|---|---|---|---|"
+    for row in sorted(rows, key=lambda row: (-row.worst.status, row.name)):
+        spread = ", ".join(f"{status.name.lower()} {count}" for status, count in sorted(row.counts.items()))
+        detail = row.worst.detail.splitlines()[0].replace("|", "/") if row.worst.detail else ""
+        yield f"| {row.name} | {row.worst.status.name.lower()} | {spread} | {detail} |"
+
+
+def _legal(counts: Mapping[Status, int]) -> int:
+    return counts[Status.NATIVE] + counts[Status.DECOMPOSED] + counts[Status.RULE]
+
+
+def main() -> int:
+    """Judges all entries and prints the table.
+
+    Returns:
+        1 if a sample was wrong or met a fault of ours, else 0.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=None, help="at most about so many samples of each entry")
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    options = parser.parse_args()
+    with multiprocessing.get_context("spawn").Pool(options.workers, torch.set_num_threads, (1,)) as pool:
+        rows = pool.map(partial(judge_entry, limit=options.samples), range(len(ENTRIES)), chunksize=1)
+    print("\n".join(table(rows, options.samples)))
+    return int(any(row.worst.status >= Status.FAULT for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,8 +26,9 @@ class Grid:
         real: weighted mean cost of the shapes in each cell, unpadded [n].
         boxes: candidate buckets [m, dims]; the first `fixed` of them are in every plan.
         fixed: number of buckets in every plan.
-        price: weight times cost of serving each cell with each box [n, m]; `forbidden` or more where it may not.
-        forbidden: more than any plan can cost.
+        price: weight times cost of serving each cell with each box [n, m]; where a box is too small, more than the
+            covering box costs, and where the padding would be over the worst allowed, `forbidden` more.
+        forbidden: more than any allowed plan costs.
     """
 
     cells: Rows
@@ -64,10 +65,12 @@ def build_grid(space: Space, sample: Sample, fixed: Rows, worst_padding: float |
 
     cost = space.serve(boxes, cells)
     top = float(cost[np.isfinite(cost)].max())
-    if worst_padding is not None:
-        cost = np.where(cost > worst_padding * smallest[:, None], cost + 2 * top, cost)
     price = np.where(np.isfinite(cost), cost, 4 * top) * weights[:, None]
-    return Grid(cells, weights, real, boxes, len(fixed), price, forbidden=2 * top)
+    forbidden = 2 * top * float(weights.sum())
+    if worst_padding is not None:
+        over = (cost > worst_padding * smallest[:, None]) & (weights[:, None] > 0)
+        price = np.where(over, price + forbidden, price)
+    return Grid(cells, weights, real, boxes, len(fixed), price, forbidden)
 
 
 def _levels(space: Space, sample: Sample, fixed: Rows, dim: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ class PlanOptions:
         phase: plan prefill, decode, or both from one pool.
         max_gib: most device memory that all graphs may hold, GiB.
         max_compile_seconds: most time to compile and record all graphs, one after the other.
-        worst_padding: most padded over real cost of any shape seen, as a ratio.
+        worst_padding: most padded over real cost of any shape, also of shapes not seen yet, as a ratio.
         max_model_len: longest prompt plus output, tokens.
         max_num_batched_tokens: most padded prompt tokens of one prefill call.
         max_prefill_seqs: most prompts of one prefill call.

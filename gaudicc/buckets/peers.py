@@ -200,7 +200,10 @@ def _cheapest_split(space: Space, sample: Sample, columns: list[Rows], sizes: tu
 
 def needed_product(space: Space, lists: Lists) -> Rows:
     """The boxes of a product that some legal shape rounds up to."""
-    below = [(low, *(size + 1 for size in sizes[:-1])) for sizes, low in zip(lists, space.low, strict=True)]
+    below = [
+        (low, *((size // align + 1) * align for size in sizes[:-1]))
+        for sizes, low, align in zip(lists, space.low, space.align, strict=True)
+    ]
     lower = np.stack(np.meshgrid(*below, indexing="ij"), axis=-1).reshape(-1, len(lists))
     boxes = np.stack(np.meshgrid(*lists, indexing="ij"), axis=-1).reshape(-1, len(lists))
     # A list may end below the limit of the split dim: the last size then serves all above it.

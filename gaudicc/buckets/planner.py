@@ -75,7 +75,7 @@ class Planner:
         space: legal shapes and cost.
         sample: shapes and how often each was asked for; rounded to the space's alignment here.
         kept: buckets recorded already, in every plan [f, dims].
-        worst_padding: most padded over real cost of any shape of the sample, as a ratio, or None.
+        worst_padding: most padded over real cost of any shape of the sample, its prior included, as a ratio, or None.
 
     Raises:
         InputError: a shape of the sample is outside the space's limits.
@@ -153,9 +153,7 @@ class Planner:
     def _check_padding(self, chosen: Chosen, count: int) -> None:
         if self.worst_padding is None:
             return
-        grid = self.grid
-        weighted = grid.weights > 0
-        over = grid.price[:, chosen].min(axis=1)[weighted] > grid.forbidden * grid.weights[weighted]
+        over = self.grid.price[:, chosen].min(axis=1) >= self.grid.forbidden
         if over.any():
             raise InputError(
                 f"{count} buckets cannot keep every shape's padding within {self.worst_padding}x",

@@ -37,10 +37,15 @@ def run(options: GenerateOptions) -> int:
         chunk=options.chunk,
         target=options.target,
     )
-    how = {"max_new_tokens": options.max_new_tokens, "do_sample": options.sample, "temperature": options.temperature}
-    how |= {"top_k": options.top_k or None, "top_p": options.top_p}
+    how: dict[str, Any] = {
+        "max_new_tokens": options.max_new_tokens,
+        "do_sample": options.sample,
+        "temperature": options.temperature,
+        "top_k": options.top_k or None,
+        "top_p": options.top_p,
+    }
     started = time.perf_counter()
-    requests = [lm.submit(prompt, seed=options.seed + i, **how) for i, prompt in enumerate(prompts)]  # type: ignore[arg-type]
+    requests = [lm.submit(prompt, seed=options.seed + i, **how) for i, prompt in enumerate(prompts)]
     _follow(lm, requests, tokenizer, quiet=options.json)
     seconds = time.perf_counter() - started
     _report(options, lm, requests, tokenizer, seconds)

@@ -129,7 +129,7 @@ class Recipes:
             dispatcher.publish(EventId.CACHE_HIT, [("recipe_id", recipe)])
             return
         recipe = self.known[signature] = f"recipe_{len(self.known)}"
-        self._ledger.add(Kind.COMPILE, f"{recipe} ({ops} ops)")
+        self._ledger.add(Kind.COMPILE, "a graph of 1 op" if ops == 1 else f"a graph of {ops} ops")
         dispatcher.publish(EventId.CACHE_MISS, [("recipe_id", recipe)])
         dispatcher.publish(EventId.GRAPH_COMPILATION, [("duration", str(max(ops, 1))), ("recipe", recipe)])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from gaudicc.emulator.ops import OPS
 from gaudicc.emulator.surface import compile_config
 from gaudicc.emulator.surface.marks import Status, status_of
@@ -34,6 +36,5 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    import habana_frameworks.torch  # noqa: F401
-
+    importlib.import_module(TORCH)
     print(render(), end="")

@@ -13,6 +13,7 @@ from torch import Tensor
 DEVICE = "hpu"
 FREED = "_gaudicc_freed"
 """Marks the CPU tensor of an intermediate that an HPU graph has given back."""
+_DATA: Any = torch._C.TensorBase.data
 
 
 class HpuTensor(Tensor):
@@ -85,7 +86,7 @@ class HpuTensor(Tensor):
         return rebuild, (self.raw.detach(), self.requires_grad, isinstance(self, torch.nn.Parameter))
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """The same memory without a gradient history."""
         return self.detach()
 
@@ -97,7 +98,7 @@ class HpuTensor(Tensor):
     def point_to(self, raw: Tensor) -> None:
         """Makes this tensor another view: of `raw`'s memory, with its shape, strides and dtype."""
         shell = HpuTensor(raw)
-        torch._C.TensorBase.data.__set__(self, shell)
+        _DATA.__set__(self, shell)
         self.raw = raw
 
     def data_ptr(self) -> int:

@@ -102,8 +102,8 @@ def fractional_max_pool(
     drawn = aten.reshape(samples, [channels, dims])
     places = []
     for dim, (size, width, parts) in enumerate(zip(sizes, kernel, output_size, strict=True)):
-        # eager draws the last dim first
-        column = aten.slice.Tensor(drawn, 1, dims - 1 - dim, dims - dim)
+        sample = dims - 1 - dim if dims == 2 else dim  # in two dims eager has the width first
+        column = aten.slice.Tensor(drawn, 1, sample, sample + 1)
         first = _starts(column, size, width, parts)
         places.append(aten.add.Tensor(aten.unsqueeze(first, 2), line(x, width)))
     for dim, place in enumerate(places):

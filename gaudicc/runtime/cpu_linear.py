@@ -200,7 +200,7 @@ def _lower_blocked(editor: Editor, weights: PackedWeights, linear: Linear) -> No
     activation = _ACTIVATIONS.get(user.target, "none") if alone else "none"
     last = user if activation != "none" else linear.node
     algorithm = str(user.kwargs.get("approximate", "none")) if activation == "gelu" else ""
-    arguments = (linear.x, packed, linear.bias, activation, [], algorithm)
+    arguments: tuple[Any, ...] = (linear.x, packed, linear.bias, activation, [], algorithm)
     editor.before(last).replace(last, editor.opaque(packed_linear, arguments, like=result))
 
 

@@ -55,11 +55,12 @@ def _part(node: fx.Node) -> tuple[fx.Node, int, int] | None:
     value = x.meta["val"]
     if value.dim() != 4 or value.shape[0] != 1 or value.shape[2] != 1 or not value.is_contiguous():
         return None
-    while isinstance(x, fx.Node) and x.op == "call_function" and is_view(x.target):
-        if x.target is _aten.slice.Tensor and x.args[0].meta["val"].dim() == 1:
-            product, _, start, end = x.args
+    while x.op == "call_function" and is_view(x.target):
+        arguments: Any = x.args
+        if x.target is _aten.slice.Tensor and arguments[0].meta["val"].dim() == 1:
+            product, _, start, end = arguments
             return (product, start, end) if end - start == value.numel() else None
-        x = x.args[0]
+        x = arguments[0]
     return None
 
 

@@ -73,4 +73,6 @@ def _run(send: Connection, path: str, name: str, arguments: Mapping[str, Any], e
     except BaseException:
         send.send(traceback.format_exc())
         return
+    import time
+    open("/tmp/emulator/cpu.txt","a").write(f"{time.process_time():.2f} {name}\n")
     send.send("")

@@ -209,6 +209,16 @@ def test_a_mask_that_only_a_call_knows_skips_nothing(capture_of: Any, alone: Any
     assert sizes_of_scores(after) == [(128, 256)] * 2
 
 
+def test_a_constant_mask_without_values_skips_nothing(capture_of: Any, alone: Any) -> None:
+    def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        hidden = torch.ones(256, 256, dtype=torch.bool, device="meta").tril()
+        return attention(q, k, v, hidden, False, 0.25)
+
+    program = capture_of(masked, *(x.to("meta") for x in qkv(256)))
+    result = SplitAttention(force=Split(4, 128)).run(program)
+    assert sizes_of_scores(result.program) == [(128, 256)] * 2
+
+
 def decision(capture_of: Any, alone: Any, step: Pass, *operands: Tensor) -> tuple[Program, str]:
     after, record = alone(step, capture_of(attend, *operands))
     return after, " ".join(record.notes)

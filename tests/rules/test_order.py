@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gaudicc.errors import UnsupportedOpError
+
 aten = torch.ops.aten
 EXTREMES = [0, 1, -1, 2**31 - 1, -(2**31), 2**16, -(2**16), 65535, 7, 7]
 INTEGERS = {torch.int32: EXTREMES, torch.int64: [*EXTREMES, 2**62, -(2**63), 2**40 + 1, 2**40]}
@@ -61,7 +63,5 @@ def test_nanmedian(data: st.DataObject, keepdim: bool, same: Callable[..., None]
 
 
 def test_long_sorts_are_refused(legally: Callable[..., Any]) -> None:
-    from gaudicc.errors import UnsupportedOpError
-
     with pytest.raises(UnsupportedOpError, match="4096"):
         legally(lambda x: x.sort(stable=True)[0], torch.randn(5000))

@@ -9,6 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from gaudicc.rules.scans import RULES
 
 aten = torch.ops.aten
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.int32)
@@ -24,7 +27,5 @@ def test_values_and_places(
 
 
 def test_rounds_grow_with_the_logarithm() -> None:
-    from gaudicc.rules.scans import RULES
-
-    graph = torch.fx.experimental.proxy_tensor.make_fx(RULES[0].rewrite)(torch.randn(1024), 0)
+    graph = make_fx(RULES[0].rewrite)(torch.randn(1024), 0)
     assert sum(node.target is aten.cat.default for node in graph.graph.nodes) == 2 * 10
