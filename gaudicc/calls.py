@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from gaudicc.buckets import BucketSet
-from gaudicc.errors import AutocastError, GradError, InputError, ShapeError, Where
+from gaudicc.buckets import Bucket, BucketSet
+from gaudicc.errors import AutocastError, BucketMissError, GradError, InputError, ShapeError, Where
+from gaudicc.padding import refusal_of
 from gaudicc.program import InputKind, OutputKind, Program, val
 from gaudicc.rewriter import shape_text
 
@@ -144,6 +145,22 @@ def _in_user_names(program: Program, text: str) -> str:
     """Writes `pair_1_more.shape[0]`, by the placeholder's name, as the user's `pair[1]['more'].shape[0]`."""
     paths = {spec.name: spec.source for spec in program.user_inputs()}
     return re.sub(r"\b\w+(?=\.shape\[)", lambda found: paths.get(found[0], found[0]), text)
+
+
+def exact(program: Program, buckets: BucketSet, sizes: Mapping[str, int]) -> Bucket:
+    """The bucket of exactly these sizes, for a program that is not padded.
+
+    Raises:
+        BucketMissError: there is none; says why the program is not padded.
+    """
+    bucket = Bucket(buckets.dims, tuple(sizes[dim] for dim in buckets.dims))
+    if bucket not in buckets:
+        raise BucketMissError(
+            f"no bucket is exactly {bucket}, and the program is not padded: {refusal_of(program)}",
+            where=Where(stage="the call"),
+            hint=f"the buckets are {'; '.join(map(str, buckets))}",
+        )
+    return bucket
 
 
 def refuse_ambient() -> None:

@@ -13,12 +13,12 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket, BucketSet
-from gaudicc.calls import Prologue, choice_text, inputs_by_name, refuse_ambient, unflatten
+from gaudicc.calls import Prologue, choice_text, exact, inputs_by_name, refuse_ambient, unflatten
 from gaudicc.certificate import Certificate, certify
 from gaudicc.errors import BucketMissError, BundleError, InputError, Where
 from gaudicc.invariants import CATALOGUE, Invariant
 from gaudicc.lower import lower
-from gaudicc.padding import HostPadding, refusal_of
+from gaudicc.padding import HostPadding
 from gaudicc.plan import Plan, Record
 from gaudicc.program import InputKind, Program, bind
 from gaudicc.runtime.device import Device
@@ -112,18 +112,8 @@ class CompiledModel:
 
     def _choose(self, sizes: Mapping[str, int]) -> Bucket:
         """The cheapest bucket that dominates; without padding, the one of exactly these sizes."""
-        bucket = Bucket(self.buckets.dims, tuple(sizes[dim] for dim in self.buckets.dims))
-        if self._padding is None and bucket not in self._programs:
-            self.stats.misses += 1
-            raise BucketMissError(
-                f"no bucket is exactly {bucket}, and the program is not padded: {refusal_of(self.program)}",
-                where=Where(stage="the call"),
-                hint=f"the buckets are {'; '.join(map(str, self.buckets))}",
-            )
-        if bucket in self._programs:
-            return bucket
         try:
-            return self.buckets.choose(sizes)
+            return self.buckets.choose(sizes) if self._padding is not None else exact(self.program, self.buckets, sizes)
         except BucketMissError:
             self.stats.misses += 1
             raise

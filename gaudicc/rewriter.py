@@ -7,10 +7,12 @@ spliced in, so that a rule reads like the code a user would have written by hand
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
+from torch._C import DispatchKey
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
@@ -20,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gaudicc.errors import InternalError, UnsupportedOpError, Where
 from gaudicc.program import call_region, op_name, output_of, where
 
-_CARRIED = ("stack_trace", "nn_module_stack")
+_CARRIED = ("stack_trace", "nn_module_stack", "slice")
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
@@ -59,10 +61,20 @@ def trace(
     operands = list(values)
     # The fused CPU kernels of attention are no parts that another device could run.
     with mode, torch.no_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
-        traced = make_fx(function, tracing_mode="real", pre_dispatch=composites)(*operands)
+        follow = partial(make_fx, tracing_mode="real", pre_dispatch=composites)
+        traced = follow(function)(*operands)
+        if prims := {node.target for node in traced.graph.nodes if _is_prim(node)}:
+            # PyTorch's decompositions may end in primitives that only its own compilers know; in eager these are ATen calls.
+            table = {prim: partial(prim._op_dk, DispatchKey.CompositeExplicitAutograd) for prim in prims}
+            follow = partial(follow, decomposition_table=table)
+            traced = follow(function)(*operands)
         if any(map(_writes, traced.graph.nodes)):  # parts of PyTorch's composites write to their own intermediates
-            traced = make_fx(dispatch_functionalize(function), tracing_mode="real", pre_dispatch=composites)(*operands)
+            traced = follow(dispatch_functionalize(function))(*operands)
     return traced
+
+
+def _is_prim(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "prims"
 
 
 class Rewriter:

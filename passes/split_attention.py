@@ -125,6 +125,8 @@ def _mark_slices(nodes: list[fx.Node]) -> None:
         for node in slice_nodes:
             if isinstance(node, fx.Node) and node.target is not merge_parts:
                 node.meta["slice"] = index
+    for merge in (n for n in nodes if n.target is merge_parts):
+        merge.meta["slice"] = merge.args[3].meta["slice"]  # type: ignore[union-attr]
 
 
 def _note(node: fx.Node, choice: Choice, chip: Chip) -> str:

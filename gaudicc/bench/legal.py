@@ -6,10 +6,16 @@ eager. An entry counts by its worst sample.
 
 from __future__ import annotations
 
+import argparse
 import copy
+import multiprocessing
+import sys
+import warnings
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +32,7 @@ from gaudicc.program import OutputKind, Program, is_op
 from gaudicc.targets import load_target
 from gaudicc.verify import Level
 
+TARGET = load_target("gaudi3")
 UNINITIALISED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
 ENTRIES = [entry for entry in op_db if torch.float32 in entry.dtypes and not entry.name.startswith("jiterator")]
 PASSES = (Decompose(), CleanUp(), Specialize(), LegalizeDtypes(), LegalizeOps())
@@ -80,7 +87,7 @@ def compile_sample(entry: Any, sample: Any) -> tuple[Program, list[str]]:
         return pytree.tree_map(_as_real, entry(first, *args, **kwargs))
 
     program = capture(function, tuple(leaves[place] for place in places))
-    program.target = load_target("gaudi3")
+    program.target = TARGET
     pipeline = Pipeline(PASSES, initial=CAPTURED | {SHAPES_GUARDED})
     program, records = pipeline.run(program, level=Level.STRUCTURE)
     return program, [note for record in records for note in record.notes]
@@ -92,16 +99,15 @@ def judge(entry: Any, sample: Any) -> Outcome:
     try:
         program, notes = compile_sample(entry, sample)
         torch.manual_seed(0)
-        result = interpret(program.root, *program.feed(program.example), target=program.target)
+        result = interpret(program.root, *program.feed(program.example), target=TARGET)
     except InternalError as fault:
         return Outcome(Status.FAULT, str(fault))
     except GaudiccError as refusal:
         return Outcome(Status.REFUSED, refusal.what)
     except Exception as fault:
         return Outcome(Status.FAULT, f"{type(fault).__name__}: {fault}")
-    outputs = [
-        value for spec, value in zip(program.outputs, result.outputs, strict=True) if spec.kind is OutputKind.USER
-    ]
+    returned: Any = result.outputs
+    outputs = [value for spec, value in zip(program.outputs, returned, strict=True) if spec.kind is OutputKind.USER]
     if difference := _difference(outputs, expected, undefined=entry.name in UNINITIALISED or _is_random(program)):
         return Outcome(Status.WRONG, difference)
     if result.presumed:
@@ -192,10 +198,11 @@ def table(rows: Sequence[Row], limit: int | None) -> Iterator[str]:
     yield f"<!-- python -m gaudicc.bench.legal{option} > docs/tables/op_db_legal.md -->"
     yield ""
     chosen = f"at most about {limit} of each entry, evenly spread" if limit else "all"
+    judged = sum(row.samples for row in rows)
     yield (
-        f"PyTorch {torch.__version__}'s operator samples, float32 ({chosen}: {sum(row.samples for row in rows)}), gaudi3, lazy mode. Each is "
-        "captured as a function of one op, legalised, run by the rule interpreter and compared with eager (1e-4; of drawn and "
-        "uninitialised values only the types; complex results as pairs of reals). An entry counts by its worst sample."
+        f"PyTorch {torch.__version__}'s operator samples, float32 ({chosen}: {judged}), gaudi3, lazy mode. Each is captured as a "
+        "function of one op, legalised, run by the rule interpreter and compared with eager (1e-4; of drawn and uninitialised "
+        "values only the types; complex results as pairs of reals). An entry counts by its worst sample."
     )
     yield ""
     yield "| status | entries | share |"

@@ -129,15 +129,25 @@ class Planner:
             return self._exact(count)
         chosen, bound = self._search(count, bounded)
         grid_cost = cost_of(self.grid, chosen)
-        self._check_padding(chosen, count)
+        if over := self._over(chosen):
+            raise InputError(
+                f"{count} buckets cannot keep every shape's padding within {self.worst_padding}x",
+                hint=f"allow more buckets or more padding; {over} of {len(self.grid.cells)} groups of shapes are over",
+            )
         return self._finish(
             tighten(self.space, self.grid.boxes[chosen], self.sample, len(self.fixed)), grid_cost, bound
         )
 
+    def cost(self, count: int) -> float:
+        """The cost of the best plan found with at most `count` buckets; inf where all pad too much."""
+        if self.worst_padding is not None and self._over(self._search(count, bounded=False)[0]):
+            return np.inf
+        return self.plan(count, bounded=False).cost
+
     def _search(self, count: int, bounded: bool) -> tuple[Chosen, float]:
         grid = self.grid
         best = interchange(grid, greedy(grid, count))
-        if not bounded:
+        if not bounded or self._over(best):
             return best, 0.0
         relaxed = lower_bound(grid, best)
         start = np.concatenate([relaxed.promising, best[~np.isin(best, relaxed.promising)]])[: len(best)]
@@ -150,15 +160,9 @@ class Planner:
             best = min(best, restarted, key=lambda chosen: cost_of(grid, chosen))
         return best, relaxed.value
 
-    def _check_padding(self, chosen: Chosen, count: int) -> None:
-        if self.worst_padding is None:
-            return
-        over = self.grid.price[:, chosen].min(axis=1) >= self.grid.forbidden
-        if over.any():
-            raise InputError(
-                f"{count} buckets cannot keep every shape's padding within {self.worst_padding}x",
-                hint=f"allow more buckets or more padding; {int(over.sum())} of {len(over)} groups of shapes are over",
-            )
+    def _over(self, chosen: Chosen) -> int:
+        """How many cells a plan pads by more than is allowed."""
+        return int((self.grid.price[:, chosen].min(axis=1) >= self.grid.forbidden).sum())
 
     def _exact(self, count: int) -> Plan:
         """The dynamic program on all distinct sizes: no plan of this many buckets is better."""

@@ -62,7 +62,7 @@ def divide_pool(prefill: Planner, decode: Planner, budget: Budget) -> tuple[Plan
     Both planners' samples must be weighted by numbers of calls of the same traffic, and priced in the same unit.
 
     Raises:
-        InputError: not even the buckets that must be there fit.
+        InputError: not even the buckets that must be there fit, or no division keeps the padding within its bound.
     """
     least = (len(prefill.fixed), len(decode.fixed))
     if not budget.allows(*least):
@@ -70,26 +70,35 @@ def divide_pool(prefill: Planner, decode: Planner, budget: Budget) -> tuple[Plan
             f"the budget does not allow even the least there must be: {least[0]} prefill and {least[1]} decode graphs",
             hint="raise the budget; one graph of each phase must serve every legal shape",
         )
-    counts = best_division(
-        cost_curve(lambda count: prefill.plan(count, bounded=False).cost, least[0], budget.graphs - least[1]),
-        cost_curve(lambda count: decode.plan(count, bounded=False).cost, least[1], budget.graphs - least[0]),
-        budget,
+    curves = (
+        cost_curve(prefill.cost, least[0], budget.graphs - least[1]),
+        cost_curve(decode.cost, least[1], budget.graphs - least[0]),
     )
-    return prefill.plan(counts[0]), decode.plan(counts[1])
+    first, second = best_division(*curves, budget)
+    if not np.isfinite(curves[0][first] + curves[1][second]):
+        raise InputError(
+            "no division of this budget can keep every shape's padding within its bound",
+            hint="raise the budget, or allow more padding",
+        )
+    return prefill.plan(first), decode.plan(second)
 
 
 def cost_curve(cost: Callable[[int], float], least: int, most: int) -> Floats:
-    """Cost by count 0 .. most, interpolated between a ladder of counts; inf below `least`.
+    """Cost by count 0 .. most, interpolated between a ladder of counts; inf below `least` and where there is no plan.
 
     Args:
-        cost: the cost of a plan of so many buckets.
+        cost: the cost of a plan of so many buckets, inf where there is none.
         least: the smallest count that has a plan.
         most: the largest count.
     """
     ladder = np.unique(np.geomspace(least, most, LADDER).round().astype(int))
-    curve = np.interp(np.arange(most + 1), ladder, np.minimum.accumulate([cost(int(count)) for count in ladder]))
-    curve[:least] = np.inf
-    return curve.astype(np.float64)
+    costs = np.minimum.accumulate([cost(int(count)) for count in ladder])
+    possible = np.isfinite(costs)
+    if not possible.any():
+        return np.full(most + 1, np.inf)
+    curve = np.interp(np.arange(most + 1), ladder[possible], costs[possible]).astype(np.float64)
+    curve[: ladder[possible][0]] = np.inf
+    return curve
 
 
 def best_division(prefill: Floats, decode: Floats, budget: Budget) -> tuple[int, int]:

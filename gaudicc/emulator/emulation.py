@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from gaudicc.emulator.events import EventDispatcher, EventId
@@ -13,7 +14,7 @@ from gaudicc.emulator.memory import Memory
 from gaudicc.emulator.recipes import Recipes
 from gaudicc.emulator.settings import Settings, flag, read_settings
 from gaudicc.errors import DeviceError
-from gaudicc.targets import load_target
+from gaudicc.targets import Target, load_target
 
 if TYPE_CHECKING:
     from gaudicc.emulator.capture import Capture
@@ -41,7 +42,7 @@ class Emulation:
         self.ledger = Ledger()
         self.memory = Memory(settings.memory)
         self.recipes = Recipes(self.ledger, settings.max_ops)
-        target = load_target(settings.target, settings.overlay)
+        target = read_target(settings.target, settings.overlay)
         self.judge = DeviceJudge(target, settings, self.ledger, self.flush, lambda: self.capture is not None)
         self.capture: Capture | None = None
         self.acquired = False
@@ -79,6 +80,12 @@ class Emulation:
                 self.ledger.add(Kind.SPLIT, reason)
         elif ran and self.settings.lazy:
             EventDispatcher.instance().publish(EventId.MARK_STEP, [])
+
+
+@cache
+def read_target(name: str, overlay: str | None = None) -> Target:
+    """The tables of a chip, read once: processes forked from one that has read them share them."""
+    return load_target(name, overlay)
 
 
 _CURRENT: list[Emulation] = []

@@ -34,6 +34,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "dynamo.debug_utils": (),
     "dynamo.debug_utils.logger": ("analyzer",),
     "hpex": (),
+    "hpex.experimental": (),
+    "hpex.experimental.transformer_engine": ("training",),
+    "hpex.experimental.transformer_engine.fp8": ("training",),
+    "hpex.experimental.transformer_engine.recipe": ("training",),
     "hpex.kernels": ("kernels",),
     "hpex.normalization": ("kernels",),
     "hpu": _HPU,
@@ -54,7 +58,13 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """Name below `habana_frameworks.torch` -> files of `surface` whose `__all__` it shows, the later ones winning."""
 
-HOOKS: dict[str, str] = {"hpu": "device:late_attribute", "internal.bridge_config": "debug:bridge_setting"}
+HOOKS: dict[str, str] = {
+    "hpex.experimental.transformer_engine": "training:refused_name",
+    "hpex.experimental.transformer_engine.fp8": "training:refused_name",
+    "hpex.experimental.transformer_engine.recipe": "training:refused_name",
+    "hpu": "device:late_attribute",
+    "internal.bridge_config": "debug:bridge_setting",
+}
 """Modules that answer for names which are not listed: name -> the function asked."""
 
 AT_ONCE = (

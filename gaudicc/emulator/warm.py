@@ -2,9 +2,10 @@
 
 import importlib
 
-from gaudicc.emulator import autocast, device, metrics, ops, patches, tree
+from gaudicc.emulator import autocast, device, emulation, metrics, ops, patches, tree
 
 for _file in sorted({file for files in tree.MODULES.values() for file in files}):
     importlib.import_module(f"gaudicc.emulator.surface.{_file}")
+emulation.read_target("gaudi2")
 
-__all__ = ["autocast", "device", "metrics", "ops", "patches"]
+__all__ = ["autocast", "device", "emulation", "metrics", "ops", "patches"]

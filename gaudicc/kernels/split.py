@@ -71,12 +71,12 @@ def _reference_tile(
 def plain_merge_parts(
     out: Tensor, maximum: Tensor, total: Tensor, other: Tensor, other_maximum: Tensor, other_total: Tensor
 ) -> Part:
-    """The same in plain ATen: two exponentials per row, then a weighted mean."""
+    """The same in plain ATen: two exponentials per row, then a weighted mean in one op."""
     top = torch.maximum(maximum, other_maximum)
     first, second = total * torch.exp(maximum - top), other_total * torch.exp(other_maximum - top)
     merged = first + second
-    share = merged.clamp(min=1.0)
-    return out * (first / share) + other * (second / share), top, merged
+    share = second / merged.clamp(min=1.0)
+    return torch.lerp(_cast(out, torch.float32), _cast(other, torch.float32), share), top, merged
 
 
 def _fake_tile(scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float) -> Tensor:

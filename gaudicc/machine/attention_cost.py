@@ -16,8 +16,8 @@ from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpClass, OpCost, OpWork,
 from gaudicc.machine.gemm import Gemm
 from gaudicc.machine.timeline import Task
 
-# A merge scales and adds an output element of a slice; its exponentials are two a row.
-_MERGE_FLOPS = 6
+# Nodes of a merge on one number a row: maximum, two differences, exponentials and products, sum, bound, share.
+_ROW_NODES = 10
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,21 @@ def _tile_cost(
 
 
 def _merge_cost(chip: Chip, elements: int, out_bytes: int, last: bool) -> OpCost:
-    """One vector node: reads a float32 sum and the slice's result, writes the sum, or the output if it is the last."""
-    per_element = chip.tpc.flops_per_element["elementwise"]
-    work = OpWork(
-        "merge", OpClass.ELEMENTWISE, "fp32", elements=round(elements * _MERGE_FLOPS / per_element),
-        read_bytes=4 * elements + out_bytes, written_bytes=out_bytes if last else 4 * elements,
-        weight_bytes=out_bytes if last else 0,
-    )  # fmt: skip
-    return op_cost(work, chip, on_chip=True)
+    """The nodes that a merge is lowered to, one by one: a cast, a weighted mean in float32, statistics of rows.
+
+    The graph compiler's fuser may make one node of them; nothing here counts on it.
+    """
+    cast = OpWork(
+        "cast", OpClass.ELEMENTWISE, "fp32", elements=elements, read_bytes=out_bytes, written_bytes=4 * elements
+    )
+    mean = OpWork(
+        "mean", OpClass.ELEMENTWISE, "fp32", elements=elements, read_bytes=8 * elements, written_bytes=4 * elements
+    )
+    works = [cast, mean, *([cast] if last else [])]
+    costs = [op_cost(work, chip, on_chip=True) for work in works]
+    seconds = sum(cost.seconds for cost in costs) + _ROW_NODES * chip.host.node_seconds
+    compute, memory = sum(cost.compute_seconds for cost in costs), sum(cost.memory_seconds for cost in costs)
+    return OpCost(Engine.TPC, seconds, compute, memory, 0, sum(cost.flops for cost in costs))
 
 
 def split_tasks(costs: Costs, split: Split) -> list[Task]:

@@ -183,13 +183,16 @@ def fused_work(costs: Costs) -> tuple[float, float]:
     """(MME, TPC) seconds of the vendor's fused kernel, in its favour: what it does inside is not published.
 
     Taken to be one node that holds all heads at once, goes over blocks of `PT_HPU_SDPA_BC_FACTOR` keys with a running
-    rescale, skips blocks that the causal structure masks, and keeps scores on chip.
+    rescale that costs nothing, skips blocks that the causal structure masks, and keeps scores on chip.
     """
     shape = costs.shape
     costs = Costs(shape, costs.chip.with_value("host.node_seconds", 0.0))
     split = Split(shape.batch * shape.heads, min(_FUSED_BLOCK, shape.queries), _FUSED_BLOCK)
-    counted = costs.counted(split)
-    return sum(cost.mme * count for cost, count in counted), sum(cost.tpc * count for cost, count in counted)
+    mme = tpc = 0.0
+    for cost, count in costs.counted(split):
+        mme += cost.mme * count
+        tpc += (cost.tpc - (cost.merge.seconds if cost.merge else 0.0)) * count
+    return mme, tpc
 
 
 def unsplit_seconds(shape: AttentionShape, chip: Chip) -> float:

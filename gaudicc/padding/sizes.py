@@ -23,17 +23,35 @@ def expression(size: Any) -> sympy.Expr:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
 
 
-def grows(expr: sympy.Expr) -> bool:
-    """Whether an expression provably never shrinks when a symbol grows: its physical value bounds the logical one."""
-    if expr.is_number or expr.is_symbol:
+def grows(expr: sympy.Expr, *, up: bool = True) -> bool:
+    """Whether an expression provably never shrinks when a symbol grows: its physical value bounds the logical one.
+
+    Args:
+        expr: the expression.
+        up: False asks whether it never grows.
+    """
+    if expr.is_number:
         return True
+    if expr.is_symbol:
+        return up
     if expr.is_Add or isinstance(expr, (Max, Min)):
-        return all(grows(arg) for arg in expr.args)
+        return all(grows(arg, up=up) for arg in expr.args)
     if expr.is_Mul:
-        return all(grows(arg) and (arg.is_nonnegative or not arg.is_number) for arg in expr.args)
+        number, rest = expr.as_coeff_Mul()
+        if number.is_negative:
+            return grows(rest, up=not up)
+        factors = sympy.Mul.make_args(rest)
+        if len(factors) == 1:
+            return grows(factors[0], up=up)
+        unsigned = [factor for factor in factors if not factor.is_nonnegative]  # one is: sizes are not negative
+        return up and len(unsigned) <= 1 and all(grows(factor) for factor in factors)
     if expr.is_Pow:
-        return bool(expr.exp.is_integer and expr.exp.is_positive and grows(expr.base))
-    return isinstance(expr, _FLOORS) and grows(expr.args[0]) and bool(expr.args[1].is_number and expr.args[1] > 0)
+        return up and bool(
+            expr.exp.is_integer and expr.exp.is_positive and grows(expr.base) and expr.base.is_nonnegative
+        )
+    return (
+        isinstance(expr, _FLOORS) and grows(expr.args[0], up=up) and bool(expr.args[1].is_number and expr.args[1] > 0)
+    )
 
 
 def text(expr: sympy.Expr, names: Mapping[str, str]) -> str:

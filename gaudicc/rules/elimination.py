@@ -68,7 +68,7 @@ def _eliminate_one(a: Tensor, step: int, row: Tensor, column: Tensor) -> Tensor:
 
 def order_of(exchanges: Tensor, rows: int) -> Tensor:
     """The row of the input that stands at each place after all exchanges, int32 `[..., rows, 1]`."""
-    order = aten.expand(aten.unsqueeze(line(rows, exchanges), 1), [*exchanges.shape[:-1], rows, 1])
+    order: Tensor = aten.expand(aten.unsqueeze(line(rows, exchanges), 1), [*exchanges.shape[:-1], rows, 1])
     for step in range(exchanges.shape[-1]):
         order = exchanged(order, step, aten.slice.Tensor(exchanges, -1, step, step + 1))
     return order

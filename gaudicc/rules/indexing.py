@@ -87,7 +87,8 @@ def assign_mask(x: Tensor, indices: Indices, values: Tensor, accumulate: bool = 
     if values.dim() <= rest or values.shape[0] == 1:
         new = values if values.dim() <= rest else aten.reshape(values, list(values.shape[1:]))
     else:
-        rank = aten.cumsum(aten.reshape(mask, [mask.numel()]), 0, dtype=torch.int32)
+        flags = aten._to_copy(aten.reshape(mask, [mask.numel()]), dtype=torch.int32)
+        rank = aten.cumsum(flags, 0, dtype=torch.int32)
         last = aten.clamp(aten.add.Tensor(rank, -1), 0, values.shape[0] - 1)
         new = aten.reshape(aten.index_select(values, 0, last), [*mask.shape, *values.shape[1:]])
     if accumulate:
@@ -124,7 +125,7 @@ def nonzero_static(x: Tensor, *, size: int, fill_value: int = -1) -> Tensor:
         empty: Tensor = aten.full([size, x.dim()], fill_value, dtype=torch.int64, device=x.device)
         return empty
     entries = aten.reshape(aten.ne.Scalar(x, 0), [x.numel()])
-    rank = aten.cumsum(entries, 0, dtype=torch.int32)
+    rank = aten.cumsum(aten._to_copy(entries, dtype=torch.int32), 0, dtype=torch.int32)
     wanted = aten.arange.start(1, size + 1, dtype=torch.int32, device=x.device)
     place = aten._to_copy(aten.searchsorted.Tensor(rank, wanted), dtype=torch.int32)
     found = aten.lt.Scalar(place, x.numel())

@@ -36,7 +36,7 @@ def ascending_runs(values: Tensor, dim: int) -> Tensor:
     first = list(values.shape)
     first[dim] = 1
     flags = aten.cat([aten.full(first, False, dtype=torch.bool, device=values.device), differs], dim)
-    result: Tensor = aten.cumsum(flags, dim, dtype=torch.int32)
+    result: Tensor = aten.cumsum(aten._to_copy(flags, dtype=torch.int32), dim, dtype=torch.int32)
     return result
 
 
@@ -121,10 +121,10 @@ def mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tenso
     size = x.shape[dim]
     values, _ = aten.sort(x, dim)
     runs = ascending_runs(values, dim)
-    if x.dtype.is_floating_point:  # here NaN differs from NaN
-        runs = aten.add.Tensor(
-            runs, aten._to_copy(aten.cumsum(aten.isnan(values), dim, dtype=torch.int32), dtype=torch.int32)
-        )
+    # here NaN differs from NaN
+    runs = aten.add.Tensor(
+        runs, aten.cumsum(aten._to_copy(aten.isnan(values), dtype=torch.int32), dim, dtype=torch.int32)
+    )
     counts = aten.scatter_add(
         aten.full(list(x.shape), 0, dtype=torch.float32, device=x.device), dim,
         aten.clamp(aten._to_copy(runs, dtype=torch.int64), 0, size - 1),

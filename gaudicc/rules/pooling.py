@@ -118,7 +118,7 @@ def fractional_max_pool(
 
 def _starts(sample: Tensor, size: int, width: int, parts: int) -> Tensor:
     """First places `[channels, parts]` of the windows, int32; the last window ends with the input."""
-    last = aten.full([sample.shape[0], 1], size - width, dtype=torch.int32, device=sample.device)
+    last: Tensor = aten.full([sample.shape[0], 1], size - width, dtype=torch.int32, device=sample.device)
     if parts == 1:
         return last
     # eager computes the step in the dtype of the samples

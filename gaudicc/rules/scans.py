@@ -1,4 +1,4 @@
-"""Rules for running extremes: `cummax` and `cummin`, with indices.
+"""Rules for running extremes, `cummax` and `cummin` with indices, and for running counts of flags.
 
 A scan of ceil(log2(n)) rounds: after round r each entry holds the extreme of the 2^r entries up to it. Of equal entries the later
 one wins and a NaN stays, as in PyTorch.
@@ -58,7 +58,18 @@ def _is_real(x: Tensor, *args: Any) -> str | None:
     return "bool has no running extreme on the device" if x.dtype is torch.bool else None
 
 
+def running_count(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """`cumsum` of flags and bytes, which the device counts as int32."""
+    result: Tensor = aten.cumsum(aten._to_copy(x, dtype=torch.int32), dim, dtype=dtype or torch.int64)
+    return result
+
+
+def _narrow(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> str | None:
+    return None if x.dtype in (torch.bool, torch.int8) else "the device adds up this dtype itself, or does not cast it"
+
+
 RULES = (
+    Rule("running-count", (aten.cumsum.default,), running_count, check=_narrow, cost="one cast to int32"),
     Rule(
         "cummax", (aten.cummax.default,), partial(running, aten.ge.Tensor), check=_is_real,
         cost="ceil(log2(n)) rounds over values and indices instead of one pass",

@@ -52,8 +52,10 @@ def _wave(order: int, part: int) -> Callable[[Tensor], Tensor]:
         angle = x - (math.pi / 4 if order == 0 else 3 * math.pi / 4)
         size = (x * (math.pi / 2)).sqrt()
         if part == 0:
-            return size * (j(x) * angle.cos() + y(x) * angle.sin())
-        return size * (y(x) * angle.cos() - j(x) * angle.sin()) * x
+            wave: Tensor = size * (j(x) * angle.cos() + y(x) * angle.sin())
+        else:
+            wave = size * (y(x) * angle.cos() - j(x) * angle.sin()) * x
+        return wave
 
     return function
 
@@ -70,8 +72,9 @@ def bessel_i(order: int, scaled: bool, x: Tensor) -> Tensor:
     outer = aten.mul.Tensor(beyond(aten.reciprocal(far)), aten.rsqrt(far))
     outer = outer if order == 0 else aten.mul.Tensor(outer, aten.sign(x))
     value = aten.where.self(aten.gt.Scalar(size, 8.0), outer, inner)
-    result: Tensor = value if scaled else aten.mul.Tensor(value, aten.exp(size))
-    return aten.where.self(aten.isnan(x), x, result)
+    value = value if scaled else aten.mul.Tensor(value, aten.exp(size))
+    result: Tensor = aten.where.self(aten.isnan(x), x, value)
+    return result
 
 
 def bessel_k(order: int, scaled: bool, x: Tensor) -> Tensor:
@@ -187,7 +190,8 @@ def trigamma(x: Tensor) -> Tensor:
         series = aten.mul.Tensor(aten.add.Tensor(aten.mul.Tensor(series, -1), term), square)
     tail = aten.mul.Tensor(aten.add.Tensor(aten.add.Tensor(series, 1.0), aten.mul.Tensor(inverse, 0.5)), inverse)
     value = aten.add.Tensor(result, tail)
-    return aten.where.self(low, aten.mul.Tensor(value, -1), value)
+    reflected: Tensor = aten.where.self(low, aten.mul.Tensor(value, -1), value)
+    return reflected
 
 
 def polygamma(n: int, x: Tensor) -> Tensor:
@@ -204,7 +208,8 @@ MIDDLE = piece(lambda z: _s.ndtri(z.sqrt() + 0.5) / z.sqrt(), 1e-12, (0.5 - math
 
 def _tail_of(z: Tensor) -> Tensor:
     y = 1 / z
-    return (_s.ndtri((-(y**2) / 2).exp()) + y - y.log() / y) * y
+    correction: Tensor = (_s.ndtri((-(y**2) / 2).exp()) + y - y.log() / y) * y
+    return correction
 
 
 TAIL = piece(_tail_of, 1 / 15, 1 / 2)

@@ -13,15 +13,20 @@ import gaudicc.buckets
 from gaudicc.cli.app import main
 
 TRACE = Path(gaudicc.buckets.__file__).parent / "data" / "azure2023_conv_2000.csv"
-QUICK = ["--trace", str(TRACE), "--replays", "0"]
+
+
+@pytest.fixture(autouse=True)
+def folder_with_short_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "short.csv").write_text("".join(TRACE.read_text().splitlines(keepends=True)[:300]))
+    monkeypatch.chdir(tmp_path)
 
 
 def plan(*arguments: str) -> int:
-    return main(["buckets", "plan", *QUICK, *arguments])
+    return main(["buckets", "plan", "--trace", "short.csv", "--replays", "0", *arguments])
 
 
-def test_prints_a_heat_table_of_each_phase(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan("--max-graphs", "12") == 0
+def test_the_shipped_trace_makes_a_heat_table_of_each_phase(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["buckets", "plan", "--trace", str(TRACE), "--max-graphs", "12"]) == 0
     out = capsys.readouterr().out
     assert "query" in out
     assert "blocks" in out
@@ -84,7 +89,8 @@ def test_batched_prefill_has_three_dims(capsys: pytest.CaptureFixture[str]) -> N
         (["--plot", "none/none/x.svg", "--max-graphs", "2"], "cannot write the picture"),
         (["--replays", "-1"], "negative"),
         (["--load", "-1"], "over 0"),
-        (["--worst-padding", "1.0001", "--max-graphs", "4"], "cannot keep"),
+        (["--worst-padding", "1.0001", "--max-graphs", "4"], "no division of this budget"),
+        (["--worst-padding", "1.0001", "--max-graphs", "4", "--phase", "decode"], "4 buckets cannot keep"),
     ],
 )
 def test_user_errors_exit_1_with_a_reason(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

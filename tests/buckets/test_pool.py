@@ -51,6 +51,13 @@ def test_curve_is_exact_on_the_ladder_falls_and_is_impossible_below_the_least() 
     assert (np.diff(curve[2:]) <= 0).all()
 
 
+def test_curve_is_impossible_where_there_is_no_plan() -> None:
+    curve = cost_curve(lambda count: 100.0 / count if count >= 9 else np.inf, 1, 40)
+    assert np.isinf(curve[:9]).all()
+    assert curve[40] == 2.5
+    assert np.isinf(cost_curve(lambda _: np.inf, 1, 5)).all()
+
+
 def space(limit: int) -> Space:
     return Space(("n",), (1,), (limit,), (1,), (limit,), cost=lambda n: 1.0 + n)
 

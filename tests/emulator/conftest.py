@@ -29,7 +29,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.path.parent != HERE or getattr(pyfuncitem.module, "IN_THIS_PROCESS", False):
         return None
     CONTEXT.set_forkserver_preload(
-        ["torch", "hypothesis", "pytest", "torch.distributed.tensor", "gaudicc.emulator.warm"]
+        ["torch", "hypothesis", "pytest", "torch.distributed.tensor", "torch._functorch.aot_autograd", "gaudicc.emulator.warm"]
     )
     names = pyfuncitem._fixtureinfo.argnames
     arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in names}
@@ -73,6 +73,4 @@ def _run(send: Connection, path: str, name: str, arguments: Mapping[str, Any], e
     except BaseException:
         send.send(traceback.format_exc())
         return
-    import time
-    open("/tmp/emulator/cpu.txt","a").write(f"{time.process_time():.2f} {name}\n")
     send.send("")

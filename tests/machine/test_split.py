@@ -23,6 +23,7 @@ from gaudicc.machine.split import (
     split_bound,
     unsplit_seconds,
 )
+from gaudicc.machine.split_table import MODELS, cell, chip_of, shape_of
 
 GAUDI2, GAUDI3 = load_chip("gaudi2"), load_chip("gaudi3")
 LLAMA_8B = AttentionShape(1, 32, 8, 2048, 2048, 128, 128, ahead=0)
@@ -135,3 +136,14 @@ def test_more_live_memory_than_there_is_goes_to_hbm() -> None:
     best = choose_split(shape, GAUDI2, most_slices=None).best.split
     assert best is not None
     assert schedule_split(Costs(shape, GAUDI2), best).spilled_bytes == 0
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model[0])
+def test_a_cell_of_the_table(model: tuple[str, int, int, int, int | None]) -> None:
+    chip = chip_of("gaudi3", 256, 0.5)
+    assert (chip.mme.drain_floor, chip.host.node_seconds) == (256, pytest.approx(5e-7))
+    found = cell(shape_of(model, 1024), chip)
+    assert 1.0 <= found.split.seconds / found.bound <= 1.25, "the target at this node cost"
+    assert 0.0 <= found.overlap <= 1.0
+    assert found.exposed >= 0.0
+    assert found.unsplit > 1.0

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import sympy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim
+from torch.utils._sympy.functions import FloorDiv, Max, Min
 
 from gaudicc.capture import capture
 from gaudicc.errors import BundleError, InputError
 from gaudicc.padding import HostPadding
 from gaudicc.padding.host import size_function
+from gaudicc.padding.sizes import grows
 from gaudicc.passes.pad import Pad
 from gaudicc.program import Program
 
@@ -85,3 +88,19 @@ def test_a_doctored_size_is_refused(text: str) -> None:
 @given(st.integers(0, 99), st.integers(0, 99))
 def test_size_expressions(a: int, b: int) -> None:
     assert size_function("((a + 1) // 2 * min(b, 7)) % 5")({"a": a, "b": b}) == ((a + 1) // 2 * min(b, 7)) % 5
+
+
+S, T = sympy.symbols("s t", integer=True, positive=True)
+GROWING = (2 * S * T + 3, FloorDiv(S + 1, 2) * T, S**2, Min(S, 4) + Max(T, 2), 1 - Max(0, 1 - S), -FloorDiv(-2 * S, 3))
+OTHERS = (64 - S, S - T, -S * T, -FloorDiv(S, 2), (S - 3) * (T - 3), Max(0, 3 - S))
+
+
+def test_sizes_that_may_shrink_are_told_apart() -> None:
+    assert all(grows(size) for size in GROWING)
+    assert not any(grows(size) for size in OTHERS)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 9), st.integers(0, 9))
+def test_a_growing_size_is_bounded_by_its_physical_value(s: int, t: int, more_s: int, more_t: int) -> None:
+    for size in GROWING:
+        assert size.subs({S: s, T: t}) <= size.subs({S: s + more_s, T: t + more_t})

@@ -294,6 +294,7 @@ def test_the_graph_costs_what_the_choice_was_made_by(capture_of: Any, alone: Any
     choice = choose_split(shape, chip)
     assert choice.best.split is not None
     after, _ = alone(SplitAttention(), program)
+    after, _ = alone(LowerSemanticOps(), after)
     for node in after.root.graph.nodes:
         if node.target is torch.ops.aten.cat.default:  # a logical concat
             node.meta["engine"] = program.target.lookup(node.target, (torch.bfloat16,)).engine

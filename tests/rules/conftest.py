@@ -60,9 +60,9 @@ def legally() -> Callable[..., Any]:
 
     def run(function: Callable[..., Any], *tensors: torch.Tensor) -> Any:
         program = capture(function, tensors)
-        program.target = load_target("gaudi3")
+        program.target = target = load_target("gaudi3")
         program, _ = Pipeline(PASSES, initial=CAPTURED | {SHAPES_GUARDED}).run(program)
-        result = interpret(program.root, *program.feed(program.example), target=program.target)
+        result = interpret(program.root, *program.feed(program.example), target=target)
         assert result.legal, result.presumed
         return result.outputs
 

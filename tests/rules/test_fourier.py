@@ -52,10 +52,9 @@ def test_long_transforms_stay_exact_in_their_angles() -> None:
 
 def test_a_spectrum_in_a_model_runs_on_evidence(legally: Callable[..., Any]) -> None:
     def model(x: Tensor) -> Tensor:
-        return (
-            torch.fft.irfft(torch.fft.rfft(x, n=12, norm="ortho"), n=12, norm="ortho")
-            + torch.fft.fft2(x).abs()[..., :1]
-        )
+        spectrum = torch.fft.rfft(x, n=12, norm="ortho")
+        result: Tensor = torch.fft.irfft(spectrum, n=12, norm="ortho") + torch.fft.fft2(x).abs()[..., :1]
+        return result
 
     x = random([3, 8], torch.float32)
     (found,) = legally(model, x)

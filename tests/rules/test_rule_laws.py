@@ -84,6 +84,8 @@ CALLS: list[Call] = [
     (aten.diagonal_scatter.default, (WILD, torch.ones(0), 4), {}, None),
     (aten.as_strided_scatter.default, (WILD, torch.ones(2, 2), [2, 2], [4, 1], 1), {}, "as-strided-scatter"),
     (aten.as_strided_scatter.default, (WILD, torch.ones(2, 2), [2, 2], [1, 1], 0), {}, None),
+    (aten.cumsum.default, (MASK, 1), {}, "running-count"),
+    (aten.cumsum.default, (F32, 1), {}, None),
     (aten.cummax.default, (WILD, 1), {}, "cummax"),
     (aten.cummin.default, (I32, 0), {}, "cummin"),
     (aten.cummax.default, (MASK, 0), {}, None),

@@ -26,6 +26,15 @@ def test_values_and_places(
     same(op, x, data.draw(st.integers(-max(x.dim(), 1), max(x.dim(), 1) - 1)))
 
 
+@given(data=st.data(), dtype=st.sampled_from([None, torch.int32, torch.int64]))
+def test_counts_of_flags(
+    data: st.DataObject, dtype: Any, same: Callable[..., None], tensors: Callable[..., Any]
+) -> None:
+    x = data.draw(tensors((torch.bool, torch.int8), rank=(0, 3), sizes=(0, 9)))
+    same(aten.cumsum.default, x, data.draw(st.integers(-max(x.dim(), 1), max(x.dim(), 1) - 1)), dtype=dtype)
+
+
 def test_rounds_grow_with_the_logarithm() -> None:
-    graph = make_fx(RULES[0].rewrite)(torch.randn(1024), 0)
+    (cummax,) = [rule for rule in RULES if rule.name == "cummax"]
+    graph = make_fx(cummax.rewrite)(torch.randn(1024), 0)
     assert sum(node.target is aten.cat.default for node in graph.graph.nodes) == 2 * 10
