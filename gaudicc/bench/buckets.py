@@ -84,15 +84,27 @@ def _page(traces: Sequence[Path], counts: Sequence[int]) -> Iterator[str]:
         for name, problem in problems[trace].items()
     }
     for name in ("decode", "prefill", "prefill 3-D"):
-        head = ("trace", "graphs", "default", "tuned", "plan", "hindsight", "x", "bar", "met", "gap", "s")
+        head: tuple[str, ...] = (
+            "trace",
+            "graphs",
+            "default",
+            "tuned",
+            "plan",
+            "hindsight",
+            "x",
+            "bar",
+            "met",
+            "gap",
+            "s",
+        )
         yield from _table(f"{name} ({', '.join(problems[traces[0]][name].space.dims)})", head)
         for trace in traces:
             yield from _compared(name, problems[trace][name], tuned[trace, name], counts)
     head = ("trace", "graphs", "tuned", "plan", "x", "bar", "met", "s")
     yield from _table("pool: decode and prefill share the graphs", head)
     for trace in traces:
-        pair = [Peers(problems[trace][name], tuned[trace, name]) for name in ("prefill", "decode")]
-        yield from _pooled(*pair, counts)
+        prefill, decode = (Peers(problems[trace][name], tuned[trace, name]) for name in ("prefill", "decode"))
+        yield from _pooled(prefill, decode, counts)
     yield from _one_dimension(traces, counts)
     head = ("trace", "problem", "graphs", "plan once", "re-planned", "hindsight")
     yield from _table(f"re-planned {PARTS} times from live counts, same number of graphs", head)
@@ -152,8 +164,8 @@ def _pooled(prefill: Peers, decode: Peers, counts: Sequence[int]) -> Iterator[st
         pairs = [(i, j) for i in paid for j in paid if i + j <= count]
         first, second = min(pairs, key=lambda pair: paid[pair[0]][0] + paid[pair[1]][1])
         start = time.process_time()
-        planners = [Planner(peers.problem.space, peers.problem.planned) for peers in (prefill, decode)]
-        plans = divide_pool(*planners, Budget(count))
+        queries, steps = (Planner(peers.problem.space, peers.problem.planned) for peers in (prefill, decode))
+        plans = divide_pool(queries, steps, Budget(count))
         seconds = time.process_time() - start
         best = _joint_waste((prefill.problem, prefill.tuned[first]), (decode.problem, decode.tuned[second]))
         ours = _joint_waste((prefill.problem, plans[0].boxes), (decode.problem, plans[1].boxes))

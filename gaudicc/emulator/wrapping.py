@@ -128,7 +128,11 @@ class Wrapper:
             graph.capture_begin(dry_run=dry_run)
             if by_address:
                 graph.mark_user_inputs(tensors)
-            outputs = self.function(*inputs[0], **inputs[1])
+            try:
+                outputs = self.function(*inputs[0], **inputs[1])
+            except BaseException:
+                graph.reset()  # on the device the capture stays open until Python collects the graph
+                raise
             graph.capture_end()
             held: object = inputs
             if by_address:

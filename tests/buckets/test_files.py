@@ -18,7 +18,7 @@ SPACE = Space(("b", "s"), (1, 1), (4, 6), (1, 1), (4, 6), cost=lambda b, s: 5.0 
 boxes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=5).map(np.array)
 
 
-def read_as_vllm_does(text: str) -> tuple[list[tuple], list[tuple]]:
+def read_as_vllm_does(text: str) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Prefill and decode tuples, as the reader of VLLM_BUCKETING_FROM_FILE sees them."""
     rows = [ast.literal_eval(line) for line in text.splitlines() if line and not line.startswith("#")]
     return [row for row in rows if row[1] != 1], [row for row in rows if row[1] == 1]
@@ -71,7 +71,9 @@ def test_vllm_file_is_read_back() -> None:
 
 
 @given(boxes, st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=6))
-def test_first_fit_is_the_first_in_sorted_order_and_mending_it_never_costs(rows: Rows, shapes: list) -> None:
+def test_first_fit_is_the_first_in_sorted_order_and_mending_it_never_costs(
+    rows: Rows, shapes: list[tuple[int, int]]
+) -> None:
     sample = Sample.of(shapes)
     whole = np.unique(np.concatenate([rows, [SPACE.limit]]), axis=0)
     by_hand = 0.0

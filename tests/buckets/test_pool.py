@@ -67,11 +67,13 @@ def planners() -> tuple[Planner, Planner]:
     return Planner(space(32), Sample.of(rows)), Planner(space(32), Sample.of(rows))
 
 
+PROMPT, TOKEN = GraphPrice(100.0, 1.0), GraphPrice(1.0, 1.0)
+
+
 def test_memory_moves_graphs_to_decode() -> None:
-    prices = {"prefill": GraphPrice(100.0, 1.0), "decode": GraphPrice(1.0, 1.0)}
-    prefill, decode = divide_pool(*planners(), Budget(16, **prices))
+    prefill, decode = divide_pool(*planners(), Budget(16, prefill=PROMPT, decode=TOKEN))
     assert (len(prefill.boxes), len(decode.boxes)) == (8, 8)
-    prefill, decode = divide_pool(*planners(), Budget(16, device_bytes=313.0, **prices))
+    prefill, decode = divide_pool(*planners(), Budget(16, device_bytes=313.0, prefill=PROMPT, decode=TOKEN))
     assert (len(prefill.boxes), len(decode.boxes)) == (3, 13)
 
 

@@ -20,7 +20,8 @@ def _(x: Tensor) -> Tensor:
 
 class Own(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return twice(x) + 1
+        doubled: Tensor = twice(x)
+        return doubled + 1
 
 
 def test_a_library_s_own_op_is_refused_by_name() -> None:
