@@ -61,12 +61,8 @@ class ModuleCacher(nn.Module):
             use_lfu: only the sets of arguments seen most often between `capture_start` and `capture_end` get graphs.
             inplace: change the module itself, not a shallow copy.
             allow_unused_input: an input may have no gradient.
-            asynchronous: accepted.
+            asynchronous: accepted, like log_frequency, verbose, disable_tensor_cache and dry_run.
             have_grad_accumulation: the first iteration of `set_iteration_count` has graphs of its own.
-            log_frequency: accepted.
-            verbose: accepted.
-            disable_tensor_cache: accepted.
-            dry_run: accepted.
 
         Returns:
             The wrapped module.
