@@ -176,7 +176,7 @@ class _Masks:
         if node.target in _VIEWS and isinstance(node.args[0], fx.Node):
             inner = self.may_attend(node.args[0], module)
             fits = inner is not None and inner.shape == val(node.args[0]).shape
-            return node.target(inner, *node.args[1:]) if fits else None  # type: ignore[operator]
+            return node.target(inner, *node.args[1:]) if fits else None
         return None
 
     def _at_call_sites(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:

@@ -58,10 +58,14 @@ class ModuleCacher(nn.Module):
 
         Args:
             model: the module.
-            use_lfu: only the sets of arguments seen most often between `capture_start` and `capture_end` get graphs.
+            use_lfu: only the arguments seen most often between `capture_start` and `capture_end` get graphs.
             inplace: change the module itself, not a shallow copy.
             allow_unused_input: an input may have no gradient.
-            asynchronous: accepted, like log_frequency, verbose, disable_tensor_cache and dry_run.
+            asynchronous: accepted, as are the rest.
+            log_frequency: accepted.
+            verbose: accepted.
+            disable_tensor_cache: accepted.
+            dry_run: accepted.
             have_grad_accumulation: the first iteration of `set_iteration_count` has graphs of its own.
 
         Returns:
@@ -74,6 +78,9 @@ class ModuleCacher(nn.Module):
         self._original = changed.forward
         self._names = _argument_names(plain.forward)
         self._use_lfu, self._accumulates, self._unused = use_lfu, have_grad_accumulation, allow_unused_input
+        return self._wrapped(changed)
+
+    def _wrapped(self, changed: Any) -> nn.Module:
         changed.forward = self.forward
         changed.orig_forward = self._original
         changed.set_iteration_count = self.set_iteration_count

@@ -84,8 +84,8 @@ def _fake_tile(scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagona
 
 
 def _fake_part(scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float) -> Part:
-    row = (*scores.shape[:-1], 1)
-    return scores.new_empty(scores.shape), *(scores.new_empty(row, dtype=torch.float32) for _ in range(2))
+    maximum = scores.new_empty((*scores.shape[:-1], 1), dtype=torch.float32)
+    return scores.new_empty(scores.shape), maximum, torch.empty_like(maximum)
 
 
 def _fake_merge(

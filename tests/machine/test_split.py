@@ -141,7 +141,8 @@ def test_more_live_memory_than_there_is_goes_to_hbm() -> None:
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model[0])
 def test_a_cell_of_the_table(model: tuple[str, int, int, int, int | None]) -> None:
     chip = chip_of("gaudi3", 256, 0.5)
-    assert (chip.mme.drain_floor, chip.host.node_seconds) == (256, pytest.approx(5e-7))
+    assert chip.mme.drain_floor == 256
+    assert chip.host.node_seconds == pytest.approx(5e-7)
     found = cell(shape_of(model, 1024), chip)
     assert 1.0 <= found.split.seconds / found.bound <= 1.25, "the target at this node cost"
     assert 0.0 <= found.overlap <= 1.0

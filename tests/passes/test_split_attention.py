@@ -81,15 +81,16 @@ def dense(case: dict[str, Any], dtype: torch.dtype) -> Tensor:
         sink = case["sink"].to(torch.float64).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sink], -1)
     weights = torch.softmax(scores, -1).nan_to_num(0.0)[..., : k.shape[2]]
-    return weights.to(dtype) @ v.repeat_interleave(groups, 1)
+    out: Tensor = weights.to(dtype) @ v.repeat_interleave(groups, 1)
+    return out
 
 
 def split(case: dict[str, Any]) -> Tensor:
     batch, heads, queries, dim = case["q"].shape
     _, kv_heads, keys, value_dim = case["v"].shape
     shape = AttentionShape(batch, heads, kv_heads, queries, keys, dim, value_dim, ahead=0 if case["causal"] else None)
-    operands = (case[name] for name in ("q", "k", "v", "mask", "causal", "scale"))
-    return sliced_attention(*operands, tiles(shape, case["split"]), case["sink"])
+    whole = (case["q"], case["k"], case["v"], case["mask"], case["causal"], case["scale"])
+    return sliced_attention(*whole, tiles(shape, case["split"]), case["sink"])
 
 
 @given(cases(torch.float32))
@@ -145,7 +146,8 @@ def test_ops_keep_what_torch_asks_of_them() -> None:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return attention(q, k, v, None, True, 0.25)
+    out: Tensor = attention(q, k, v, None, True, 0.25)
+    return out
 
 
 def qkv(length: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -193,7 +195,8 @@ def test_blocks_that_a_constant_window_rules_out_are_not_computed(capture_of: An
     def windowed(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
         rows, keys = torch.arange(512).unsqueeze(1), torch.arange(512).unsqueeze(0)
         band = (keys <= rows) & (keys > rows - 128)
-        return attention(q, k, v, torch.logical_and(band, padding).unsqueeze(0), False, 0.25)
+        out: Tensor = attention(q, k, v, torch.logical_and(band, padding).unsqueeze(0), False, 0.25)
+        return out
 
     padding = torch.arange(512) < 400
     after, _ = alone(SplitAttention(force=Split(4, 128)), capture_of(windowed, *qkv(512), padding))
@@ -202,7 +205,8 @@ def test_blocks_that_a_constant_window_rules_out_are_not_computed(capture_of: An
 
 def test_a_mask_that_only_a_call_knows_skips_nothing(capture_of: Any, alone: Any) -> None:
     def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        return attention(q, k, v, mask, False, 0.25)
+        out: Tensor = attention(q, k, v, mask, False, 0.25)
+        return out
 
     mask = torch.ones(256, 256, dtype=torch.bool).tril()
     after, _ = alone(SplitAttention(force=Split(4, 128)), capture_of(masked, *qkv(256), mask))
@@ -212,7 +216,8 @@ def test_a_mask_that_only_a_call_knows_skips_nothing(capture_of: Any, alone: Any
 def test_a_constant_mask_without_values_skips_nothing(capture_of: Any, alone: Any) -> None:
     def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         hidden = torch.ones(256, 256, dtype=torch.bool, device="meta").tril()
-        return attention(q, k, v, hidden, False, 0.25)
+        out: Tensor = attention(q, k, v, hidden, False, 0.25)
+        return out
 
     program = capture_of(masked, *(x.to("meta") for x in qkv(256)))
     result = SplitAttention(force=Split(4, 128)).run(program)
