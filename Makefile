@@ -34,6 +34,7 @@ check: .venv/installed
 # Slow measurements; each table in docs/tables names the command that made it.
 sweep: .venv/installed
 	$(BIN)/pytest -q -n $(WORKERS) -m sweep
+	$(BIN)/python -m gaudicc.bench.legal > docs/tables/op_db_legal.md
 	$(BIN)/gaudicc bench compile > docs/tables/bench_compile.md
 	$(BIN)/python -m gaudicc.models.zoo > docs/tables/model_zoo.md
 	$(BIN)/python -m gaudicc.machine.validate > docs/tables/machine_validation.md

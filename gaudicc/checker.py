@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._decomp import core_aten_decompositions
+from torch._decomp import decomposition_table
 
 from gaudicc.capture import capture
 from gaudicc.errors import CaptureError
@@ -18,7 +18,7 @@ from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.legalize_ops import ALL_RULES, LegalizeOps
 from gaudicc.program import Program, is_op, val
 from gaudicc.rewriter import fakes
-from gaudicc.rules.complex_pairs import RULES as COMPLEX_RULES
+from gaudicc.rules import complex_pairs, fourier
 from gaudicc.targets import Support, Target, load_target
 from gaudicc.targets.calls import OpCall, judge_call, on_meta, parts_of
 from gaudicc.targets.findings import Finding, find
@@ -210,7 +210,7 @@ def _is_complex(node: fx.Node) -> bool:
 
 
 def _pairs(node: fx.Node) -> str:
-    return f"{LegalizeDtypes.name}: on pairs of reals" if node.target in COMPLEX_RULES else NO_REMEDY
+    return f"{LegalizeDtypes.name}: on pairs of reals" if node.target in complex_pairs.RULES or node.target in fourier.RULES else NO_REMEDY
 
 
 def _rule(call: OpCall) -> str:
@@ -232,8 +232,7 @@ def _rule(call: OpCall) -> str:
 
 
 def _decompositions() -> Mapping[Any, Any]:
-    table: Mapping[Any, Any] = core_aten_decompositions()
-    return table
+    return decomposition_table
 
 
 def _count(findings: Findings, words: Any) -> dict[str, int]:

@@ -189,7 +189,7 @@ def verdict_of(node: fx.Node, program: Program) -> Verdict:
         dtypes = {value.dtype for value in map(val, node.all_input_nodes) if isinstance(value, torch.Tensor)}
         fused = fused_op(program.target, op, dtypes=dtypes)
         return fused[1] if fused else program.target.lookup(op)
-    if op.namespace != "aten":
+    if op.namespace not in ("aten", "torch_nn"):
         return program.target.lookup(op)  # a library's own op stays one node: a Gaudi needs a kernel of that name
     return judge_call(program.target, OpCall(op, fakes(node.args), fakes(node.kwargs)))
 

@@ -82,6 +82,10 @@ class Runner:
             return self._assert_iota(node, value, pads.iota)
         if self.poison is None:
             return value.clone()  # laid out as with poison, for kernels may round by layout
+        if pads.uniform is not None:
+            everywhere = torch.ones(value.shape, dtype=torch.bool)
+            self._assert_constant(node, value, everywhere, Content(Kind.CONSTANT, pads.uniform))
+            return value.clone()
         factors = [factor for dim in pads.dims for factor in dim]
         shape = [_at(factor.size, self.symbols) for factor in factors]
         outside = []
