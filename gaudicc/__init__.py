@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledModel", "check", "compile", "compile_lm", "load"]
 
-_HOMES = {"compile": "compiler", "CompiledModel": "compiled", "load": "compiled", "check": "checker", "compile_lm": "lm"}
+_HOMES = {
+    "compile": "compiler",
+    "CompiledModel": "compiled",
+    "load": "compiled",
+    "check": "checker",
+    "compile_lm": "lm",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -210,7 +210,8 @@ def _is_complex(node: fx.Node) -> bool:
 
 
 def _pairs(node: fx.Node) -> str:
-    return f"{LegalizeDtypes.name}: on pairs of reals" if node.target in complex_pairs.RULES or node.target in fourier.RULES else NO_REMEDY
+    known = node.target in complex_pairs.RULES or node.target in fourier.RULES
+    return f"{LegalizeDtypes.name}: on pairs of reals" if known else NO_REMEDY
 
 
 def _rule(call: OpCall) -> str:

@@ -1,6 +1,7 @@
 """Dividing graphs between prefill and decode: every budget is kept, and the division is the cheapest."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest

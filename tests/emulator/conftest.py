@@ -29,7 +29,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.path.parent != HERE or getattr(pyfuncitem.module, "IN_THIS_PROCESS", False):
         return None
     CONTEXT.set_forkserver_preload(
-        ["torch", "hypothesis", "pytest", "torch.distributed.tensor", "torch._functorch.aot_autograd", "gaudicc.emulator.warm"]
+        [
+            "torch",
+            "hypothesis",
+            "pytest",
+            "torch.distributed.tensor",
+            "torch._functorch.aot_autograd",
+            "gaudicc.emulator.warm",
+        ]
     )
     names = pyfuncitem._fixtureinfo.argnames
     arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sympy
@@ -91,7 +92,14 @@ def test_size_expressions(a: int, b: int) -> None:
 
 
 S, T = sympy.symbols("s t", integer=True, positive=True)
-GROWING = (2 * S * T + 3, FloorDiv(S + 1, 2) * T, S**2, Min(S, 4) + Max(T, 2), 1 - Max(0, 1 - S), -FloorDiv(-2 * S, 3))
+GROWING: tuple[Any, ...] = (
+    2 * S * T + 3,
+    FloorDiv(S + 1, 2) * T,
+    S**2,
+    Min(S, 4) + Max(T, 2),
+    1 - Max(0, 1 - S),
+    -FloorDiv(-2 * S, 3),
+)
 OTHERS = (64 - S, S - T, -S * T, -FloorDiv(S, 2), (S - 3) * (T - 3), Max(0, 3 - S))
 
 
