@@ -1,7 +1,6 @@
 """Dividing graphs between prefill and decode: every budget is kept, and the division is the cheapest."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest

@@ -27,6 +27,11 @@ CASES: dict[str, tuple[Any, ...]] = {
     "index-negative": (lambda x, i: x[:, -1 - (i % 2)], "b s:4 f", "t i"),
     "index-last": (lambda x, i: x[torch.arange(x.shape[0]), i % x.shape[1]], "b s f", "b i"),
     "last-token": (lambda x, m: x[torch.arange(x.shape[0]), m.sum(1) - m.sum(1)], "b s 2 f", "b s i"),
+    "embedding-of-zeros": (
+        lambda x, w: F.embedding(x.new_zeros((x.shape[0], x.shape[1], 2), dtype=torch.int64)[..., 0], w).sum(1),
+        "b s f",
+        "3 2 f",
+    ),
     "embedding": (lambda w, i: F.embedding(3 - i, w), "4 3 f", "b s i"),
     "scatter": (lambda x, i, v: x.scatter(1, 3 - i, v), "b 4 f", "b s i", "b s f"),
     "scatter-add": (lambda x, i, v: x.scatter_add(1, i, v + 1), "b 4 f", "b s i", "b s f"),
