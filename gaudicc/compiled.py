@@ -224,7 +224,7 @@ class CompiledModel:
                 plans=map(str, self._plans.values()),
             )
         except OSError as error:
-            raise InputError(f"cannot write the report to {folder}: {error.strerror}") from error
+            raise InputError(f"cannot write the report: {error}", hint="give another path") from error
 
     def save(self, path: str | Path) -> None:
         """Writes a bundle: programs as data, tensors as safetensors, no code.

@@ -15,8 +15,12 @@ _OURS = str(Path(__file__).parent.parent)
 
 def user_line(error: BaseException) -> str | None:
     """The innermost `file:line` of a traceback that is neither torch's nor gaudicc's own."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame)]
-    return f"{'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].lineno}" if frames else None
+    return _last_of_users(traceback.extract_tb(error.__traceback__))
+
+
+def running_line() -> str | None:
+    """The innermost `file:line` that is running now and is neither torch's nor gaudicc's own."""
+    return _last_of_users(traceback.extract_stack())
 
 
 @contextmanager
@@ -31,6 +35,11 @@ def _of_user(tracer: TracerBase, stack: traceback.StackSummary) -> traceback.Sta
     frames = [frame for frame in stack[start:] if _is_users(frame)]
     kept = [frame for frame in frames[:-1] if frame.name == "forward"] + frames[-1:]
     return traceback.StackSummary.from_list(kept)
+
+
+def _last_of_users(stack: traceback.StackSummary) -> str | None:
+    frames = [frame for frame in stack if _is_users(frame)]
+    return f"{'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].lineno}" if frames else None
 
 
 def _is_users(frame: traceback.FrameSummary) -> bool:

@@ -1,6 +1,7 @@
 """Dividing graphs between prefill and decode: every budget is kept, and the division is the cheapest."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,9 +72,10 @@ PROMPT, TOKEN = GraphPrice(100.0, 1.0), GraphPrice(1.0, 1.0)
 
 
 def test_memory_moves_graphs_to_decode() -> None:
-    prefill, decode = divide_pool(*planners(), Budget(16, prefill=PROMPT, decode=TOKEN))
+    budget = Budget(16, prefill=GraphPrice(100.0, 1.0), decode=GraphPrice(1.0, 1.0))
+    prefill, decode = divide_pool(*planners(), budget)
     assert (len(prefill.boxes), len(decode.boxes)) == (8, 8)
-    prefill, decode = divide_pool(*planners(), Budget(16, device_bytes=313.0, prefill=PROMPT, decode=TOKEN))
+    prefill, decode = divide_pool(*planners(), replace(budget, device_bytes=313.0))
     assert (len(prefill.boxes), len(decode.boxes)) == (3, 13)
 
 

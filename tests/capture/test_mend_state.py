@@ -1,4 +1,7 @@
-"""State that branches change, code in methods and classes, and sides of a branch that would fail if they ran."""
+"""State that branches change, code in methods and classes, and sides of a branch that would fail if they ran.
+
+PYTEST_DONT_REWRITE: pytest would change the messages of the asserts that are under test.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ X = torch.linspace(0.5, 3, 12).view(3, 4)
 
 def only_host(x: Tensor) -> Tensor:
     """Ends in an op that the target does not have and that nothing decomposes."""
-    return torch.polygamma(1, x.abs() + 1)
+    return torch.polygamma(2, x.abs() + 1)
 
 
 class Between(nn.Module):
@@ -49,7 +49,7 @@ class OnlyHost(nn.Module):
         self.register_buffer("last", torch.zeros(3, 4))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        self.last = torch.polygamma(1, x)
+        self.last = torch.polygamma(2, x)
         return []
 
 
@@ -79,13 +79,13 @@ class Several(nn.Module):
     """A host op with several results, of which one is unused and one is returned as it is."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        q, r = torch.linalg.qr(x)
-        return q, torch.relu(r)
+        u, s, _ = torch.linalg.svd(x, full_matrices=False)
+        return u, torch.relu(s)
 
 
 class Unused(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        r: Tensor = torch.linalg.qr(x * 2).R
+        r: Tensor = torch.linalg.svd(x * 2, full_matrices=False).S
         return r + 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 import itertools
 import sys
 import threading
@@ -18,6 +19,7 @@ from gaudicc.capture.mend.heap import Heap
 from gaudicc.capture.mend.numbers import Numbers
 from gaudicc.capture.mend.outcomes import NeedsRewrite, is_user_file, user_stack
 from gaudicc.capture.mend.predicates import Pred, Predicates
+from gaudicc.errors import DynamicControlFlowError
 
 UNROLL_LIMIT = 64
 """Trips after which a loop with a tensor in its test, and no declared maximum, is refused."""
@@ -135,6 +137,7 @@ class Context:
         self.tests: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.safe_sizes: dict[tuple[str, int], Any] = {}
         self.flags: dict[tuple[str, type, str], tuple[Flag, torch.Tensor]] = {}
+        self._watcher: Callable[[FrameType, str, Any], None] | None = None
 
     @property
     def pred(self) -> Pred:
@@ -198,16 +201,30 @@ class Context:
     def taint(self) -> None:
         """An undecided value was stored in the model: from now on only rewritten functions may run."""
         self.require_rewritten()
-        sys.setprofile(self._watch)
+        gc.disable()  # what the collector calls is no part of the model
+        self._watcher = self._watch
+        sys.setprofile(self._watcher)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Undo what `taint` does to the interpreter."""
-        before = sys.getprofile()
+        """Undo what `taint` does to the interpreter.
+
+        Raises:
+            DynamicControlFlowError: something else took the watch away.
+        """
+        before, collecting = sys.getprofile(), gc.isenabled()
         try:
             yield
+            if self._watcher is not None and sys.getprofile() is not self._watcher:
+                raise DynamicControlFlowError(
+                    "an undecided value is stored in the model, and the functions that run could not be watched",
+                    hint="capture without a profiler, or keep the value in a variable in place of an attribute",
+                )
         finally:
-            sys.setprofile(before)
+            if self._watcher is not None:
+                sys.setprofile(before)
+                if collecting:
+                    gc.enable()
 
     def _watch(self, frame: FrameType, event: str, _arg: Any) -> None:
         code = frame.f_code

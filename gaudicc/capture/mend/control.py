@@ -1,4 +1,4 @@
-"""Capture, mending: branches, loops and calls of rewritten functions, as they are while a model is being captured.
+"""Capture, mending: branches and calls of rewritten functions, as they are while a model is being captured.
 
 Every function here acts as plain Python when the value decided on is plain, or when no capture runs in this thread:
 rewritten code may be called eagerly by others at the same time.
@@ -10,7 +10,7 @@ folds them together. Python state that no tensor decides on stays plain Python t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import BuiltinMethodType, FunctionType
 from typing import Any
@@ -19,39 +19,27 @@ import torch
 from torch import nn
 
 from gaudicc.capture.mend.context import (
-    UNROLL_LIMIT,
     Access,
     Context,
     Exit,
     Kind,
     Return,
-    Scope,
     Signal,
     State,
     Unreachable,
     active,
 )
 from gaudicc.capture.mend.merge import fold, install, merge, merge_states
-from gaudicc.capture.mend.outcomes import NeedsRewrite, here, is_path_outcome, is_user_file, refuse_if_caught, source_of
+from gaudicc.capture.mend.outcomes import NeedsRewrite, is_path_outcome, is_user_file, refuse_if_caught, source_of
 from gaudicc.capture.mend.truth import truth
 from gaudicc.capture.mend.values import distribute, is_partial, is_undecided
-from gaudicc.errors import DynamicControlFlowError, LoopOverflowError, Where
 
 Block = Callable[[], Any]
 Ending = Signal | Return | None
 _TARGET = {Signal.BREAK: Kind.LOOP, Signal.CONTINUE: Kind.TRIP}
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One trip of a loop: whether it happens at all, whether its item is there, and the item."""
-
-    go: bool | torch.Tensor
-    item: Any = None
-    present: torch.Tensor | None = None
-
-
-def _end(context: Context, ending: Ending, access: Access | None) -> bool:
+def end(context: Context, ending: Ending, access: Access | None) -> bool:
     """Record how a block ended; true if control falls off its end."""
     if ending is None:
         return True
@@ -61,7 +49,7 @@ def _end(context: Context, ending: Ending, access: Access | None) -> bool:
     return False
 
 
-def _raised(context: Context, error: Exception) -> None:
+def raised(context: Context, error: Exception) -> None:
     """Turn an exception of the user's into a flag; anything else goes on."""
     if context.pred is None or not is_path_outcome(error):
         raise error
@@ -89,7 +77,7 @@ def _sides(context: Context, pred: torch.Tensor, runs: tuple[Block, Block], acce
             except Unreachable:
                 pass
             except Exception as error:
-                _raised(context, error)
+                raised(context, error)
             sides.append(_Side(is_open, value, context.state(access)))
     return sides
 
@@ -108,7 +96,7 @@ def branch(context: Context, pred: torch.Tensor, then: Block | None, orelse: Blo
     """Both sides of an `if` on a tensor; returns how control leaves it."""
 
     def run(block: Block | None) -> tuple[bool, None]:
-        return _end(context, block() if block else None, access), None
+        return end(context, block() if block else None, access), None
 
     sides = _sides(context, pred, (lambda: run(then), lambda: run(orelse)), access)
     return None if _join(context, pred, sides, access) else Signal.DEAD
@@ -157,7 +145,7 @@ def call(body: Block, access: Access) -> Any:
         except Exception as error:
             if not scope.exits:
                 raise
-            _raised(context, error)
+            raised(context, error)
             ending = Signal.DEAD
         if ending is not Signal.DEAD:
             ending = ending or Return(None)
@@ -207,114 +195,3 @@ def _returned(context: Context, exits: list[Exit]) -> Any:
         assert exit_.pred is not None
         merged = merge(context, exit_.pred, value, merged)
     return merged
-
-
-def loop(
-    steps: Iterator[Step], body: Callable[[Any], Any], orelse: Block | None, access: Access, *, items_end: bool
-) -> Ending:
-    """A `while` or `for` of a rewritten function, during capture; `items_end`: a Python iterable ends it at last."""
-    context = active()
-    assert context is not None
-    with context.scope(Kind.LOOP) as scope:
-        ending: Ending = Signal.DEAD
-        trips = 0
-        while (step := _next(context, scope, steps)) is not None:
-            if isinstance(step.go, torch.Tensor):
-                with context.scope(Kind.BRANCH, context.predicates.negate(step.go)):
-                    context.leave(Kind.LOOP, None, context.state(access))
-            elif not step.go:
-                scope.exits.append(Exit(context.pred, None, context.state(access)))
-                break
-            if isinstance(step.go, torch.Tensor) or (scope.exits and not items_end):
-                trips += 1
-                if _exhausted(context, trips):
-                    break
-            ending = _trip(context, scope, step, body, access)
-            if ending is not None:
-                break
-    if isinstance(ending, Return):
-        return ending
-    return _after_loop(context, scope.exits, orelse, access)
-
-
-def _next(context: Context, scope: Scope, steps: Iterator[Step]) -> Step | None:
-    """The next step, or None if evaluating the loop's test raised on every path that is still in the loop."""
-    try:
-        return next(steps)
-    except Unreachable:
-        return None
-    except Exception as error:
-        if not scope.exits:
-            raise
-        _raised(context, error)
-        return None
-
-
-def _exhausted(context: Context, trips: int) -> bool:
-    """Whether the loop has had all the trips it may; paths that want more are flagged, never cut short."""
-    limit = UNROLL_LIMIT if context.max_trips is None else context.max_trips
-    if trips <= limit:
-        return False
-    if context.max_trips is None:
-        raise DynamicControlFlowError(
-            "nothing but data ends this loop",
-            where=Where(source=here()),
-            hint="declare the most trips it can make: max_trips=...",
-        )
-    message = f"a loop wants more than the declared max_trips={context.max_trips}"
-    context.flag(LoopOverflowError(message, where=Where(source=here())), here(), overflow=True)
-    return True
-
-
-def _trip(context: Context, around: Scope, step: Step, body: Callable[[Any], Any], access: Access) -> Ending:
-    """One trip; returns None if another may follow."""
-    with context.scope(Kind.TRIP) as trip:
-        if step.present is not None:
-            with context.scope(Kind.BRANCH, context.predicates.negate(step.present)):
-                context.leave(Kind.TRIP, Signal.CONTINUE, context.state(access))
-        try:
-            ending = body(step.item)
-        except Unreachable:
-            ending = Signal.DEAD
-        except Exception as error:
-            if not trip.exits and not around.exits:
-                raise
-            _raised(context, error)
-            ending = Signal.DEAD
-        if ending in (None, Signal.CONTINUE):
-            if not trip.exits:
-                return None
-            trip.exits.append(Exit(context.pred, ending, context.state(access)))
-        elif isinstance(ending, Return) and not trip.exits and not around.exits:
-            return ending
-        else:
-            _end(context, ending, access)
-    if not trip.exits:
-        return Signal.DEAD
-    install(context, fold(context, trip.exits), access)
-    return None
-
-
-def _after_loop(context: Context, exits: list[Exit], orelse: Block | None, access: Access) -> Ending:
-    if not exits:
-        return Signal.DEAD
-    ended = [exit_ for exit_ in exits if exit_.signal is None]
-    broken = [exit_ for exit_ in exits if exit_.signal is Signal.BREAK]
-    if orelse is None or not ended:
-        install(context, fold(context, exits), access)
-        return None
-    if not broken:
-        install(context, fold(context, ended), access)
-        return orelse()  # type: ignore[no-any-return]
-    pred: torch.Tensor | None = None
-    for exit_ in broken:
-        assert exit_.pred is not None
-        pred = context.predicates.either(pred, exit_.pred)
-    assert pred is not None
-
-    def side(state: State, block: Block | None) -> Ending:
-        install(context, state, access)
-        return block() if block else None
-
-    states = fold(context, broken), fold(context, ended)
-    return branch(context, pred, lambda: side(states[0], None), lambda: side(states[1], orelse), access)

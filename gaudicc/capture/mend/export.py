@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.modules import container
 from torch.utils import _pytree as pytree
 
+from gaudicc.capture.assignments import assigned_buffers, refuse_lost
 from gaudicc.capture.mend.context import Context, Flag, Unreachable, activate
 from gaudicc.capture.mend.internals import quiet, stops_at_data
 from gaudicc.capture.mend.interpose import Interpose
@@ -90,7 +92,10 @@ def export_mending(
     """
 
     def export() -> ExportedProgram:
-        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        with assigned_buffers(model) as assigned:
+            exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        refuse_lost(exported, assigned)
+        return exported
 
     with _LOCK:
         try:
@@ -144,8 +149,13 @@ class _Mending:
         def traced(*args: Any, **kwargs: Any) -> Any:
             context = Context((self._model,), self._max_trips, self._swaps.is_rewritten)
             context.boundary = traced.__code__  # type: ignore[attr-defined]
+            before = dict(self._model._buffers)
             with activate(context), context.watching(), Interpose(context):
                 outputs = _outputs(context, forward, args, kwargs)
+            # torch.export notes what is assigned to a buffer last; merging the sides of a branch assigns nothing
+            for name, buffer in self._model._buffers.items():
+                if buffer is not before.get(name):
+                    setattr(self._model, name, buffer)
             self._flags = tuple(flag for flag, _ in context.flags.values())
             return (outputs, tuple(value for _, value in context.flags.values())) if self._flags else outputs
 
@@ -177,9 +187,15 @@ class _Mending:
         return frame.f_code, _qualified_name(frame), place(frame, line)
 
 
+def _is_part(code: CodeType) -> bool:
+    if code.co_filename == container.__file__:
+        return code.co_name in ("__getitem__", "_get_abs_string_index")
+    return code.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+
+
 def _owner(frame: FrameType, line: int) -> tuple[FrameType, int]:
-    """The function around a comprehension or generator expression: only it can be rewritten."""
-    while frame.f_code.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>") and frame.f_back is not None:
+    """The function around a comprehension, a generator expression or a look-up in a ModuleList: only it is rewritten."""
+    while _is_part(frame.f_code) and frame.f_back is not None:
         frame = frame.f_back
         line = frame.f_lineno
     return frame, line

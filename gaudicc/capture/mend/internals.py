@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -68,7 +69,9 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     partial = ""
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), warnings.catch_warnings():
+            # an attribute that forward sets before it reads it is no state, and is restored after the attempt
+            warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
             yield
     except BaseException as error:
         partial = str(getattr(error, "partial_fx_graph", ""))

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from gaudicc.capture.mend.context import Access, Context, Return, Signal, active
-from gaudicc.capture.mend.control import Block, Ending, Step, loop
+from gaudicc.capture.mend.control import Block, Ending
 from gaudicc.capture.mend.internals import is_data_dependent, symbol_name
+from gaudicc.capture.mend.loops import Step, loop
 from gaudicc.capture.mend.outcomes import here
 from gaudicc.capture.mend.truth import truth
 from gaudicc.capture.mend.values import Maybe

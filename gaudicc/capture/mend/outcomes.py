@@ -6,6 +6,7 @@ import ast
 import builtins
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from types import CodeType, FrameType, FunctionType, TracebackType
 
@@ -18,14 +19,20 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Rewritten code calls Python's operators and builtins through these: what they raise, eager Python raises.
 _OPERATORS = tuple(os.path.join(_HERE, name) for name in ("values.py", "operators.py", "builtin.py"))
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+# What torch itself calls: Python's library, and sympy for its sizes.
+_LIBRARIES = tuple(os.path.join(os.path.dirname(_TORCH[:-1]), name) + os.sep for name in ("sympy", "mpmath", "numpy"))
+_PYTHON = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = (sysconfig.get_path("purelib") + os.sep, sysconfig.get_path("platlib") + os.sep)
 _TORCH_MODELS = (os.path.join(_TORCH, "nn") + os.sep, os.path.join(_TORCH, "distributions") + os.sep)
 
 
 def is_user_file(filename: str) -> bool:
-    """Whether code of a file belongs to the model: neither mending itself nor the machinery of torch."""
+    """Whether code of a file belongs to the model: neither mending itself nor the machinery of torch and its libraries."""
     if filename.startswith(_TORCH):
         return filename.startswith(_TORCH_MODELS) and "torch/nn/modules/module.py" not in filename
-    return not filename.startswith(_HERE) and "contextlib.py" not in filename
+    if filename.startswith(_PYTHON) and not filename.startswith(_INSTALLED):
+        return False
+    return not filename.startswith((_HERE, *_LIBRARIES))
 
 
 class NeedsRewrite(BaseException):
