@@ -15,7 +15,7 @@ from gaudicc.buckets.planner import Plan, Planner
 from gaudicc.buckets.space import Floats
 from gaudicc.errors import InputError
 
-LADDER = 10
+LADDER = 16
 """Counts at which each phase's cost is computed, in geometric steps; between them it is interpolated."""
 
 

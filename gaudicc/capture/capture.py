@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from gaudicc.capture import refusals
+from gaudicc.capture.assignments import assigned_buffers, refuse_lost
 from gaudicc.capture.convert import from_exported
 from gaudicc.capture.shapes import check_dims, grow_ones, names_of, separate, specialized
 from gaudicc.capture.signature import CallForm, FunctionModule, register_types
@@ -116,8 +117,10 @@ def _capture_module(
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    with torch.no_grad(), _quiet(), every_frame():
-        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    with torch.no_grad(), _quiet(), every_frame(), assigned_buffers(module) as assigned:
+        exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    refuse_lost(exported, assigned)
+    return exported
 
 
 # These log the traceback of an error that is raised besides.
