@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket, BucketSet
 from gaudicc.errors import AutocastError, BucketMissError, GradError, InputError, ShapeError, Where
+from gaudicc.nodes import val
 from gaudicc.padding import refusal_of
-from gaudicc.program import InputKind, OutputKind, Program, val
+from gaudicc.program import InputKind, OutputKind, Program
 from gaudicc.rewriter import shape_text
 
 

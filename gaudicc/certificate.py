@@ -9,9 +9,10 @@ from typing import Any
 
 from gaudicc.buckets import Bucket
 from gaudicc.invariants import Invariant, verdict_of
+from gaudicc.nodes import is_op, op_name
 from gaudicc.padding.certificate import NOT_PADDED, certificate_of
 from gaudicc.plan import HostOp, Plan
-from gaudicc.program import Program, is_op, op_name
+from gaudicc.program import Program
 from gaudicc.targets import Support
 
 

@@ -12,12 +12,13 @@ from torch._decomp import decomposition_table
 
 from gaudicc.capture import capture
 from gaudicc.errors import CaptureError
+from gaudicc.fake_values import fakes
 from gaudicc.invariants import needs_decomposition
+from gaudicc.nodes import is_op, val
 from gaudicc.passes.decompose import Decompose
 from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.legalize_ops import ALL_RULES, LegalizeOps
-from gaudicc.program import Program, is_op, val
-from gaudicc.rewriter import fakes
+from gaudicc.program import Program
 from gaudicc.rules import complex_pairs, fourier
 from gaudicc.targets import Support, Target, load_target
 from gaudicc.targets.calls import OpCall, judge_call, on_meta, parts_of

@@ -13,6 +13,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket, BucketSet
+from gaudicc.calling import bind
 from gaudicc.calls import Prologue, choice_text, exact, inputs_by_name, refuse_ambient, unflatten
 from gaudicc.certificate import Certificate, certify
 from gaudicc.errors import BucketMissError, BundleError, InputError, Where
@@ -20,7 +21,7 @@ from gaudicc.invariants import CATALOGUE, Invariant
 from gaudicc.lower import lower
 from gaudicc.padding import HostPadding
 from gaudicc.plan import Plan, Record
-from gaudicc.program import InputKind, Program, bind
+from gaudicc.program import InputKind, Program
 from gaudicc.runtime.device import Device
 from gaudicc.runtime.runner import Counters, Runner
 from gaudicc.runtime.select import open_device

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gaudicc.buckets import Bucket, BucketForm, Buckets, BucketSet, parse_buckets
 from gaudicc.capture import capture
 from gaudicc.compiled import CompiledModel
@@ -34,6 +36,7 @@ def compile(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    autocast: torch.dtype | None = None,
     target: str = "gaudi3",
     buckets: BucketForm = None,
     device: str = "auto",
@@ -52,6 +55,7 @@ def compile(
         example_inputs: a tuple of positional arguments, or a dict of keyword arguments.
         example_kwargs: keyword arguments.
         dynamic_shapes: None for static shapes; "auto"; or by argument name, `{"ids": {1: Dim("seq", min=1, max=512)}}`.
+        autocast: `torch.bfloat16` compiles the model as it runs inside `torch.autocast` of that dtype.
         target: the chip whose op table decides what is legal: `gaudi2` or `gaudi3`.
         buckets: the physical sizes to record: a list of `{dim: size}`, a strategy word (`exp`, `lin`, `pad`, `optimal`) or
             `Buckets`. None with dynamic dims: `exp`, at most 32 graphs.
@@ -83,7 +87,7 @@ def compile(
         exact=buckets is not None and not isinstance(buckets, (str, Buckets)),
     )
 
-    program = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
+    program = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast)
     program.target = chip
     bucket_set = plan_buckets(program, buckets)
     program.dimensions = tuple(

@@ -98,7 +98,7 @@ class TrainingModeError(CaptureError):
 class AutocastError(CaptureError):
     """Autocast is active around capture or a call."""
 
-    hint = "leave the autocast block, or convert the model: model.to(torch.bfloat16)"
+    hint = "leave the autocast block and pass gaudicc.compile(..., autocast=torch.bfloat16), which bakes its casts in"
 
 
 class GradError(CaptureError):

@@ -15,7 +15,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from gaudicc.errors import UnsupportedOpError
-from gaudicc.program import call_region, where
+from gaudicc.nodes import call_region, where
 from gaudicc.targets import Mode, Target
 from gaudicc.targets.calls import tensors_in
 from gaudicc.targets.judge import STAGE, Fallback, Judge

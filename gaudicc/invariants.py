@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from gaudicc.program import Program, is_op, op_name, val, where
-from gaudicc.rewriter import fakes
+from gaudicc.fake_values import fakes
+from gaudicc.nodes import is_op, op_name, val, where
+from gaudicc.program import Program
 from gaudicc.targets import Engine, Support, Verdict
 from gaudicc.targets.calls import OpCall, judge_call
 from gaudicc.targets.fused import fused_op

@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket
 from gaudicc.errors import LoweringError
+from gaudicc.nodes import call_region, outputs_of, source_of, val, where
 from gaudicc.plan import BufferKind, HostOp, Plan, Record, Ref, Step
-from gaudicc.program import InputKind, OutputKind, Program, call_region, outputs_of, source_of, val, where
+from gaudicc.program import InputKind, OutputKind, Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import Engine
 

@@ -13,10 +13,12 @@ from torch.fx.passes.infra.pass_base import PassBase
 
 from gaudicc import verify
 from gaudicc.errors import PipelineError, PostconditionError, PreconditionError, Where
+from gaudicc.fake_values import fake_mode_of, propagate
 from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, TYPED, WELL_FORMED, Invariant
+from gaudicc.nodes import where
 from gaudicc.printing import graph_lines
-from gaudicc.program import Program, where
-from gaudicc.rewriter import Rewriter, fake_mode_of, propagate
+from gaudicc.program import Program
+from gaudicc.rewriter import Rewriter
 from gaudicc.trace import PassRecord
 from gaudicc.verify import Level
 

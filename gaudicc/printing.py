@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import fx
 
-from gaudicc.program import InputKind, InputSpec, Program, call_region, module_of, op_name, outputs_of, source_of
+from gaudicc.nodes import call_region, module_of, op_name, outputs_of, source_of
+from gaudicc.program import InputKind, InputSpec, Program
 from gaudicc.rewriter import shape_text
 from gaudicc.targets.model import Engine
 

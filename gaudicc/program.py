@@ -6,31 +6,19 @@ body that several identical layers share is one GraphModule, and each layer is a
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from gaudicc.errors import InputError, Where
+from gaudicc.calling import Calling
+from gaudicc.nodes import is_op, op_name
 
 if TYPE_CHECKING:
     from gaudicc.targets import Target
-
-
-def call_region(body: fx.GraphModule, *operands: Any) -> tuple[Any, ...]:
-    """Runs a region body; the only way one graph calls another.
-
-    In a graph: `call_function(call_region, (get_attr body, *operands))`, a tuple taken apart by `getitem`.
-    """
-    result: tuple[Any, ...] = body(*operands)
-    return result
 
 
 class InputKind(Enum):
@@ -74,90 +62,6 @@ class OutputSpec:
 
     kind: OutputKind
     target: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter of the model's own signature.
-
-    Attributes:
-        name: its name.
-        kind: one of `inspect.Parameter`'s kinds, by name (`POSITIONAL_OR_KEYWORD`).
-        required: it has no default.
-        default: the default, a plain value.
-    """
-
-    name: str
-    kind: str
-    required: bool = True
-    default: Any = None
-
-
-@dataclass(frozen=True)
-class Calling:
-    """How the model is called: from Python arguments to the root graph's user inputs and back.
-
-    Attributes:
-        in_spec: pytree of `(args, kwargs)` in the canonical form of the model's own signature.
-        paths: path of every leaf of `in_spec`, in order.
-        static: leaf index -> the value every call must have (numbers, strings, None).
-        out_spec: pytree of the output.
-        literals: leaf index of the output -> value, where an output is not a tensor.
-        parameters: the model's own signature.
-    """
-
-    in_spec: pytree.TreeSpec
-    paths: tuple[str, ...]
-    static: Mapping[int, Any]
-    out_spec: pytree.TreeSpec
-    literals: Mapping[int, Any] = field(default_factory=dict)
-    parameters: tuple[Parameter, ...] = ()
-
-    @cached_property
-    def signature(self) -> inspect.Signature:
-        """The model's signature as Python knows it."""
-        return inspect.Signature([_parameter(entry) for entry in self.parameters])
-
-
-def _parameter(entry: Parameter) -> inspect.Parameter:
-    default = inspect.Parameter.empty if entry.required else entry.default
-    return inspect.Parameter(entry.name, getattr(inspect.Parameter, entry.kind), default=default)
-
-
-def bind(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The canonical form of a call: two calls that mean the same, by position, keyword or default, give the same.
-
-    Parameters with a default go by keyword: wrappers that add arguments of their own (transformers' output recorders) look
-    for them there, and would pass one twice that came by position.
-
-    Raises:
-        InputError: the arguments do not fit the signature.
-    """
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise InputError(
-            f"the arguments do not fit the model: {error}", hint=f"its signature is {signature}"
-        ) from error
-    bound.apply_defaults()
-    starred = any(p.kind is p.VAR_POSITIONAL and bound.arguments[p.name] for p in signature.parameters.values())
-    positional: list[Any] = []
-    keywords: dict[str, Any] = {}
-    for parameter in signature.parameters.values():
-        value = bound.arguments[parameter.name]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            positional.extend(value)
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            keywords.update(value)
-        elif parameter.kind is parameter.POSITIONAL_ONLY or (
-            parameter.kind is parameter.POSITIONAL_OR_KEYWORD and (starred or parameter.default is parameter.empty)
-        ):
-            positional.append(value)
-        else:
-            keywords[parameter.name] = value
-    return tuple(positional), dict(sorted(keywords.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,71 +226,3 @@ def _copy_graph(module: fx.GraphModule, done: dict[int, fx.GraphModule]) -> fx.G
         assert len(values) == len(module.graph.nodes) - 1, "a graph has exactly one output node"
         done[id(module)] = fx.GraphModule(children, graph, module.__class__.__name__)
     return done[id(module)]
-
-
-def is_op(node: fx.Node) -> bool:
-    """Whether a node computes with an ATen or gaudicc op (not a placeholder, getitem, region call or size arithmetic)."""
-    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
-
-
-def op_name(node: fx.Node) -> str:
-    """`aten.mm`, `gaudicc.attention`, `getitem`: the target as printed; a default overload is left bare."""
-    target = node.target
-    if isinstance(target, str):
-        return target
-    name = str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
-    return name.removesuffix(".default")
-
-
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-
-
-def source_of(node: fx.Node) -> str | None:
-    """The user's `file:line` that a node comes from: the innermost frame outside torch, or None."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    outside = [(file, line) for file, line in frames if "/torch/" not in f"/{file}"]
-    if not outside:
-        return None
-    file, line = outside[-1]
-    return f"{'/'.join(file.split('/')[-2:])}:{line}"
-
-
-def module_of(node: fx.Node) -> str | None:
-    """The path of the user's module that a node comes from, e.g. `model.layers.0.self_attn`, or None."""
-    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return None
-    path = next(reversed(list(stack.values())))[0]
-    path = re.sub(r"^L\['self'\]\.?", "", path)
-    return None if path.startswith("_empty") else path or None  # torch marks nodes that it adds itself so
-
-
-def where(node: fx.Node, stage: str | None = None) -> Where:
-    """The place of a node, for error messages."""
-    return Where(source=source_of(node), op=op_name(node), module=module_of(node), stage=stage)
-
-
-def val(node: fx.Node) -> Any:
-    """The fake value of a node: a FakeTensor with symbolic shape, a SymInt, or a tuple of these."""
-    return node.meta["val"]
-
-
-def output_of(graph: fx.Graph) -> fx.Node:
-    """The output node of a graph."""
-    output: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
-    return output
-
-
-def outputs_of(graph: fx.Graph) -> Sequence[Any]:
-    """The output values (nodes or literals) of a graph, in order."""
-    values = output_of(graph).args[0]
-    return values if isinstance(values, (tuple, list)) else (values,)
-
-
-def regions_called(graph: fx.Graph) -> list[tuple[fx.Node, str]]:
-    """The region calls of a graph, in order: the call node and the body's name."""
-    return [
-        (node, str(node.args[0].target))
-        for node in graph.nodes
-        if node.op == "call_function" and node.target is call_region and isinstance(node.args[0], fx.Node)
-    ]

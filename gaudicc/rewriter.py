@@ -7,74 +7,17 @@ spliced in, so that a rule reads like the code a user would have written by hand
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
-from torch._C import DispatchKey
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch._subclasses.functional_tensor import dispatch_functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gaudicc.errors import InternalError, UnsupportedOpError, Where
-from gaudicc.program import call_region, op_name, output_of, where
+from gaudicc.errors import InternalError, UnsupportedOpError
+from gaudicc.fake_values import fake_mode_of, fakes, guess, trace
+from gaudicc.nodes import op_name, output_of, where, writes
 
 _CARRIED = ("stack_trace", "nn_module_stack", "slice")
-
-
-def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
-    """The fake mode that all values of a graph belong to.
-
-    Raises:
-        InternalError: no node has a fake tensor.
-    """
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        for leaf in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(leaf, FakeTensor):
-                return leaf.fake_mode
-    raise InternalError("a graph without any tensor cannot be rewritten")
-
-
-def fakes(arg: Any) -> Any:
-    """Replaces every node in an argument by its fake value."""
-    return fx.map_arg(arg, lambda node: node.meta["val"])
-
-
-def trace(
-    function: Callable[..., Any], values: Iterable[Any], mode: FakeTensorMode, *, composites: bool = True
-) -> fx.GraphModule:
-    """Traces a PyTorch function on fake values to ATen.
-
-    Args:
-        function: takes `values` as positional arguments.
-        values: fake tensors, SymInts or plain Python values of `mode`.
-        mode: the fake mode of the surrounding graph.
-        composites: keep composite ops whole; otherwise every one is broken into its parts.
-
-    Returns:
-        A graph with one placeholder per value; nodes carry `val`.
-    """
-    operands = list(values)
-    # The fused CPU kernels of attention are no parts that another device could run.
-    with mode, torch.no_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
-        follow = partial(make_fx, tracing_mode="real", pre_dispatch=composites)
-        traced = follow(function)(*operands)
-        if prims := {node.target for node in traced.graph.nodes if _is_prim(node)}:
-            # PyTorch's decompositions may end in primitives that only its own compilers know; in eager these are ATen calls.
-            table = {prim: partial(prim._op_dk, DispatchKey.CompositeExplicitAutograd) for prim in prims}
-            follow = partial(follow, decomposition_table=table)
-            traced = follow(function)(*operands)
-        if any(map(_writes, traced.graph.nodes)):  # parts of PyTorch's composites write to their own intermediates
-            traced = follow(dispatch_functionalize(function))(*operands)
-    return traced
-
-
-def _is_prim(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "prims"
 
 
 class Rewriter:
@@ -277,78 +220,12 @@ def drop_dead_nodes(graph: fx.Graph) -> bool:
 def _has_effect(node: fx.Node) -> bool:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return _writes(node) or target in _EFFECTS
+        return writes(node) or target in _EFFECTS
     return isinstance(target, torch._ops.HigherOrderOperator)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
 
 # Asserts read on the host are the model's own; they are turned into flags by capture, never dropped in silence.
 _EFFECTS = {torch.ops.aten._assert_async.msg, torch.ops.aten._assert_scalar.default}
-
-
-def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMode) -> tuple[Any, ...]:
-    """Recomputes the fake value of every node from new values of the placeholders.
-
-    Region bodies are propagated once per distinct set of operand shapes and not rewritten: their own
-    values follow from their call sites.
-
-    Args:
-        module: the graph; its nodes' `val` are overwritten.
-        values: one fake value per placeholder.
-        mode: the fake mode of `values`.
-
-    Returns:
-        The values of the outputs.
-    """
-    feed = iter(values)
-    known: dict[fx.Node, Any] = {}
-    memo: dict[Any, tuple[Any, ...]] = {}
-    with mode, torch.no_grad(), enable_python_dispatcher():
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                known[node] = next(feed)
-            elif node.op == "get_attr":
-                known[node] = getattr(module, str(node.target))
-            elif node.op == "output":
-                continue
-            elif node.target is call_region:
-                body, *operands = (fx.map_arg(arg, known.__getitem__) for arg in node.args)
-                key = (id(body), tuple(_shape_key(value) for value in operands))
-                if key not in memo:
-                    memo[key] = propagate(body, operands, mode)
-                known[node] = memo[key]
-            else:
-                args = fx.map_arg(node.args, known.__getitem__)
-                kwargs = fx.map_arg(node.kwargs, known.__getitem__)
-                known[node] = node.target(*args, **kwargs)
-            if node.op != "get_attr":
-                node.meta["val"] = known[node]
-    result = fx.map_arg(output_of(module.graph).args[0], known.__getitem__)
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
-def _shape_key(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return tuple(str(size) for size in value.shape), value.dtype, tuple(str(step) for step in value.stride())
-    return str(value)
-
-
-def guess(size: Any) -> int:
-    """A number for a size that is only compared with others of the same tensor: itself, or its example value.
-
-    Raises:
-        UnsupportedOpError: the size is read from data, so that it has no example value.
-    """
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    if size.node.hint is None:
-        raise UnsupportedOpError(
-            f"the size {size} depends on the values of a tensor", where=Where(stage="the rewriter")
-        )
-    return int(size.node.hint)
 
 
 def _known_to_differ(a: Any, b: Any) -> bool:

@@ -10,8 +10,10 @@ import torch
 from torch import fx
 
 from gaudicc.errors import InputError, NumericsError, PostconditionError, Where
-from gaudicc.program import Program, call_region, output_of, where
-from gaudicc.rewriter import fake_mode_of, guess, propagate, shape_text
+from gaudicc.fake_values import fake_mode_of, guess, propagate
+from gaudicc.nodes import call_region, output_of, where
+from gaudicc.program import Program
+from gaudicc.rewriter import shape_text
 
 # Largest difference allowed, relative to the largest magnitude, of a pass that only rounds.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gaudicc.invariants import ENGINE_ASSIGNED, LEGAL_OPS, TYPED, Invariant, verdict_of
+from gaudicc.nodes import is_op
 from gaudicc.pipeline import GraphPass, Numerics
-from gaudicc.program import Program, is_op
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 
 

@@ -11,8 +11,9 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
+from gaudicc.nodes import is_op, val
 from gaudicc.pipeline import Numerics, PassResult
-from gaudicc.program import InputKind, InputSpec, Program, is_op, val
+from gaudicc.program import InputKind, InputSpec, Program
 from gaudicc.rewriter import Rewriter, drop_dead_nodes
 from gaudicc.rules.match import argument
 

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 from gaudicc.invariants import DECOMPOSED, FUNCTIONAL, TYPED, WELL_FORMED, Invariant, needs_decomposition
+from gaudicc.nodes import is_op, op_name
 from gaudicc.pipeline import GraphPass, Numerics
-from gaudicc.program import Program, is_op, op_name
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 
 from gaudicc.invariants import SHAPES_GUARDED, TYPED, WELL_FORMED, Invariant
+from gaudicc.nodes import val
 from gaudicc.pipeline import Numerics, PassResult
-from gaudicc.program import Guard, Program, val
+from gaudicc.program import Guard, Program
 
 
 @dataclass(frozen=True)

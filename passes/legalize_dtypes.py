@@ -12,8 +12,9 @@ from torch import fx
 
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.invariants import FUNCTIONAL, NO_COMPLEX, STATIC, TYPED, WELL_FORMED, Invariant
+from gaudicc.nodes import call_region, op_name, val, where
 from gaudicc.pipeline import Numerics, PassResult
-from gaudicc.program import InputKind, Program, call_region, op_name, val, where
+from gaudicc.program import InputKind, Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules import complex_pairs, fourier
 from gaudicc.rules.complex_pairs import Pair

@@ -14,8 +14,9 @@ from torch._decomp import decomposition_table
 
 from gaudicc.errors import UnsupportedOpError, Where
 from gaudicc.invariants import FUNCTIONAL, LEGAL_OPS, NO_COMPLEX, STATIC, TYPED, WELL_FORMED, Invariant, verdict_of
+from gaudicc.nodes import is_op, op_name, where
 from gaudicc.pipeline import GraphPass, Numerics
-from gaudicc.program import Program, is_op, op_name, where
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules import (
     bags,

@@ -11,8 +11,9 @@ from gaudicc.kernels import attention, merge_parts, rms_norm, softmax_part, soft
 from gaudicc.kernels.attention import plain_attention
 from gaudicc.kernels.norm import plain_rms_norm
 from gaudicc.kernels.split import plain_merge_parts, plain_softmax_part, plain_softmax_tile
+from gaudicc.nodes import is_op, op_name
 from gaudicc.pipeline import GraphPass, Numerics
-from gaudicc.program import Program, is_op, op_name
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import Support
 

@@ -12,8 +12,9 @@ from torch import fx
 
 from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
 from gaudicc.kernels import attention
+from gaudicc.nodes import val
 from gaudicc.pipeline import GraphPass, Numerics
-from gaudicc.program import Program, val
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.match import argument, calls, same_sizes, through_casts, unrepeated
 

@@ -11,8 +11,9 @@ from torch import fx
 
 from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
 from gaudicc.kernels import rms_norm
+from gaudicc.nodes import val
 from gaudicc.pipeline import GraphPass, Numerics
-from gaudicc.program import Program, val
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.match import CASTS, calls, constant, same_sizes, through_casts
 

@@ -10,6 +10,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gaudicc.errors import InternalError, UnsupportedOpError
+from gaudicc.fake_values import propagate
 from gaudicc.invariants import (
     FUNCTIONAL,
     NO_DYNAMIC_CONTROL_FLOW,
@@ -19,9 +20,10 @@ from gaudicc.invariants import (
     WELL_FORMED,
     Invariant,
 )
+from gaudicc.nodes import call_region, op_name, val, where
 from gaudicc.pipeline import Numerics, PassResult
-from gaudicc.program import InputKind, Program, call_region, op_name, val, where
-from gaudicc.rewriter import Rewriter, propagate
+from gaudicc.program import InputKind, Program
+from gaudicc.rewriter import Rewriter
 
 _NUMBERS = (int, float, bool)
 

@@ -18,8 +18,9 @@ from gaudicc.machine import CHIPS, Chip, load_chip
 from gaudicc.machine.attention import AttentionShape, Split, tiles
 from gaudicc.machine.fx import attention_shape
 from gaudicc.machine.split import MOST_SLICES, Choice, choose_split
+from gaudicc.nodes import call_region, val
 from gaudicc.pipeline import GraphPass, Numerics
-from gaudicc.program import InputKind, Program, call_region, val
+from gaudicc.program import InputKind, Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import Support
 

@@ -14,7 +14,7 @@ from gaudicc.compiled import CompiledModel
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.interpreter import interpret
 from gaudicc.invariants import verdict_of
-from gaudicc.program import is_op, op_name
+from gaudicc.nodes import is_op, op_name
 from gaudicc.targets import Support, load_target
 
 pytest.importorskip("transformers", reason="needs gaudicc[models]")

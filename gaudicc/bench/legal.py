@@ -26,9 +26,10 @@ from gaudicc.capture import capture
 from gaudicc.errors import GaudiccError, InternalError
 from gaudicc.interpreter import interpret
 from gaudicc.invariants import SHAPES_GUARDED
+from gaudicc.nodes import is_op
 from gaudicc.passes import CleanUp, Decompose, LegalizeDtypes, LegalizeOps, Specialize
 from gaudicc.pipeline import CAPTURED, Pipeline
-from gaudicc.program import OutputKind, Program, is_op
+from gaudicc.program import OutputKind, Program
 from gaudicc.targets import load_target
 from gaudicc.verify import Level
 

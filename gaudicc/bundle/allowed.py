@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gaudicc.bundle.item import Item, error
-from gaudicc.program import call_region
+from gaudicc.nodes import call_region
 
 _ATEN = """
 abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d

@@ -9,8 +9,9 @@ from typing import Any
 from gaudicc.bundle import literals, trees
 from gaudicc.bundle.formulas import size_text
 from gaudicc.bundle.item import Item
+from gaudicc.calling import Calling, Parameter
 from gaudicc.padding import Edit, OutputProof, PadCertificate
-from gaudicc.program import Calling, PadRecord, Parameter
+from gaudicc.program import PadRecord
 
 _KINDS = [
     name for name, kind in vars(inspect.Parameter).items() if isinstance(kind, type(inspect.Parameter.KEYWORD_ONLY))

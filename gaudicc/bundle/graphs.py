@@ -13,7 +13,7 @@ from gaudicc.bundle import literals, values
 from gaudicc.bundle.allowed import ARITY, REGION_CALL, name_of, resolve
 from gaudicc.bundle.item import Item
 from gaudicc.bundle.sizes import SizeReader, SizeWriter
-from gaudicc.program import call_region, module_of, op_name, outputs_of, source_of
+from gaudicc.nodes import call_region, module_of, op_name, outputs_of, source_of
 from gaudicc.targets.model import Engine
 
 _SOURCE = re.compile(r'[^"\r\n]{1,1024}:\d{1,9}')

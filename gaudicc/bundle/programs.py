@@ -14,16 +14,8 @@ from gaudicc.bundle.item import Item
 from gaudicc.bundle.sizes import SizeReader, SizeWriter
 from gaudicc.bundle.tensors import TensorWriter
 from gaudicc.errors import TargetError
-from gaudicc.program import (
-    Dimension,
-    Guard,
-    InputKind,
-    InputSpec,
-    OutputKind,
-    OutputSpec,
-    Program,
-    outputs_of,
-)
+from gaudicc.nodes import outputs_of
+from gaudicc.program import Dimension, Guard, InputKind, InputSpec, OutputKind, OutputSpec, Program
 from gaudicc.targets import Target, load_target
 
 _INPUTS = {kind.name.lower(): kind for kind in InputKind}

@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -15,9 +15,11 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from gaudicc.calling import Parameter
 from gaudicc.capture import refusals
 from gaudicc.capture.assignments import assigned_buffers, refuse_lost
 from gaudicc.capture.convert import from_exported
@@ -34,7 +36,7 @@ from gaudicc.errors import (
     UnsupportedInputError,
     Where,
 )
-from gaudicc.program import Parameter, Program
+from gaudicc.program import Program
 
 Model = Any  # nn.Module | Callable | ExportedProgram | str | Path: isinstance decides, and says what else was given
 
@@ -45,6 +47,7 @@ def capture(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    autocast: torch.dtype | None = None,
 ) -> Program:
     """Captures a model as a Program.
 
@@ -54,6 +57,7 @@ def capture(
         example_inputs: positional arguments, or a dict of keyword arguments.
         example_kwargs: keyword arguments.
         dynamic_shapes: None for static shapes, "auto", or torch.export's form, by argument name.
+        autocast: the dtype of an autocast region around the whole model; its casts become part of the program.
 
     Returns:
         The program, regions found, shapes symbolic where `dynamic_shapes` says so.
@@ -65,6 +69,8 @@ def capture(
     if isinstance(model, (str, Path)):
         model = _load_pt2(Path(model))
     if isinstance(model, ExportedProgram):
+        if autocast is not None:
+            raise InputError("an exported program cannot be cast anew", hint="export it inside the autocast region")
         return _from_exported_program(model)
     if isinstance(model, type) or not (isinstance(model, nn.Module) or callable(model)):
         raise InputError(
@@ -81,7 +87,8 @@ def capture(
     leaves = refusals.leaf_paths(form.positional, args, kwargs)
     refusals.refuse_inputs(leaves)
     refusals.refuse_mixed_devices(module, leaves)
-    return _capture_module(module, form, args, kwargs, tuple(path for path, _ in leaves), dynamic_shapes)
+    with _cast(module, autocast):
+        return _capture_module(module, form, args, kwargs, tuple(path for path, _ in leaves), dynamic_shapes)
 
 
 def _capture_module(
@@ -117,10 +124,40 @@ def _capture_module(
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    with torch.no_grad(), _quiet(), every_frame(), assigned_buffers(module) as assigned:
+    with torch.no_grad(), _quiet(), every_frame(), _ones_are_sizes(), assigned_buffers(module) as assigned:
         exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     refuse_lost(exported, assigned)
     return exported
+
+
+def _ones_are_sizes() -> AbstractContextManager[Any]:
+    """Stops export from taking a dynamic size for at least 2, which answers `x.shape[0] == 1` for every size.
+
+    torch before 2.8 has no such switch.
+    """
+    if not hasattr(symbolic_config, "backed_size_oblivious"):
+        return nullcontext()
+    return symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined, no-any-return]
+
+
+@contextmanager
+def _cast(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Lets a model run under autocast, with the lists of the device that it is on."""
+    if dtype is None:
+        yield
+        return
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise InputError(f"autocast is {dtype}", hint="pass torch.bfloat16 or torch.float16")
+    device = next((tensor.device.type for tensor in (*module.parameters(), *module.buffers())), "cpu")
+    own = vars(module).get("forward")
+    module.forward = torch.autocast(device, dtype)(module.forward)
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 # These log the traceback of an error that is raised besides.

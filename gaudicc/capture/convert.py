@@ -13,22 +13,12 @@ from torch.export.graph_signature import ConstantArgument
 from torch.export.graph_signature import InputKind as TorchInput
 from torch.export.graph_signature import OutputKind as TorchOutput
 
+from gaudicc.calling import Calling, Parameter
 from gaudicc.capture.regions import split_regions
 from gaudicc.capture.shapes import UNBOUNDED, settled
 from gaudicc.errors import CaptureError, DynamicControlFlowError
-from gaudicc.program import (
-    Calling,
-    Dimension,
-    InputKind,
-    InputSpec,
-    OutputKind,
-    OutputSpec,
-    Parameter,
-    Program,
-    output_of,
-    outputs_of,
-    where,
-)
+from gaudicc.nodes import output_of, outputs_of, where
+from gaudicc.program import Dimension, InputKind, InputSpec, OutputKind, OutputSpec, Program
 from gaudicc.rewriter import Rewriter, drop_dead_nodes
 
 _KINDS = {
@@ -49,7 +39,7 @@ def from_exported(
     """Turns an exported program into a Program.
 
     Args:
-        exported: what torch.export returned; made functional here where it mutates anything.
+        exported: what torch.export returned; traced again here where it mutates anything or holds an autocast region.
         paths: the path of every leaf of its inputs.
         example: the example value of every leaf.
         parameters: the model's own signature.
@@ -58,7 +48,7 @@ def from_exported(
     Raises:
         CaptureError: the graph holds a torchbind object, a token or a higher-order op without meaning here.
     """
-    if any(_mutates(node) for node in exported.graph.nodes):
+    if _mutates_or_casts(exported.graph_module):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch copies its own deprecated types
             exported = exported.run_decompositions({})
@@ -86,6 +76,12 @@ def from_exported(
         dimensions=_dimensions(root, kept, exported, names or {}),
         example={spec.name: by_path[spec.source] for spec in kept if spec.kind is InputKind.USER},
     )
+
+
+def _mutates_or_casts(root: fx.GraphModule) -> bool:
+    """Whether tracing again makes the graph plainer: functional, with the casts of autocast regions as ops."""
+    nodes = [node for graph in root.modules() if isinstance(graph, fx.GraphModule) for node in graph.graph.nodes]
+    return any(node.target is torch.ops.higher_order.wrap_with_autocast or _mutates(node) for node in nodes)
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from gaudicc.program import call_region
+from gaudicc.nodes import call_region
 from gaudicc.rewriter import drop_dead_nodes
 
 _MIN_NODES = 3  # a shorter body saves nothing and costs a call

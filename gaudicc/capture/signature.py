@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from gaudicc.calling import Parameter, bind
 from gaudicc.capture.refusals import is_static
 from gaudicc.capture.transformers_cache import register_cache
 from gaudicc.errors import InputError, UnsupportedInputError
-from gaudicc.program import Parameter, bind
 
 
 class FunctionModule(nn.Module):
@@ -69,7 +69,7 @@ class CallForm:
         self.positional = [p.name for p in self.signature.parameters.values() if p.kind in kinds]
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The canonical (args, kwargs); see `gaudicc.program.bind`."""
+        """The canonical (args, kwargs); see `gaudicc.calling.bind`."""
         return bind(self.signature, args, kwargs)
 
     @property

@@ -15,7 +15,8 @@ from gaudicc.cli.ranking import rank_file
 from gaudicc.cli.source import Source, is_bundle, open_source
 from gaudicc.compiled import CompiledModel
 from gaudicc.errors import InputError
-from gaudicc.program import Program, val
+from gaudicc.nodes import val
+from gaudicc.program import Program
 from gaudicc.targets import load_target
 
 ENCODER = "sentence-encoder"

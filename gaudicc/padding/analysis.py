@@ -12,6 +12,8 @@ import torch
 from torch import fx
 
 from gaudicc.errors import InternalError, PaddingError
+from gaudicc.fake_values import fake_mode_of, propagate
+from gaudicc.nodes import call_region, op_name, output_of, outputs_of, val, where
 from gaudicc.padding.certificate import PadCertificate, proof_of
 from gaudicc.padding.layout import Pads, constant, weaker
 from gaudicc.padding.padder import Claims, Journal, Padder
@@ -19,19 +21,8 @@ from gaudicc.padding.resources import BodyResources, Key, Resources, RootResourc
 from gaudicc.padding.rules import factories, pointwise, views
 from gaudicc.padding.rules.table import rule_of
 from gaudicc.padding.sizes import expression, text
-from gaudicc.program import (
-    InputKind,
-    InputSpec,
-    PadRecord,
-    Program,
-    call_region,
-    op_name,
-    output_of,
-    outputs_of,
-    val,
-    where,
-)
-from gaudicc.rewriter import Rewriter, fake_mode_of, propagate
+from gaudicc.program import InputKind, InputSpec, PadRecord, Program
+from gaudicc.rewriter import Rewriter
 
 aten = torch.ops.aten
 _ATTEMPTS = 12

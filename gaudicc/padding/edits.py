@@ -11,11 +11,11 @@ import torch
 from torch import fx
 
 from gaudicc.errors import PaddingError
+from gaudicc.nodes import op_name, source_of, val, where
 from gaudicc.padding.certificate import Edit
 from gaudicc.padding.layout import GARBAGE, Content, Dim, Factor, Kind, Number, Pads, mapped
 from gaudicc.padding.resources import Resources
 from gaudicc.padding.sizes import expression, grows, text
-from gaudicc.program import op_name, source_of, val, where
 from gaudicc.rewriter import Rewriter
 
 aten = torch.ops.aten

@@ -9,10 +9,10 @@ import sympy
 import torch
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.edits import Claims, Edits, Journal, aten, highest, lowest
 from gaudicc.padding.layout import GARBAGE, Content, Dim, Factor, Kind, Pads, mapped, normal, total
 from gaudicc.padding.sizes import expression
-from gaudicc.program import val
 
 __all__ = ["Claims", "Journal", "Padder", "aten", "highest", "lowest"]
 

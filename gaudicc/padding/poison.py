@@ -16,9 +16,10 @@ import torch
 from torch import fx
 
 from gaudicc.errors import NumericsError
+from gaudicc.nodes import call_region, output_of, where
 from gaudicc.padding.host import HostPadding
 from gaudicc.padding.layout import Content, Kind, Pads
-from gaudicc.program import InputKind, OutputKind, Program, call_region, output_of, where
+from gaudicc.program import InputKind, OutputKind, Program
 from gaudicc.verify import differs
 
 

@@ -9,9 +9,9 @@ import sympy
 import torch
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.layout import Factor, Pads, constant
 from gaudicc.padding.sizes import SIZE_OPS, Arithmetic, text
-from gaudicc.program import val
 from gaudicc.rewriter import Rewriter
 
 aten = torch.ops.aten

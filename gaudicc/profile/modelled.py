@@ -13,8 +13,9 @@ from gaudicc.machine.cost import op_cost
 from gaudicc.machine.fx import op_name, works_of
 from gaudicc.machine.fx_tasks import node_tasks
 from gaudicc.machine.split import limits_of
+from gaudicc.nodes import call_region, outputs_of
 from gaudicc.profile.activity import Activity
-from gaudicc.program import Program, call_region, outputs_of
+from gaudicc.program import Program
 
 
 @dataclass(frozen=True)

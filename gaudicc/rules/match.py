@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gaudicc.program import val
+from gaudicc.nodes import val
 
 aten = torch.ops.aten
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.type_as.default)

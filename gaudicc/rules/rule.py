@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from gaudicc.fake_values import fakes
 from gaudicc.pipeline import Numerics
-from gaudicc.rewriter import fakes
 
 
 def always(*args: Any, **kwargs: Any) -> None:

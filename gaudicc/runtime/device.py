@@ -22,7 +22,7 @@ class Segment:
 
     Attributes:
         graph: functional ATen with static shapes; every node has `meta["val"]` (a FakeTensor, an int, or a tuple of
-            them). It may call shared region bodies with `gaudicc.program.call_region(body, *operands)`, whose tuple
+            them). It may call shared region bodies with `gaudicc.nodes.call_region(body, *operands)`, whose tuple
             is read by `operator.getitem`.
         bound: placeholder name -> weight, constant or state tensor, bound once by address.
         state: placeholder name of a state buffer -> index of the output that is its new value.

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 
-from gaudicc.program import source_of
+from gaudicc.nodes import source_of
 from gaudicc.targets.calls import OpCall, example_size, judge_call, tensors_in
 from gaudicc.targets.dtypes import COMPLEX, code
 from gaudicc.targets.model import Engine, Mode, Support, Verdict

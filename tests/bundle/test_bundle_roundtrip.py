@@ -15,23 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from gaudicc.bundle import Record, read_bundle, write_bundle
+from gaudicc.calling import Calling
 from gaudicc.capture import capture
 from gaudicc.errors import BundleError
+from gaudicc.fake_values import fake_mode_of, trace
 from gaudicc.invariants import TYPED, WELL_FORMED
+from gaudicc.nodes import module_of, outputs_of, source_of, val
 from gaudicc.printing import program_text
-from gaudicc.program import (
-    Calling,
-    InputKind,
-    InputSpec,
-    OutputKind,
-    OutputSpec,
-    Program,
-    module_of,
-    outputs_of,
-    source_of,
-    val,
-)
-from gaudicc.rewriter import fake_mode_of, trace
+from gaudicc.program import InputKind, InputSpec, OutputKind, OutputSpec, Program
 
 UNARY = [
     torch.relu,

@@ -23,7 +23,8 @@ from gaudicc.errors import (
     ModelFileError,
     ModelRaisedError,
 )
-from gaudicc.program import InputKind, OutputKind, source_of
+from gaudicc.nodes import source_of
+from gaudicc.program import InputKind, OutputKind
 
 X = torch.arange(3.0)
 

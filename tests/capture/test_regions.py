@@ -16,8 +16,9 @@ from torch.export import Dim
 from gaudicc.capture import capture
 from gaudicc.capture.regions import region_dag
 from gaudicc.compiler import split_pipeline
+from gaudicc.nodes import call_region, is_op, regions_called
 from gaudicc.passes import DEFAULT_PIPELINE
-from gaudicc.program import Program, call_region, is_op, regions_called
+from gaudicc.program import Program
 from gaudicc.targets import load_target
 
 

@@ -31,8 +31,9 @@ from gaudicc.invariants import (
     Violation,
 )
 from gaudicc.kernels import rms_norm
+from gaudicc.nodes import is_op
 from gaudicc.passes import STATIC as STATIC_PASSES
-from gaudicc.program import Program, is_op
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import load_target
 

@@ -15,8 +15,9 @@ import torch
 
 import gaudicc
 from gaudicc.errors import BundleError, DeviceError, InputError
+from gaudicc.nodes import regions_called
 from gaudicc.plan import HostOp, Record
-from gaudicc.program import InputKind, regions_called
+from gaudicc.program import InputKind
 
 # The model's own package, which the loading process must not need. Two kinds of layers (two regions), an op of the host
 # between them (two segments and more), a buffer that grows (state), and an output type of its own.

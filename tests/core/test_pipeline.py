@@ -19,9 +19,10 @@ from gaudicc.capture import capture
 from gaudicc.compiler import split_pipeline
 from gaudicc.errors import NumericsError, PipelineError, PostconditionError, PreconditionError
 from gaudicc.invariants import DECOMPOSED, FUNCTIONAL, LEGAL_OPS, STATIC, TYPED, Invariant
+from gaudicc.nodes import is_op
 from gaudicc.passes import DEFAULT_PIPELINE, AssignEngines, CleanUp, Decompose, LegalizeOps, Specialize
 from gaudicc.pipeline import FxPass, GraphPass, Numerics, Pass, PassResult, Pipeline
-from gaudicc.program import Program, is_op
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import load_target
 from gaudicc.trace import PassRecord

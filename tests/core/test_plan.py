@@ -15,8 +15,9 @@ from gaudicc.capture import capture
 from gaudicc.compiled import CompiledModel
 from gaudicc.errors import LoweringError, UnsupportedOpError
 from gaudicc.lower import lower
+from gaudicc.nodes import op_name
 from gaudicc.plan import Barrier, BufferKind, HostBranch, HostLoop, HostOp, Plan, Record, Ref
-from gaudicc.program import Program, op_name
+from gaudicc.program import Program
 from gaudicc.targets import Engine
 
 X = torch.linspace(0.5, 3, 12).view(3, 4)

@@ -12,22 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gaudicc.calling import bind
 from gaudicc.capture import capture
 from gaudicc.errors import InputError
-from gaudicc.program import (
-    InputKind,
-    OutputKind,
-    bind,
-    call_region,
-    is_op,
-    module_of,
-    op_name,
-    outputs_of,
-    regions_called,
-    source_of,
-    val,
-    where,
-)
+from gaudicc.nodes import call_region, is_op, module_of, op_name, outputs_of, regions_called, source_of, val, where
+from gaudicc.program import InputKind, OutputKind
 
 Make = Callable[..., nn.Module]
 

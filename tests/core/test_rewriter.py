@@ -16,8 +16,10 @@ from torch.export import Dim
 
 from gaudicc.capture import capture
 from gaudicc.errors import InternalError
-from gaudicc.program import Program, call_region, module_of, op_name, outputs_of, source_of, val
-from gaudicc.rewriter import Rewriter, drop_dead_nodes, fake_mode_of, propagate, shape_text
+from gaudicc.fake_values import fake_mode_of, propagate
+from gaudicc.nodes import call_region, module_of, op_name, outputs_of, source_of, val
+from gaudicc.program import Program
+from gaudicc.rewriter import Rewriter, drop_dead_nodes, shape_text
 
 aten = torch.ops.aten
 

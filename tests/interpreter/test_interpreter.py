@@ -7,7 +7,7 @@ from torch.export import export
 
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.interpreter import interpret
-from gaudicc.program import call_region
+from gaudicc.nodes import call_region
 from gaudicc.targets import Mode, load_target
 
 TARGET = load_target("gaudi3")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gaudicc.invariants import ENGINE_ASSIGNED, verdict_of
+from gaudicc.nodes import is_op, op_name
 from gaudicc.passes.assign_engines import AssignEngines
-from gaudicc.program import Program, is_op, op_name
+from gaudicc.program import Program
 from gaudicc.targets import Engine, load_target
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from gaudicc.capture import capture
+from gaudicc.nodes import is_op, op_name, val
 from gaudicc.passes.clean_up import CleanUp
-from gaudicc.program import InputKind, Program, is_op, op_name, val
+from gaudicc.program import InputKind, Program
 
 aten = torch.ops.aten
 

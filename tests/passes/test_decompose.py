@@ -15,8 +15,9 @@ from torch.export import Dim
 
 from gaudicc.capture import capture
 from gaudicc.invariants import needs_decomposition
+from gaudicc.nodes import is_op, module_of, op_name, source_of
 from gaudicc.passes.decompose import Decompose
-from gaudicc.program import Program, is_op, module_of, op_name, source_of
+from gaudicc.program import Program
 from gaudicc.targets import load_target
 from gaudicc.verify import numerics
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 import gaudicc
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.invariants import verdict_of
+from gaudicc.nodes import is_op, module_of, op_name, source_of
 from gaudicc.passes.legalize_ops import LegalizeOps
 from gaudicc.pipeline import Numerics
 from gaudicc.plan import HostOp, Record
-from gaudicc.program import Program, is_op, module_of, op_name, source_of
+from gaudicc.program import Program
 from gaudicc.rules.rule import Rule
 from gaudicc.targets import Engine, Support
 from gaudicc.verify import numerics

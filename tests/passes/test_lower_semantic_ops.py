@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import gaudicc
 from gaudicc.invariants import LOWERED, verdict_of
 from gaudicc.kernels import attention, rms_norm
+from gaudicc.nodes import is_op
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
-from gaudicc.program import Program, is_op
+from gaudicc.program import Program
 from gaudicc.targets import Support
 
 PLAIN = LowerSemanticOps(fused=False)

@@ -15,9 +15,10 @@ from torch import Tensor, fx
 from torch.nn.functional import dropout, scaled_dot_product_attention, softmax
 
 from gaudicc.capture import capture
+from gaudicc.fake_values import fakes
+from gaudicc.nodes import op_name
 from gaudicc.passes.recognize_attention import RecognizeAttention
-from gaudicc.program import Program, op_name
-from gaudicc.rewriter import fakes
+from gaudicc.program import Program
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from gaudicc.capture import capture
+from gaudicc.nodes import op_name
 from gaudicc.passes.recognize_norm import RecognizeNorm
-from gaudicc.program import Program, op_name
+from gaudicc.program import Program
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 

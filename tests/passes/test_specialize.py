@@ -17,8 +17,9 @@ import gaudicc
 from gaudicc.capture import capture
 from gaudicc.errors import InternalError, UnsupportedOpError
 from gaudicc.invariants import STATIC, TYPED
+from gaudicc.nodes import call_region
 from gaudicc.passes.specialize import Specialize
-from gaudicc.program import Program, call_region
+from gaudicc.program import Program
 
 DIMS = {"x": {0: Dim("batch", min=1, max=4), 1: Dim("length", min=1, max=9)}}
 

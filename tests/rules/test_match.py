@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from gaudicc.capture import capture
-from gaudicc.program import outputs_of
+from gaudicc.nodes import outputs_of
 from gaudicc.rules.match import argument, calls, constant, through_casts, unrepeated
 
 aten = torch.ops.aten

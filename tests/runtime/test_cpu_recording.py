@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import fx
 
 from gaudicc.errors import AutocastError, InputError, LoweringError, ShapeError, StateError
-from gaudicc.program import call_region
+from gaudicc.nodes import call_region
 from gaudicc.runtime.cpu import CpuDevice, CpuRecording
 from gaudicc.runtime.device import Segment
 

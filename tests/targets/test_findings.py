@@ -5,7 +5,7 @@ import torch
 from torch import fx
 from torch.export import Dim, export
 
-from gaudicc.program import call_region
+from gaudicc.nodes import call_region
 from gaudicc.targets import Mode, Target
 from gaudicc.targets.findings import Finding, find
 

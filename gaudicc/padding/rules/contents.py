@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from gaudicc.nodes import source_of, val
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Kind, constant
 from gaudicc.padding.padder import Padder
 from gaudicc.padding.rules.rule import operand, overload
-from gaudicc.program import source_of, val
 
 # Finite on finite operands of the magnitudes that a model computes with.
 _TOTAL = {

@@ -9,11 +9,11 @@ import torch
 from torch import fx
 
 from gaudicc.kernels import attention
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Dim, Factor, Pads, constant, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand
 from gaudicc.padding.sizes import expression
-from gaudicc.program import val
 
 _PRODUCT = "0 on the contracted dim, on both sides (0 x NaN is NaN)"
 

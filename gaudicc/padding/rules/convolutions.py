@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Pads, mapped
 from gaudicc.padding.padder import Claims, Padder, aten, lowest
 from gaudicc.padding.rules.rule import Rule, operand
-from gaudicc.program import val
 from gaudicc.rules.match import argument
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Pads, constant, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand
 from gaudicc.padding.sizes import expression
-from gaudicc.program import val
 from gaudicc.rules.match import argument
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Kind, Pads, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.padding.sizes import expression
-from gaudicc.program import val
 
 _IN_RANGE = "pads of an index are 0, which is in range"
 

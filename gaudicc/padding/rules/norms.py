@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from gaudicc.kernels import rms_norm
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Factor, Pads, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand
-from gaudicc.program import val
 from gaudicc.rules.match import argument
 
 

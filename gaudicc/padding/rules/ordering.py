@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Pads, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten, highest, lowest
 from gaudicc.padding.rules.reductions import become_all
 from gaudicc.padding.rules.rule import Rule, operand, wrap
-from gaudicc.program import val
 from gaudicc.rules.match import argument
 
 

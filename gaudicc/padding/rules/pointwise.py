@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Kind, Pads, constant, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.contents import evaluate, result_of
 from gaudicc.padding.rules.rule import Rule, operand, overload
 from gaudicc.padding.sizes import expression
-from gaudicc.program import val
 
 _EXTRA = (
     aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other,

@@ -9,10 +9,10 @@ import sympy
 import torch
 from torch import fx
 
+from gaudicc.nodes import source_of, val
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Pads, constant, mapped, normal, total
 from gaudicc.padding.padder import Claims, Padder, aten, highest, lowest
 from gaudicc.padding.rules.rule import Rule, dims_argument, operand, wrap
-from gaudicc.program import source_of, val
 from gaudicc.rules.match import argument
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sympy
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Pads, constant, mapped, normal, total
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.padding.sizes import expression
-from gaudicc.program import val
 from gaudicc.rules.match import argument
 
 ONE = (Factor(sympy.Integer(1)),)

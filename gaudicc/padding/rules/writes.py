@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Pads, join, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.indexing import broadcast_dims, copies, refuse_masks, safe_index
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.padding.sizes import expression
-from gaudicc.program import val
 from gaudicc.rules.match import argument
 
 _DUMP = "pads of an index name a row that is dropped afterwards"
