@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gaudicc.checker import check
-    from gaudicc.compiled import CompiledModel, load
+    from gaudicc.compiled import CompiledModel
     from gaudicc.compiler import compile
     from gaudicc.lm import compile_lm
+    from gaudicc.loading import load
 
 __all__ = ["CompiledModel", "check", "compile", "compile_lm", "load"]
 
 _HOMES = {
     "compile": "compiler",
     "CompiledModel": "compiled",
-    "load": "compiled",
+    "load": "loading",
     "check": "checker",
     "compile_lm": "lm",
 }

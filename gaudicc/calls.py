@@ -13,7 +13,7 @@ from gaudicc.buckets import Bucket, BucketSet
 from gaudicc.errors import AutocastError, BucketMissError, GradError, InputError, ShapeError, Where
 from gaudicc.nodes import val
 from gaudicc.padding import refusal_of
-from gaudicc.program import InputKind, OutputKind, Program
+from gaudicc.program import Dimension, InputKind, OutputKind, Program
 from gaudicc.rewriter import shape_text
 
 
@@ -162,6 +162,20 @@ def exact(program: Program, buckets: BucketSet, sizes: Mapping[str, int]) -> Buc
             hint=f"the buckets are {'; '.join(map(str, buckets))}",
         )
     return bucket
+
+
+def bucket_for(sizes: Mapping[str, int], dimensions: Sequence[Dimension], *, exact: bool) -> Bucket:
+    """A new bucket for sizes that none holds: the next power of two of each, within its dimension's range.
+
+    Args:
+        sizes: dimension name -> logical size.
+        dimensions: with their ranges.
+        exact: exactly these sizes, for a program that is not padded.
+    """
+    if exact:
+        return Bucket.of({dim.name: sizes[dim.name] for dim in dimensions})
+    ceiling = {dim.name: 1 << max(sizes[dim.name] - 1, 0).bit_length() for dim in dimensions}
+    return Bucket.of({dim.name: min(ceiling[dim.name], dim.high) for dim in dimensions})
 
 
 def refuse_ambient() -> None:

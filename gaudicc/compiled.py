@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,18 +15,19 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket, BucketSet
 from gaudicc.calling import bind
-from gaudicc.calls import Prologue, choice_text, exact, inputs_by_name, refuse_ambient, unflatten
+from gaudicc.calls import Prologue, bucket_for, choice_text, exact, inputs_by_name, refuse_ambient, unflatten
 from gaudicc.certificate import Certificate, certify
-from gaudicc.errors import BucketMissError, BundleError, InputError, Where
-from gaudicc.invariants import CATALOGUE, Invariant
+from gaudicc.errors import BucketMissError, InputError, RecordForbiddenError, Where
+from gaudicc.invariants import Invariant
 from gaudicc.lower import lower
 from gaudicc.padding import HostPadding
 from gaudicc.plan import Plan, Record
 from gaudicc.program import InputKind, Program
 from gaudicc.runtime.device import Device
 from gaudicc.runtime.runner import Counters, Runner
-from gaudicc.runtime.select import open_device
 from gaudicc.trace import CompileTrace
+
+log = logging.getLogger("gaudicc")
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Stats(Counters):
 
     Attributes:
         calls: calls that ran.
-        misses: calls refused because no bucket fits.
+        misses: calls that no bucket fitted.
         padded: elements of all user inputs that were launched.
         real: elements of all user inputs that were given.
         bytes_held: bytes that the recordings hold.
@@ -70,6 +72,7 @@ class CompiledModel:
         borrow: bool = False,
         own_state: bool = True,
         notes: tuple[str, ...] = (),
+        compile_bucket: Callable[[Bucket], Program] | None = None,
     ) -> None:
         self.program = program
         self.buckets = buckets
@@ -85,6 +88,8 @@ class CompiledModel:
         self._state = {source: tensor.clone() if own_state else tensor for source, tensor in states.items()}
         self._runners: dict[Bucket, Runner] = {}
         self._recording = threading.Lock()
+        self._compile_bucket = compile_bucket
+        self._forbidden = False
         self._prologue = Prologue(program)
         self._padding = None if program.padded is None else HostPadding(program, views=borrow)
         self._signature = program.calling.signature
@@ -96,6 +101,7 @@ class CompiledModel:
         Raises:
             InputError: arguments that the model does not take, or static ones that differ from those at compile time.
             ShapeError: a size that no guard admits; BucketMissError: no bucket for it.
+            RecordForbiddenError: its bucket is not recorded, after `forbid_records`.
             AutocastError: autocast is active.
         """
         refuse_ambient()
@@ -117,11 +123,25 @@ class CompiledModel:
             return self.buckets.choose(sizes) if self._padding is not None else exact(self.program, self.buckets, sizes)
         except BucketMissError:
             self.stats.misses += 1
-            raise
+            if self._compile_bucket is None or self._forbidden:
+                raise
+        return self._add(bucket_for(sizes, self.program.dimensions, exact=self._padding is None))
+
+    def _add(self, bucket: Bucket) -> Bucket:
+        """Compiles a bucket that was missed."""
+        assert self._compile_bucket is not None
+        with self._recording:
+            if bucket not in self.buckets:
+                log.warning("no bucket fits, compiling %s during a call", bucket)
+                static = self._compile_bucket(bucket)
+                self._plans[bucket] = lower(static, bucket)
+                self._programs[bucket] = static
+                self.buckets = BucketSet([*self.buckets, bucket], self.buckets.cost)
+        return bucket
 
     def _run(self, bucket: Bucket, tensors: list[torch.Tensor], sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
         """Replays a bucket on inputs of the logical sizes."""
-        runner = self._runner(bucket)
+        runner = self._runners.get(bucket) or self._runner_in_call(bucket)
         self.stats.real += sum(tensor.numel() for tensor in tensors)
         if self._padding is None:
             self.stats.padded += sum(tensor.numel() for tensor in tensors)
@@ -130,6 +150,14 @@ class CompiledModel:
         feed = [*self._padding.pad(inputs_by_name(self.program, tensors), physical, sizes).values()]
         self.stats.padded += sum(tensor.numel() for tensor in feed[: len(tensors)])
         return self._padding.slice(runner.run(feed), physical, sizes)
+
+    def _runner_in_call(self, bucket: Bucket) -> Runner:
+        """The runner of a bucket that was not recorded when a call came for it."""
+        if self._forbidden:
+            raise RecordForbiddenError(f"bucket {bucket} is not recorded", where=Where(stage="the call"))
+        if len(self.buckets) > 1:
+            log.warning("recording bucket %s during a call; warm_up() does it before", bucket)
+        return self._runner(bucket)
 
     def _runner(self, bucket: Bucket) -> Runner:
         runner = self._runners.get(bucket)
@@ -148,7 +176,7 @@ class CompiledModel:
         return runner
 
     def warm_up(self, progress: Callable[[int, int, Bucket], None] | None = None) -> None:
-        """Records every bucket, so that no later call does.
+        """Records every bucket, so that no later call does. If it is interrupted, another call goes on where it was.
 
         Args:
             progress: called before each bucket with how many are done, how many there are, and the bucket.
@@ -157,6 +185,10 @@ class CompiledModel:
             if progress is not None:
                 progress(done, len(self.buckets), bucket)
             self._runner(bucket)
+
+    def forbid_records(self) -> None:
+        """From now on a call whose bucket is not recorded raises: no request ever waits for a recording."""
+        self._forbidden = True
 
     def plan(self, bucket: Bucket | Mapping[str, int] | None = None) -> Plan:
         """The plan of a bucket; of the only one, if there is one.
@@ -199,7 +231,7 @@ class CompiledModel:
         """The same compiled model with state of its own, starting from the model's; weights and programs are shared."""
         return CompiledModel(
             self.program, self._programs, self.buckets, self.trace, self._device,
-            ensured=self._ensured, borrow=self._borrow, notes=self.notes,
+            ensured=self._ensured, borrow=self._borrow, notes=self.notes, compile_bucket=self._compile_bucket,
         )  # fmt: skip
 
     def report(self, folder: str | Path) -> Path:
@@ -248,51 +280,3 @@ class CompiledModel:
             "notes": list(self.notes),
         }
         write_bundle(Path(path), programs, manifest)
-
-
-def load(path: str | Path, *, device: str = "auto", outputs: str = "fresh") -> CompiledModel:
-    """Loads a bundle. Runs no code from it, and needs none of the model's.
-
-    Args:
-        path: what `CompiledModel.save` wrote.
-        device: as in `compile`.
-        outputs: as in `compile`.
-
-    Returns:
-        The compiled model, without the trace of its passes.
-
-    Raises:
-        BundleError: the bundle is damaged, doctored, or of another version.
-    """
-    from gaudicc.bundle import Item, read_bundle
-
-    if not isinstance(path, (str, Path)):
-        raise InputError(f"the bundle is a {type(path).__name__}", hint="pass the path of a folder or zip")
-    if outputs not in ("fresh", "borrow"):
-        raise InputError(f"outputs is {outputs!r}", hint="choose one of fresh, borrow")
-    programs, content = read_bundle(Path(path))
-    manifest = Item(content, f"{path}: manifest").fields(("buckets", "dims", "proved", "notes"))
-    dims = tuple(item.identifier() for item in manifest["dims"].items())
-    buckets = [
-        Bucket(dims, tuple(size.integer() for size in sizes.items(len(dims)))) for sizes in manifest["buckets"].items()
-    ]
-    known = {invariant.name: invariant for invariant in CATALOGUE}
-    proved = [known[item.choice(known, "invariant")] for item in manifest["proved"].items()]
-    notes = [item.text() for item in manifest["notes"].items()]
-    expected = {"symbolic", *(f"bucket:{bucket}" for bucket in buckets)}
-    if set(programs) != expected or not buckets:
-        raise BundleError(
-            f"the bundle holds the programs {sorted(programs)}, its manifest speaks of {sorted(expected)}",
-            where=Where(source=str(path)),
-        )
-    opened, chosen = open_device(device)
-    return CompiledModel(
-        programs["symbolic"],
-        {bucket: programs[f"bucket:{bucket}"] for bucket in buckets},
-        BucketSet(buckets),
-        CompileTrace(),
-        opened,
-        ensured=frozenset(proved),
-        borrow=outputs == "borrow",
-        notes=(chosen, *notes),
-    )

@@ -44,6 +44,7 @@ def compile(
     verify: str = "ops",
     on_unsupported: str = "error",
     outputs: str = "fresh",
+    on_miss: str = "refuse",
     own_state: bool = True,
     observer: Observer | None = None,
     dump: str | Path | None = None,
@@ -65,6 +66,8 @@ def compile(
             with NaN, infinity and extreme integers in all pads that are claimed harmless.
         on_unsupported: `error`, or `host` to leave such ops on the host between recorded graphs.
         outputs: `fresh` storage for every call, or `borrow`: valid until the next call.
+        on_miss: a call that no bucket holds is refused by `refuse`; `record` compiles and records one for it during the
+            call, and says so in the log.
         own_state: give the compiled model buffers of its own, starting from the model's; False writes the model's own.
         observer: called with the record of each pass as it ends.
         dump: a folder for the printed program of every stage.
@@ -78,6 +81,7 @@ def compile(
     level = Level.parse(verify)
     _one_of("on_unsupported", on_unsupported, ("error", "host"))
     _one_of("outputs", outputs, ("fresh", "borrow"))
+    _one_of("on_miss", on_miss, ("refuse", "record"))
     chip = load_target(target)
     opened, chosen = open_device(device)
     log.info(chosen)
@@ -106,9 +110,11 @@ def compile(
     trace = CompileTrace(records)
     if dump is not None:
         trace.dump(Path(dump))
+    final = program
     return CompiledModel(
         program, programs, bucket_set, trace, opened,
         ensured=static.ensured, borrow=outputs == "borrow", own_state=own_state, notes=(chosen, *program.notes, *tried),
+        compile_bucket=(lambda bucket: _for_bucket(static, bucket).run(final, level=level)[0]) if on_miss == "record" else None,
     )  # fmt: skip
 
 

@@ -121,6 +121,12 @@ class BucketMissError(ShapeError):
     hint = "add a bucket that dominates the shape, or raise the bound in dynamic_shapes"
 
 
+class RecordForbiddenError(GaudiccError):
+    """A call needs a recording that is not there, and `forbid_records` forbade to make it."""
+
+    hint = "call warm_up() before forbid_records()"
+
+
 class PaddingError(GaudiccError):
     """Padding cannot be proved harmless for an op."""
 
