@@ -36,11 +36,13 @@ sweep: .venv/installed
 	$(BIN)/pytest -q -n $(WORKERS) -m sweep
 	$(BIN)/python -m gaudicc.bench.legal > docs/tables/op_db_legal.md
 	$(BIN)/gaudicc bench compile > docs/tables/bench_compile.md
+	$(BIN)/python -m gaudicc.bench.calls > docs/tables/bench_calls.md
 	$(BIN)/python -m gaudicc.models.zoo > docs/tables/model_zoo.md
 	$(BIN)/python tests/padding/test_padding_zoo.py > docs/tables/padding_zoo.md
 	$(BIN)/gaudicc bench lm --save docs/tables/bench_lm.json > docs/tables/bench_lm.md
 	$(BIN)/python -m gaudicc.machine.split_table > docs/tables/split_attention.md
 	$(BIN)/python -m gaudicc.machine.validate > docs/tables/machine_validation.md
+	$(BIN)/python -m gaudicc.bench.buckets --counts 8 32 --output docs/tables/buckets.md
 
 # The pages that are written from docstrings.
 docs: .venv/installed

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
-from gaudicc.errors import InputError
+from gaudicc.errors import InputError, Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,19 @@ class Parameter:
     default: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """An exception that the model raises or not, depending on the values of tensors.
+
+    Attributes:
+        error: the exception, as the user's code made it.
+        source: the user's `file:line` that raises it.
+    """
+
+    error: Exception
+    source: str
+
+
 @dataclass(frozen=True)
 class Calling:
     """How the model is called: from Python arguments to the root graph's user inputs and back.
@@ -41,6 +55,7 @@ class Calling:
         out_spec: pytree of the output.
         literals: leaf index of the output -> value, where an output is not a tensor.
         parameters: the model's own signature.
+        raises: what each element of the program's flag output means; at most one of them is true.
     """
 
     in_spec: pytree.TreeSpec
@@ -49,6 +64,7 @@ class Calling:
     out_spec: pytree.TreeSpec
     literals: Mapping[int, Any] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
+    raises: tuple[Raise, ...] = ()
 
     @cached_property
     def signature(self) -> inspect.Signature:
@@ -95,3 +111,51 @@ def bind(
         else:
             keywords[parameter.name] = value
     return tuple(positional), dict(sorted(keywords.items()))
+
+
+class Binder:
+    """The leaves of a call's canonical form; called for every call, so that what depends only on its form is kept.
+
+    Args:
+        calling: of the program that is called.
+    """
+
+    def __init__(self, calling: Calling) -> None:
+        self._signature = calling.signature
+        self._in_spec = calling.in_spec
+        self._routes: dict[tuple[Any, ...], Route | None] = {}
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The leaves in the order of the calling's `in_spec`.
+
+        Raises:
+            InputError: the arguments do not fit the signature, or are nested otherwise than at compile time.
+        """
+        given = (*args, *kwargs.values())
+        form = (len(args), *kwargs)
+        if form not in self._routes:
+            self._routes[form] = self._route(len(args), kwargs)
+        route = self._routes[form]
+        if route is not None and all(type(value) in _LEAVES for value in given):
+            return [default if place is None else given[place] for place, default in route]
+        leaves, spec = pytree.tree_flatten(bind(self._signature, args, kwargs))
+        if spec != self._in_spec:
+            raise InputError(
+                "the arguments are nested otherwise than at compile time",
+                where=Where(stage="the call"),
+                hint=f"the model was compiled for {self._in_spec}",
+            )
+        return leaves
+
+    def _route(self, count: int, kwargs: Mapping[str, Any]) -> Route | None:
+        """Where each leaf comes from in calls of this form whose arguments are all leaves; None if they cannot be."""
+        marks = [object() for _ in range(count + len(kwargs))]
+        bound = bind(self._signature, tuple(marks[:count]), dict(zip(kwargs, marks[count:], strict=True)))
+        leaves, spec = pytree.tree_flatten(bound)
+        places = {id(mark): place for place, mark in enumerate(marks)}
+        return [(places.get(id(leaf)), leaf) for leaf in leaves] if spec == self._in_spec else None
+
+
+Route = list[tuple[int | None, Any]]
+
+_LEAVES = {torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None)}

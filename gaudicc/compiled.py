@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket, BucketSet
-from gaudicc.calling import bind
+from gaudicc.calling import Binder
 from gaudicc.calls import Prologue, bucket_for, choice_text, exact, inputs_by_name, refuse_ambient, unflatten
 from gaudicc.certificate import Certificate, certify
 from gaudicc.errors import BucketMissError, InputError, RecordForbiddenError, Where
@@ -92,8 +91,7 @@ class CompiledModel:
         self._forbidden = False
         self._prologue = Prologue(program)
         self._padding = None if program.padded is None else HostPadding(program, views=borrow)
-        self._signature = program.calling.signature
-        self._in_spec = program.calling.in_spec
+        self._binder = Binder(program.calling)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model.
@@ -105,13 +103,7 @@ class CompiledModel:
             AutocastError: autocast is active.
         """
         refuse_ambient()
-        leaves, spec = pytree.tree_flatten(bind(self._signature, args, kwargs))
-        if spec != self._in_spec:
-            raise InputError(
-                "the arguments are nested otherwise than at compile time",
-                where=Where(stage="the call"),
-                hint=f"the model was compiled for {self._in_spec}",
-            )
+        leaves = self._binder(args, kwargs)
         tensors, sizes = self._prologue.bind(leaves)
         results = self._run(self._choose(sizes), tensors, sizes)
         self.stats.calls += 1
