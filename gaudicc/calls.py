@@ -10,7 +10,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket, BucketSet
-from gaudicc.errors import AutocastError, BucketMissError, GradError, InputError, ShapeError, Where
+from gaudicc.calling import Calling
+from gaudicc.errors import AutocastError, BucketMissError, GradError, InputError, ModelRaisedError, ShapeError, Where
 from gaudicc.nodes import val
 from gaudicc.padding import refusal_of
 from gaudicc.program import Dimension, InputKind, OutputKind, Program
@@ -198,6 +199,9 @@ def unflatten(program: Program, results: Sequence[torch.Tensor], leaves: Sequenc
 
     Returns:
         The output as the model would have returned it.
+
+    Raises:
+        Exception: what the model itself raises on these arguments.
     """
     users: list[Any] = []
     kinds = [spec for spec in program.outputs if spec.kind is not OutputKind.STATE]
@@ -206,9 +210,25 @@ def unflatten(program: Program, results: Sequence[torch.Tensor], leaves: Sequenc
             users.append(result)
         elif spec.kind is OutputKind.INPUT:
             leaves[program.calling.paths.index(str(spec.target))].copy_(result)
+        elif spec.kind is OutputKind.LENGTH:
+            output, dim = map(int, str(spec.target).split(":"))
+            users[output] = users[output].narrow(dim, 0, int(result))
+    for spec, result in zip(kinds, results, strict=True):  # what the model wrote before it raised stays written
+        if spec.kind is OutputKind.FLAG:
+            _raise(program.calling, result)
     for index, literal in sorted(program.calling.literals.items()):
         users.insert(index, literal)
     return pytree.tree_unflatten(users, program.calling.out_spec)
+
+
+def _raise(calling: Calling, flags: torch.Tensor) -> None:
+    """Raises what the model itself raises; the cause names the user's line."""
+    for entry, flag in zip(calling.raises, flags.tolist(), strict=True):
+        if flag:
+            here = ModelRaisedError(
+                "the model raises this", where=Where(source=entry.source, stage="the call"), hint=""
+            )
+            raise entry.error.with_traceback(None) from here
 
 
 def _same(given: Any, expected: Any) -> bool:

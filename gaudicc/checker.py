@@ -11,6 +11,7 @@ from torch import fx
 from torch._decomp import decomposition_table
 
 from gaudicc.capture import capture
+from gaudicc.capture.mend import DECIDES
 from gaudicc.errors import CaptureError
 from gaudicc.fake_values import fakes
 from gaudicc.invariants import needs_decomposition
@@ -101,8 +102,12 @@ class Findings:
 
     @property
     def dynamic(self) -> dict[str, int]:
-        """Data-dependent construct -> calls."""
-        return _count(self, lambda finding: finding.dynamic)
+        """Data-dependent construct -> calls; the functions too whose Python decides on tensors."""
+        decisions = [note.removeprefix(DECIDES) for note in self.notes if note.startswith(DECIDES)]
+        return {
+            **_count(self, lambda finding: finding.dynamic),
+            **{f"a decision on a tensor in {function}": 1 for function in decisions},
+        }
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""

@@ -221,7 +221,7 @@ class CompiledModel:
 
     def session(self) -> CompiledModel:
         """The same compiled model with state of its own, starting from the model's; weights and programs are shared."""
-        return CompiledModel(
+        return type(self)(
             self.program, self._programs, self.buckets, self.trace, self._device,
             ensured=self._ensured, borrow=self._borrow, notes=self.notes, compile_bucket=self._compile_bucket,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gaudicc.buckets import Bucket, BucketForm, Buckets, BucketSet, parse_buckets
-from gaudicc.capture import capture
+from gaudicc.capture import CapturedSide, capture_sides
 from gaudicc.compiled import CompiledModel
 from gaudicc.errors import InputError, PipelineError
 from gaudicc.padding import poison
@@ -23,6 +23,7 @@ from gaudicc.passes.specialize import Specialize
 from gaudicc.pipeline import Observer, Pass, Pipeline
 from gaudicc.program import Program
 from gaudicc.runtime.select import open_device
+from gaudicc.sided import admitted, compile_sides
 from gaudicc.targets import load_target
 from gaudicc.trace import CompileTrace, PassRecord
 from gaudicc.verify import Level
@@ -60,7 +61,7 @@ def compile(
         target: the chip whose op table decides what is legal: `gaudi2` or `gaudi3`.
         buckets: the physical sizes to record: a list of `{dim: size}`, a strategy word (`exp`, `lin`, `pad`, `optimal`) or
             `Buckets`. None with dynamic dims: `exp`, at most 32 graphs.
-        device: where it runs: `auto` (a real Gaudi if one answers, else cpu), `cpu`.
+        device: where it runs: `auto` (a real Gaudi if one answers, else cpu), `cpu`, `hpu`, or `cuda`.
         passes: the passes in order, `DEFAULT_PIPELINE` by default; from `Specialize` on they run per bucket.
         verify: what is checked after each pass: `structure`, `shapes`, `ops`, `numerics`; `poison` also runs every bucket
             with NaN, infinity and extreme integers in all pads that are claimed harmless.
@@ -90,32 +91,37 @@ def compile(
         host=on_unsupported == "host",
         exact=buckets is not None and not isinstance(buckets, (str, Buckets)),
     )
-
-    program = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast)
-    program.target = chip
-    bucket_set = plan_buckets(program, buckets)
-    program.dimensions = tuple(
-        dim if dim.high >= 0 else replace(dim, high=max(bucket[dim.name] for bucket in bucket_set))
-        for dim in program.dimensions
-    )
-
+    sides = capture_sides(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast)
     observers = (observer,) if observer else ()
-    program, records = symbolic.run(program, level=level, observers=observers)
-    programs: dict[Bucket, Program] = {}
-    for bucket in bucket_set:
-        pipeline = _for_bucket(static, bucket)
-        programs[bucket], more = pipeline.run(program, level=level, observers=observers)
-        records += more
-    tried = try_pads(records, programs) if level >= Level.POISON else ()
-    trace = CompileTrace(records)
+
+    def compile_side(side: CapturedSide, form: BucketForm, kind: type[CompiledModel]) -> CompiledModel:
+        program = side.program
+        program.target = chip
+        bucket_set = admitted(side, plan_buckets(program, form))
+        program.dimensions = tuple(
+            dim if dim.high >= 0 else replace(dim, high=max(bucket[dim.name] for bucket in bucket_set))
+            for dim in program.dimensions
+        )
+        program, records = symbolic.run(program, level=level, observers=observers)
+        final = program
+
+        def compile_bucket(bucket: Bucket) -> Program:
+            static_program, more = _for_bucket(static, bucket).run(final, level=level, observers=observers)
+            records.extend(more)
+            return static_program
+
+        programs = {bucket: compile_bucket(bucket) for bucket in bucket_set}
+        tried = try_pads(records, programs) if level >= Level.POISON else ()
+        return kind(
+            program, programs, bucket_set, CompileTrace(records), opened,
+            ensured=static.ensured, borrow=outputs == "borrow", own_state=own_state,
+            notes=(chosen, *program.notes, *tried), compile_bucket=compile_bucket if on_miss == "record" else None,
+        )  # fmt: skip
+
+    compiled = compile_sides(sides, buckets, compile_side)
     if dump is not None:
-        trace.dump(Path(dump))
-    final = program
-    return CompiledModel(
-        program, programs, bucket_set, trace, opened,
-        ensured=static.ensured, borrow=outputs == "borrow", own_state=own_state, notes=(chosen, *program.notes, *tried),
-        compile_bucket=(lambda bucket: _for_bucket(static, bucket).run(final, level=level)[0]) if on_miss == "record" else None,
-    )  # fmt: skip
+        compiled.trace.dump(Path(dump))
+    return compiled
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,22 @@ from torch._C import DispatchKey
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
+from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaudicc.errors import InternalError, UnsupportedOpError, Where
 from gaudicc.nodes import call_region, output_of, writes
+
+
+def ones_are_sizes() -> AbstractContextManager[Any]:
+    """Stops tracing from taking a dynamic size for at least 2, which answers `x.shape[0] == 1` for every size.
+
+    A size of 1 or 2 would be taken for 2. torch before 2.8 has no such switch.
+    """
+    if not hasattr(symbolic_config, "backed_size_oblivious"):
+        return nullcontext()
+    return symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined, no-any-return]
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:

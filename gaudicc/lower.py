@@ -13,7 +13,7 @@ from gaudicc.buckets import Bucket
 from gaudicc.errors import LoweringError
 from gaudicc.nodes import call_region, outputs_of, source_of, val, where
 from gaudicc.plan import BufferKind, HostOp, Plan, Record, Ref, Step
-from gaudicc.program import InputKind, OutputKind, Program
+from gaudicc.program import FOLDED, InputKind, InputSpec, OutputKind, Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import Engine
 
@@ -33,7 +33,7 @@ def lower(program: Program, bucket: Bucket) -> Plan:
     if any(_on_host(node) for _, module in program.graphs() for node in module.graph.nodes):
         program = program.copy()
         _inline_host_regions(program.root)
-    kinds = {spec.name: _KINDS.get(spec.kind, BufferKind.BOUND) for spec in program.inputs}
+    kinds = {spec.name: _kind(spec) for spec in program.inputs}
     groups = _groups(program.root)
     one_record = len(groups) == 1 and not _on_host(groups[0][0] if groups[0] else None)
     steps: list[Step]
@@ -55,6 +55,12 @@ def lower(program: Program, bucket: Bucket) -> Plan:
     written = {name for step in steps for name in getattr(step, "outputs", ())}
     buffers = {**kinds, **{name: BufferKind.VALUE for name in written if name not in kinds}}
     return Plan(bucket, buffers, tuple(steps), outputs, writes)
+
+
+def _kind(spec: InputSpec) -> BufferKind:
+    if spec.kind is InputKind.CONSTANT and spec.source.startswith(FOLDED):
+        return BufferKind.CONSTANT
+    return _KINDS.get(spec.kind, BufferKind.BOUND)
 
 
 def _name(value: Any) -> str:

@@ -12,11 +12,12 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase
 
 from gaudicc import verify
+from gaudicc.changes import alike
+from gaudicc.collector import collector_paused
 from gaudicc.errors import PipelineError, PostconditionError, PreconditionError, Where
-from gaudicc.fake_values import fake_mode_of, propagate
+from gaudicc.fake_values import fake_mode_of, ones_are_sizes, propagate
 from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, TYPED, WELL_FORMED, Invariant
 from gaudicc.nodes import where
-from gaudicc.printing import graph_lines
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.trace import PassRecord
@@ -38,7 +39,7 @@ class PassResult:
 
     Attributes:
         program: the program after it (the very object it was given, rewritten, or a new one).
-        modified: whether anything changed.
+        modified: whether any graph changed; if not, the graphs from before are kept.
         notes: sentences for the trace: what was done, and why a near miss was not.
     """
 
@@ -204,11 +205,13 @@ class Pipeline:
         for step, held in zip(self.passes, self.established, strict=True):
             before = program
             started = time.perf_counter()
-            result = step.run(before.copy())
+            with ones_are_sizes(), collector_paused():
+                result = step.run(before.copy())
             spent = time.perf_counter() - started
-            program, touched = _share(before, result.program)
+            program, touched = _share(before, result)
             started = time.perf_counter()
-            _check(step, held, before, program, touched, level)
+            with ones_are_sizes(), collector_paused():
+                _check(step, held, before, program, touched, level)
             checks = (*sorted(invariant.name for invariant in held), level.name.lower())
             record = PassRecord(
                 step.name,
@@ -227,11 +230,14 @@ class Pipeline:
         return program, records
 
 
-def _share(before: Program, after: Program) -> tuple[Program, list[fx.GraphModule]]:
-    """Lets `after` share every graph that reads the same as before; returns it with the graphs that differ."""
-    old = {name: module for name, module in before.graphs()}
-    touched = [module for name, module in after.graphs() if name not in old or _text(old[name]) != _text(module)]
+def _share(before: Program, result: PassResult) -> tuple[Program, list[fx.GraphModule]]:
+    """Lets the new program share every graph that reads the same as before; returns it with the graphs that differ."""
+    after = result.program
     changed_inputs = (before.inputs, before.outputs) != (after.inputs, after.outputs)
+    if not result.modified and not changed_inputs:
+        return replace(after, root=before.root), []
+    old = dict(before.graphs())
+    touched = [module for name, module in after.graphs() if name not in old or not alike(old[name], module)]
     if not touched and not changed_inputs:
         return replace(after, root=before.root), []
     kept = {id(module) for module in touched}
@@ -249,10 +255,6 @@ def _swap(module: fx.GraphModule, name: str, body: fx.GraphModule) -> None:
             _swap(child, name, body)
 
 
-def _text(module: fx.GraphModule) -> list[str]:
-    return list(graph_lines("", module, {}, {}, numbered=False))
-
-
 def _check(
     step: Pass, held: frozenset[Invariant], before: Program, after: Program, touched: list[fx.GraphModule], level: Level
 ) -> None:
@@ -263,7 +265,7 @@ def _check(
         for module in everything if promised else graphs:
             _refuse(invariant, after, module, step.name, "does not establish" if promised else "broke")
     if level >= Level.SHAPES and touched:
-        verify.shapes(after, step.name)
+        verify.shapes(after, step.name, before)
     if level >= Level.NUMERICS and (touched or before.inputs != after.inputs):
         verify.numerics(before, after, step.name, bitwise=step.numerics is Numerics.BITWISE)
 

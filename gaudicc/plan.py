@@ -22,6 +22,7 @@ class BufferKind(Enum):
 
     INPUT = "input"
     BOUND = "bound once"
+    CONSTANT = "bound once, never written"
     STATE = "state"
     VALUE = "value"
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from gaudicc.calling import Calling
+from gaudicc.graph_module import copy_graph
 from gaudicc.nodes import is_op, op_name
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class InputKind(Enum):
     LENGTH = "logical length"
 
 
+FOLDED = "constant."
+"""How the sources of constants begin that passes made: nobody else holds them, so they never change."""
+
+
 class OutputKind(Enum):
     """What an output of the root graph is for."""
 
@@ -38,6 +43,7 @@ class OutputKind(Enum):
     STATE = "new value of a state buffer"
     INPUT = "new value of an input that the model mutates"
     FLAG = "flag of the model's own asserts"
+    LENGTH = "how many rows of an output are valid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,10 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output of the root graph; `target` names the state buffer, argument or flag that it is written to."""
+    """One output of the root graph.
+
+    `target` names the state buffer or argument that it is written to; of a length, it is `user output:dim`.
+    """
 
     kind: OutputKind
     target: str | None = None
@@ -179,7 +188,7 @@ class Program:
 
     def copy(self) -> Program:
         """A copy with graphs of its own; weights, fake values and everything immutable are shared."""
-        return replace(self, root=_copy_graph(self.root, {}), tensors=dict(self.tensors))
+        return replace(self, root=copy_graph(self.root), tensors=dict(self.tensors))
 
     def run(self, user_inputs: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
         """Runs the program on CPU as it stands, node by node.
@@ -210,19 +219,3 @@ def _bodies(graph: fx.GraphModule, seen: set[int]) -> Iterator[tuple[str, fx.Gra
             seen.add(id(child))
             yield from _bodies(child, seen)
             yield name, child
-
-
-def _copy_graph(module: fx.GraphModule, done: dict[int, fx.GraphModule]) -> fx.GraphModule:
-    if id(module) not in done:
-        children = {
-            name: _copy_graph(child, done) if isinstance(child, fx.GraphModule) else child
-            for name, child in module.named_children()
-        }
-        graph = fx.Graph()
-        values: dict[fx.Node, fx.Node] = {}
-        output = graph.graph_copy(module.graph, values)
-        old_output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
-        graph.output(output).meta.update(old_output.meta)
-        assert len(values) == len(module.graph.nodes) - 1, "a graph has exactly one output node"
-        done[id(module)] = fx.GraphModule(children, graph, module.__class__.__name__)
-    return done[id(module)]

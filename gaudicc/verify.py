@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
+from gaudicc.changes import changed_nodes
 from gaudicc.errors import InputError, NumericsError, PostconditionError, Where
-from gaudicc.fake_values import fake_mode_of, guess, propagate
-from gaudicc.nodes import call_region, output_of, where
+from gaudicc.fake_values import fake_mode_of, fakes, guess, propagate
+from gaudicc.graph_module import copy_graph
+from gaudicc.nodes import call_region, output_of, outputs_of, val, where
 from gaudicc.program import Program
 from gaudicc.rewriter import shape_text
 
@@ -42,30 +45,49 @@ class Level(IntEnum):
         return cls[name.upper()]
 
 
-def shapes(program: Program, stage: str) -> None:
-    """Propagates fake values afresh and compares dtype, shape and strides of every node.
+def shapes(program: Program, stage: str, before: Program | None = None) -> None:
+    """Computes the fake value of every changed node from those that it reads; compares dtype, shape and strides.
+
+    A node that was left alone was compared when it was made, so this is as good as propagating the whole program afresh.
+
+    Args:
+        program: what a pass returned.
+        stage: the pass.
+        before: what it was given; None: nothing was compared yet.
 
     Raises:
         PostconditionError: a node's recorded value differs from what its op computes.
     """
-    root = program.copy().root
-    recorded = {
-        (name, node.name): node.meta["val"]
-        for name, module in program.graphs()
-        for node in module.graph.nodes
-        if "val" in node.meta
-    }
-    values = [node.meta["val"] for node in root.graph.nodes if node.op == "placeholder"]
-    propagate(root, values, fake_mode_of(root.graph))
-    for name, module in Program(root, (), (), {}, program.calling).graphs():
-        for node in module.graph.nodes:
-            old, new = recorded.get((name, node.name)), node.meta.get("val")
-            if old is not None and _signature(old) != _signature(new):
-                raise PostconditionError(
-                    f"pass {stage} left a wrong type on {node.name}: {_signature(old)}, the op gives {_signature(new)}",
-                    where=where(node, f"the checks after {stage}"),
-                    hint=f"let {stage} create nodes through the rewriter",
-                )
+    old = {} if before is None else dict(before.graphs())
+    for name, module in program.graphs():
+        nodes = list(changed_nodes(old.get(name), module)) if old.get(name) is not module else []
+        nodes += [node for node in module.graph.nodes if node.target is call_region and node not in nodes]
+        with fake_mode_of(module.graph), torch.no_grad(), enable_python_dispatcher():
+            for node in nodes:
+                if node.op == "call_function" and "val" in node.meta:
+                    _compare(module, node, stage)
+
+
+def _compare(module: fx.GraphModule, node: fx.Node, stage: str) -> None:
+    recorded = node.meta["val"]
+    computed = _result_of(module, node)
+    if _signature(recorded) != _signature(computed):
+        raise PostconditionError(
+            f"pass {stage} left a wrong type on {node.name}: {_signature(recorded)}, the op gives {_signature(computed)}",
+            where=where(node, f"the checks after {stage}"),
+            hint=f"let {stage} create nodes through the rewriter",
+        )
+
+
+def _result_of(module: fx.GraphModule, node: fx.Node) -> Any:
+    if node.target is not call_region:
+        return node.target(*fakes(node.args), **fakes(node.kwargs))  # type: ignore[operator]
+    body: fx.GraphModule = getattr(module, str(node.args[0].target))  # type: ignore[union-attr]
+    operands = [fakes(arg) for arg in node.args[1:]]
+    inputs = [val(inner) for inner in body.graph.find_nodes(op="placeholder")]
+    if list(map(_signature, operands)) == list(map(_signature, inputs)):
+        return tuple(fakes(outputs_of(body.graph)))
+    return propagate(copy_graph(body), operands, fake_mode_of(body.graph))
 
 
 def _signature(value: Any) -> str:

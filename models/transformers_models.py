@@ -6,6 +6,7 @@ By family name with tiny seeded random weights (`build("llama")`), by the name o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from pathlib import Path
@@ -184,6 +185,9 @@ def _random_model(model_class: Any, config: Any, dtype: torch.dtype, device: str
         model: nn.Module = model_class._from_config(config, dtype=dtype, experts_implementation=experts)
         if device != "meta":
             _fill_uninitialised(model)
+    if device != "meta" and dtype != torch.float32:  # torch versions differ in what they draw in a narrower dtype
+        wide = _random_model(model_class, copy.deepcopy(config), torch.float32, device, seed, experts)
+        model.load_state_dict(wide.state_dict())
     return model.eval()
 
 

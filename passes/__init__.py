@@ -1,6 +1,7 @@
 """The passes, one a file, and the default pipeline: two tuples that read down the page."""
 
 from gaudicc.passes.assign_engines import AssignEngines
+from gaudicc.passes.bound_dynamic_ops import BoundDynamicOps
 from gaudicc.passes.clean_up import CleanUp
 from gaudicc.passes.decompose import Decompose
 from gaudicc.passes.insert_bucket_guards import InsertBucketGuards
@@ -18,6 +19,7 @@ from gaudicc.pipeline import Pass
 SYMBOLIC: tuple[Pass, ...] = (
     RecognizeAttention(),  # SDPA or matmul-softmax-matmul -> gaudicc.attention
     RecognizeNorm(),  # written-out RMS norm -> gaudicc.rms_norm
+    BoundDynamicOps(),  # lengths that only data knows -> largest lengths and counts
     Decompose(),  # composites the target does not register -> their parts
     CleanUp(),  # no-ops, repeats, constants
     Pad(),  # dynamic sizes -> bounds and logical lengths; pads are proved harmless
@@ -42,6 +44,7 @@ __all__ = [
     "STATIC",
     "SYMBOLIC",
     "AssignEngines",
+    "BoundDynamicOps",
     "CleanUp",
     "Decompose",
     "InsertBucketGuards",

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
 from gaudicc.nodes import is_op, val
 from gaudicc.pipeline import Numerics, PassResult
-from gaudicc.program import InputKind, InputSpec, Program
+from gaudicc.program import FOLDED, InputKind, InputSpec, Program
 from gaudicc.rewriter import Rewriter, drop_dead_nodes
 from gaudicc.rules.match import argument
 
@@ -127,7 +127,7 @@ def _fold(rewriter: Rewriter, program: Program, limit: int) -> list[InputSpec]:
     placeholders: dict[fx.Node, fx.Node] = {}
     specs: list[InputSpec] = []
     for node, value in _read_outside(_values_of_literals(rewriter.graph, limit)):
-        source = next(name for i in count() if (name := f"constant.{i}") not in program.tensors)
+        source = next(name for i in count() if (name := f"{FOLDED}{i}") not in program.tensors)
         with rewriter.graph.inserting_before(first):
             placeholders[node] = rewriter.graph.placeholder(source.replace(".", "_"))
         placeholders[node].meta["val"] = val(node)

@@ -10,7 +10,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gaudicc.errors import InternalError, UnsupportedOpError
-from gaudicc.fake_values import propagate
+from gaudicc.fake_values import fake_mode_of, propagate
 from gaudicc.invariants import (
     FUNCTIONAL,
     NO_DYNAMIC_CONTROL_FLOW,
@@ -68,13 +68,27 @@ class Specialize:
             spec.name: torch.tensor(sizes[spec.source]) for spec in program.inputs if spec.kind is InputKind.LENGTH
         }
         example.update(lengths)  # the resized example fills the bucket
-        mode = FakeTensorMode(allow_non_fake_inputs=False)
-        values = [mode.from_tensor(value, static_shapes=True) for value in program.feed(example)]
+        mode = fake_mode_of(program.root.graph)
+        placeholders = program.root.graph.find_nodes(op="placeholder")
+        values = [
+            val(node) if _is_static(val(node)) else _fake(value, mode)
+            for node, value in zip(placeholders, program.feed(example), strict=True)
+        ]
         propagate(program.root, values, mode)
         for _, module in program.graphs():
             _replace_numbers(module)
         _drop_size_operands(program.root)
         return PassResult(replace(program, dimensions=(), example=example), True)
+
+
+def _fake(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """A fake tensor of plain numbers; `mode.from_tensor` would remember that this very example had symbolic sizes."""
+    with mode:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
+def _is_static(value: torch.Tensor) -> bool:
+    return all(isinstance(size, int) for size in (*value.shape, *value.stride()))
 
 
 def _refuse_unbounded(program: Program, stage: str) -> None:
@@ -104,7 +118,7 @@ def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     if not tensor.shape[dim]:
         shape[dim] = size
         return tensor.new_zeros(shape)
-    return tensor.index_select(dim, torch.arange(size) % tensor.shape[dim])
+    return tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
 
 
 def _replace_numbers(module: fx.GraphModule) -> None:

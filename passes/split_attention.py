@@ -147,7 +147,7 @@ def _band(seen: torch.Tensor | None, queries: int, keys: int, ahead: int | None)
     pairs = seen.reshape(-1, queries, keys).any(0)
     if ahead is not None:
         pairs = pairs.tril(ahead)
-    rows = torch.arange(queries)[pairs.any(-1)]
+    rows = torch.arange(queries, device=pairs.device)[pairs.any(-1)]
     if not len(rows):
         return ahead, None
     wide = pairs[rows].to(torch.uint8)

@@ -16,7 +16,7 @@ class Floors:
     """Floors of one decode step and one prefill.
 
     Attributes:
-        decode: every weight times one vector, columns or rows, whichever of the two is faster for the whole model.
+        decode: every weight times one vector, by rows, by columns or packed, whichever is faster for the whole model.
         prefill: every weight but the head's times `prompt` vectors, packed; the head's times one.
         weight_mb: megabytes of weights that a decode step reads.
         decode_gb_s: gigabytes of weights per second in `decode`.
@@ -41,15 +41,16 @@ def measure_floors(model: nn.Module, prompt: int, rounds: int) -> Floors:
     with torch.no_grad():
         weights = [linear.weight.detach() for linear in model.modules() if isinstance(linear, nn.Linear)]
         stacks = _stacked(weights)
-        turns = take_turns(
-            {"rows": _vectors(stacks, columns=False), "columns": _vectors(stacks, columns=True),
-             "best": _best_vectors(stacks), "packed": _prefill(weights, prompt)},
-            rounds,
-        )  # fmt: skip
-    decode = min((turns[name] for name in ("rows", "columns", "best")), key=lambda turn: turn.wall_s)
+        vectors = {"rows": _vectors(stacks, columns=False), "columns": _vectors(stacks, columns=True),
+                   "best": _best_vectors(stacks), "packed": _packed_vectors(stacks)}  # fmt: skip
+        turns = take_turns(vectors, rounds, repeat=8)
+        turns |= take_turns({"prefill": _prefill(weights, prompt)}, rounds)
+    decode = min((turns[name] for name in vectors), key=lambda turn: turn.wall_s)
     size = sum(weight.numel() * weight.element_size() for weight in weights)
     flops = 2 * (sum(weight.numel() for weight in weights[:-1]) * prompt + weights[-1].numel())
-    return Floors(decode, turns["packed"], size / 1e6, size / decode.wall_s / 1e9, flops / turns["packed"].wall_s / 1e9)
+    return Floors(
+        decode, turns["prefill"], size / 1e6, size / decode.wall_s / 1e9, flops / turns["prefill"].wall_s / 1e9
+    )
 
 
 def _stacked(weights: list[Tensor]) -> list[Tensor]:
@@ -74,6 +75,19 @@ def _best_vectors(weights: list[Tensor]) -> Work:
     return _products(held)
 
 
+def _packed_vectors(weights: list[Tensor]) -> Work:
+    if not can_pack(weights[0].dtype):
+        return _products(weights)
+    calls = [(pack_linear(weight), torch.randn(1, weight.shape[1])) for weight in weights]
+
+    def run() -> None:
+        with below_autograd():
+            for weight, vector in calls:
+                packed_linear(vector, weight, None, "none", [], "")
+
+    return run
+
+
 def _products(held: list[Tensor]) -> Work:
     calls = [(weight, torch.randn(weight.shape[1]), torch.empty(weight.shape[0])) for weight in held]
 
@@ -91,12 +105,12 @@ def _prefill(weights: list[Tensor], prompt: int) -> Work:
     held = [pack_linear(weight) if pack else weight for weight in layers]
     inputs = {weight.shape[1]: torch.randn(prompt, weight.shape[1]) for weight in layers}
     calls = [(inputs[weight.shape[1]], packed) for weight, packed in zip(layers, held, strict=True)]
-    columns, vector = head.t().contiguous().t(), torch.randn(head.shape[1])
+    last, vector = pack_linear(head) if pack else head, torch.randn(1, head.shape[1])
 
     def run() -> None:
         with below_autograd():
             for x, weight in calls:
                 packed_linear(x, weight, None, "none", [], "") if pack else torch.mm(x, weight.t())
-            torch.mv(columns, vector)
+            packed_linear(vector, last, None, "none", [], "") if pack else torch.mv(head, vector[0])
 
     return run

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 Work = Callable[[], object]
 
@@ -36,20 +37,28 @@ def _cpu() -> float:
     return time.process_time() + spent.children_user + spent.children_system
 
 
-def take_turns(works: Mapping[str, Work], rounds: int) -> dict[str, Turn]:
+def take_turns(works: Mapping[str, Work], rounds: int, *, repeat: int = 1) -> dict[str, Turn]:
     """Medians of several executions of each, after two that are not counted.
 
     Args:
         works: name -> what to execute.
-        rounds: executions of each.
+        rounds: turns of each.
+        repeat: executions in one turn, for what is always done many times in a row; one execution is what is returned.
     """
     turns: dict[str, list[Turn]] = {name: [] for name in works}
     for number in range(rounds + 2):
         for name, work in works.items():
-            turn = timed(work)
+            turn = timed(partial(_often, work, repeat))
             if number >= 2:
                 turns[name].append(turn)
     return {
-        name: Turn(statistics.median(t.wall_s for t in all_), statistics.median(t.cpu_s for t in all_))
+        name: Turn(
+            statistics.median(t.wall_s for t in all_) / repeat, statistics.median(t.cpu_s for t in all_) / repeat
+        )
         for name, all_ in turns.items()
     }
+
+
+def _often(work: Work, times: int) -> None:
+    for _ in range(times):
+        work()

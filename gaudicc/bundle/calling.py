@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 from gaudicc.bundle import literals, trees
 from gaudicc.bundle.formulas import size_text
 from gaudicc.bundle.item import Item
-from gaudicc.calling import Calling, Parameter
+from gaudicc.calling import Calling, Parameter, Raise
 from gaudicc.padding import Edit, OutputProof, PadCertificate
 from gaudicc.program import PadRecord
 
 _KINDS = [
     name for name, kind in vars(inspect.Parameter).items() if isinstance(kind, type(inspect.Parameter.KEYWORD_ONLY))
 ]
+
+_EXCEPTIONS = {
+    name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)
+}
 
 
 def encode(calling: Calling) -> dict[str, object]:
@@ -34,6 +39,7 @@ def encode(calling: Calling) -> dict[str, object]:
             {"name": p.name, "kind": p.kind, "required": p.required, "default": literals.encode(p.default)}
             for p in calling.parameters
         ],
+        "raises": [_encode_raise(entry) for entry in calling.raises],
     }
 
 
@@ -43,7 +49,7 @@ def decode(item: Item) -> Calling:
     Raises:
         BundleError: the JSON is none, or its parts disagree.
     """
-    fields = item.fields(("in_spec", "paths", "static", "out_spec", "literals", "parameters"))
+    fields = item.fields(("in_spec", "paths", "static", "out_spec", "literals", "parameters", "raises"))
     in_spec, out_spec = trees.decode(fields["in_spec"]), trees.decode(fields["out_spec"])
     paths = tuple(path.text() for path in fields["paths"].items())
     if len(paths) != in_spec.num_leaves:
@@ -55,12 +61,31 @@ def decode(item: Item) -> Calling:
         out_spec=out_spec,
         literals=_leaves(fields["literals"], out_spec.num_leaves),
         parameters=tuple(_parameter(entry) for entry in fields["parameters"].items()),
+        raises=tuple(_decode_raise(entry) for entry in fields["raises"].items()),
     )
     try:
         _ = calling.signature
     except ValueError as problem:
         fields["parameters"].fail(f"this is no signature: {problem}")
     return calling
+
+
+def _encode_raise(entry: Raise) -> dict[str, object]:
+    """An exception as JSON: Python's own by name; the class of any other is code, and only its name and text are kept."""
+    kind, args = type(entry.error), entry.error.args
+    if _EXCEPTIONS.get(kind.__name__) is not kind or not all(isinstance(arg, (str, int, float)) for arg in args):
+        kind, args = Exception, (f"{kind.__name__}: {entry.error}",)
+    return {"kind": kind.__name__, "args": [literals.encode(arg) for arg in args], "source": entry.source}
+
+
+def _decode_raise(item: Item) -> Raise:
+    fields = item.fields(("kind", "args", "source"))
+    kind = fields["kind"].choice(_EXCEPTIONS, "exception of Python")
+    args = [literals.decode(arg) for arg in fields["args"].items()]
+    try:
+        return Raise(_EXCEPTIONS[kind](*args), fields["source"].text())
+    except (TypeError, ValueError) as problem:
+        fields["args"].fail(f"{kind} takes other arguments: {problem}")
 
 
 def _leaves(item: Item, count: int) -> Mapping[int, Any]:

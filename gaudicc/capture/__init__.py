@@ -1,5 +1,5 @@
 """Capture: nn.Module, function, ExportedProgram, `.pt2` or Dynamo graph -> Program."""
 
-from gaudicc.capture.capture import capture
+from gaudicc.capture.capture import CapturedSide, capture, capture_sides
 
-__all__ = ["capture"]
+__all__ = ["CapturedSide", "capture", "capture_sides"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -15,17 +13,21 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from gaudicc.calling import Parameter
 from gaudicc.capture import refusals
-from gaudicc.capture.assignments import assigned_buffers, refuse_lost
 from gaudicc.capture.convert import from_exported
-from gaudicc.capture.shapes import check_dims, grow_ones, names_of, separate, specialized
+from gaudicc.capture.decisions import Decision, Ranges, refuse_decision, span
+from gaudicc.capture.exact_sizes import exact_sizes
+from gaudicc.capture.fixed_sizes import noting_fixed_sizes
+from gaudicc.capture.mend import DECIDES, MendedExport, carry_flags, export_mending
+from gaudicc.capture.shapes import check_dims, grow_ones, separate, specialized
+from gaudicc.capture.sides import export_every_side
 from gaudicc.capture.signature import CallForm, FunctionModule, register_types
 from gaudicc.capture.source_lines import every_frame, user_line
+from gaudicc.capture.surroundings import attention_in_parts, cast, no_seeds, output_types, quiet
 from gaudicc.errors import (
     CaptureError,
     DynamicControlFlowError,
@@ -66,12 +68,55 @@ def capture(
         CaptureError: or a subclass, each naming the user's line and the reason.
         InputError: the arguments do not fit the model.
     """
+    sides = capture_sides(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast)
+    if len(sides) > 1:
+        refuse_decision(sides[0].when[0][0])
+    return sides[0].program
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedSide:
+    """What a model computes for some of the declared sizes.
+
+    Attributes:
+        program: the program.
+        when: the sizes: all decisions of any one entry hold.
+        ranges: name of a size -> smallest and largest, of all sides together.
+    """
+
+    program: Program
+    when: tuple[tuple[Decision, ...], ...] = ((),)
+    ranges: Ranges = field(default_factory=dict)
+
+    def serves(self, sizes: Mapping[str, int]) -> bool:
+        """Whether these sizes are on this side."""
+        return any(all(decision.holds(sizes) for decision in entry) for entry in self.when)
+
+    def __str__(self) -> str:
+        return " or ".join(" and ".join(decision.text for decision in entry) for entry in self.when)
+
+
+def capture_sides(
+    model: Model,
+    example_inputs: Any = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    autocast: torch.dtype | None = None,
+) -> list[CapturedSide]:
+    """Captures a model whose Python may decide on sizes: a program for every side of its decisions.
+
+    Arguments and errors are those of `capture`.
+
+    Returns:
+        The sides, the example's first; almost always one.
+    """
     if isinstance(model, (str, Path)):
         model = _load_pt2(Path(model))
     if isinstance(model, ExportedProgram):
         if autocast is not None:
             raise InputError("an exported program cannot be cast anew", hint="export it inside the autocast region")
-        return _from_exported_program(model)
+        return [CapturedSide(_from_exported_program(model))]
     if isinstance(model, type) or not (isinstance(model, nn.Module) or callable(model)):
         raise InputError(
             f"the model is {'the class' if isinstance(model, type) else 'a'} {getattr(model, '__name__', type(model).__name__)}",
@@ -87,7 +132,7 @@ def capture(
     leaves = refusals.leaf_paths(form.positional, args, kwargs)
     refusals.refuse_inputs(leaves)
     refusals.refuse_mixed_devices(module, leaves)
-    with _cast(module, autocast):
+    with cast(module, autocast):
         return _capture_module(module, form, args, kwargs, tuple(path for path, _ in leaves), dynamic_shapes)
 
 
@@ -98,7 +143,7 @@ def _capture_module(
     kwargs: dict[str, Any],
     paths: tuple[str, ...],
     dynamic_shapes: Any,
-) -> Program:
+) -> list[CapturedSide]:
     auto = dynamic_shapes == "auto"
     if isinstance(dynamic_shapes, str) and not auto:
         raise InputError(f"dynamic_shapes is {dynamic_shapes!r}", hint="pass None, 'auto', or a dict by argument name")
@@ -113,76 +158,38 @@ def _capture_module(
     shapes = form.complete_shapes(dynamic_shapes, args, kwargs)
     check_dims(args, kwargs, form.positional, shapes)
     args, kwargs = grow_ones(*separate(args, kwargs), form.positional, shapes)
-    with _output_types(module), _errors(module, args, kwargs):
-        exported = _export(module, args, kwargs, shapes)
-    example = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: x is None)
-    names = names_of(exported, shapes, args, kwargs, form.positional)
-    program = from_exported(exported, paths, tuple(example), form.parameters, names)
-    lost = specialized(exported, paths) if auto else ()
-    program.notes = (*refusals.hooks_of(module), *(f"size fixed by the model: {entry}" for entry in lost))
-    return program
+    with output_types(module), noting_fixed_sizes() as fixed, _errors(module, args, kwargs, fixed):
+        sides, ranges = export_every_side(partial(_export, module), args, kwargs, form.positional, shapes)
+    captured = []
+    for side in sides:
+        exported = side.mended.exported
+        example = pytree.tree_leaves((side.args, side.kwargs), is_leaf=lambda x: x is None)
+        program = from_exported(exported, paths, tuple(example), form.parameters, side.names)
+        carry_flags(program, side.mended.flags)
+        program.notes = (
+            *refusals.hooks_of(module),
+            *(f"size fixed by the model: {entry}" for entry in (specialized(exported, paths) if auto else ())),
+            *(f"{DECIDES}{function}" for function in side.mended.rewritten),
+        )
+        if len(sides) > 1:
+            spans = {name: span(name, side.when, bounds) for name, bounds in ranges.items()}
+            program.dimensions = tuple(
+                replace(dim, low=spans[dim.name][0], high=spans[dim.name][1]) for dim in program.dimensions
+            )
+        captured.append(CapturedSide(program, tuple(side.when), ranges))
+    return captured
 
 
-def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    with torch.no_grad(), _quiet(), every_frame(), _ones_are_sizes(), assigned_buffers(module) as assigned:
-        exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-    refuse_lost(exported, assigned)
-    return exported
-
-
-def _ones_are_sizes() -> AbstractContextManager[Any]:
-    """Stops export from taking a dynamic size for at least 2, which answers `x.shape[0] == 1` for every size.
-
-    torch before 2.8 has no such switch.
-    """
-    if not hasattr(symbolic_config, "backed_size_oblivious"):
-        return nullcontext()
-    return symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined, no-any-return]
-
-
-@contextmanager
-def _cast(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Lets a model run under autocast, with the lists of the device that it is on."""
-    if dtype is None:
-        yield
-        return
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise InputError(f"autocast is {dtype}", hint="pass torch.bfloat16 or torch.float16")
-    device = next((tensor.device.type for tensor in (*module.parameters(), *module.buffers())), "cpu")
-    own = vars(module).get("forward")
-    module.forward = torch.autocast(device, dtype)(module.forward)
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-
-# These log the traceback of an error that is raised besides.
-_TALKATIVE = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps torch's talk to its own developers off the user's screen: deprecations, and the graph as far as it came."""
-    said = io.StringIO()
-    graph: Any = ""
-    loggers = [log for name in _TALKATIVE if not (log := logging.getLogger(name)).disabled]
-    try:
-        for log in loggers:
-            log.disabled = True
-        with warnings.catch_warnings(), redirect_stderr(said):
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    except Exception as error:
-        graph = getattr(error, "partial_fx_graph", "")
-        raise
-    finally:
-        for log in loggers:
-            log.disabled = False
-        sys.stderr.write(said.getvalue().replace(f"{graph}\n", "") if graph else said.getvalue())
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> MendedExport:
+    with (
+        torch.no_grad(),
+        quiet(),
+        no_seeds(),
+        attention_in_parts(module, args, kwargs),
+        every_frame(),
+        exact_sizes(),
+    ):
+        return export_mending(module, args, kwargs, shapes)
 
 
 def _load_pt2(path: Path) -> ExportedProgram:
@@ -211,18 +218,8 @@ def _from_exported_program(exported: ExportedProgram) -> Program:
 
 
 @contextmanager
-def _output_types(module: nn.Module) -> Iterator[None]:
-    """Registers the dataclasses that the model returns, as it returns them."""
-    handle = module.register_forward_hook(lambda _module, _args, output: register_types(output))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-    """Turns what export raises into our errors, with the user's line."""
+def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: Sequence[str]) -> Iterator[None]:
+    """Turns what export raises into our errors, with the user's line; `fixed`: where sizes became numbers."""
     try:
         yield
     except GaudiccError:
@@ -242,8 +239,9 @@ def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             broken = [line.removeprefix("  - ") for line in str(error).splitlines() if line.startswith("  - ")]
             raise UnsupportedInputError(
                 f"a size declared dynamic is fixed by the model: {' '.join(broken) or _first_line(error)}",
-                where=place,
-                hint="fix it in dynamic_shapes, or narrow its Dim to the sizes that the model allows",
+                where=Where(source=place.source or next(iter(fixed), None), stage="capture"),
+                hint="fix it in dynamic_shapes, or narrow its Dim to the sizes that the model allows; a loop over a size "
+                "is unrolled: compile once per size, or compute all steps at once",
             ) from error
         raise CaptureError(f"torch.export failed: {type(error).__name__}: {_first_line(error)}", where=place) from error
 

@@ -14,8 +14,9 @@ from torch.export.graph_signature import InputKind as TorchInput
 from torch.export.graph_signature import OutputKind as TorchOutput
 
 from gaudicc.calling import Calling, Parameter
+from gaudicc.capture.outline import outline
 from gaudicc.capture.regions import split_regions
-from gaudicc.capture.shapes import UNBOUNDED, settled
+from gaudicc.capture.shapes import bounds_of, settled
 from gaudicc.errors import CaptureError, DynamicControlFlowError
 from gaudicc.nodes import output_of, outputs_of, where
 from gaudicc.program import Dimension, InputKind, InputSpec, OutputKind, OutputSpec, Program
@@ -66,6 +67,7 @@ def from_exported(
     calling = Calling(exported.call_spec.in_spec, paths, static, exported.call_spec.out_spec, literals, parameters)
     by_path = dict(zip(paths, example, strict=True))
     root.recompile()
+    outline(root)
     split_regions(root)
     return Program(
         root=root,
@@ -227,19 +229,8 @@ def _dimensions(
             for dim, size in enumerate(node.meta["val"].shape):
                 if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
                     positions.setdefault(str(size.node.expr), []).append((node.name, dim))
-    ranges = {str(symbol): bounds for symbol, bounds in exported.range_constraints.items()}
+    ranges = {str(symbol): bounds_of(symbol, bounds, -1) for symbol, bounds in exported.range_constraints.items()}
     return tuple(
-        Dimension(
-            names.get(symbol, symbol),
-            symbol,
-            _bound(ranges[symbol].lower, 0),
-            _bound(ranges[symbol].upper, -1),
-            tuple(places),
-        )
+        Dimension(names.get(symbol, symbol), symbol, *ranges[symbol], tuple(places))
         for symbol, places in positions.items()
     )
-
-
-def _bound(value: Any, unbounded: int) -> int:
-    known = (isinstance(value, int) or value.is_Integer) and int(value) < UNBOUNDED
-    return int(value) if known else unbounded

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from gaudicc.errors import InputError
 
 UNBOUNDED = 2**31
 """A size from here on is no bound: what torch takes for one is of this order."""
+
+MOST = 2**16
+"""Decisions on a size without a bound (Dim.AUTO) are tried up to here: they are thresholds, which torch turns into bounds by
+itself, or repeat with a small period."""
 
 
 def _pairs(spec: Any, value: Any, path: str) -> Iterator[tuple[str, Any, torch.Tensor]]:
@@ -45,7 +49,7 @@ def _dims(spec: Any) -> dict[int, Any]:
     if spec is None:
         return {}
     entries = spec.items() if isinstance(spec, Mapping) else enumerate(spec)
-    return {dim: entry for dim, entry in entries if entry is not None and not isinstance(entry, int)}
+    return {dim: entry for dim, entry in entries if entry not in (None, Dim.STATIC) and not isinstance(entry, int)}
 
 
 def check_dims(
@@ -102,25 +106,86 @@ def grow_ones(
     Returns:
         args and kwargs with grown copies of the tensors concerned.
     """
+    return _with_sizes(args, kwargs, positional, shapes, lambda _name, size: max(size, 2))
+
+
+def resized(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    positional: Sequence[str],
+    shapes: Mapping[str, Any] | None,
+    sizes: Mapping[str, int],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example with other sizes: rows are dropped from the end, or repeated from the start.
+
+    Args:
+        args: the example.
+        kwargs: the example.
+        positional: names of `args`.
+        shapes: the declared sizes by argument name.
+        sizes: name of a size, as `names_of` gives it -> the new one; the others stay.
+
+    Returns:
+        args and kwargs with new copies of the tensors concerned.
+    """
+    return _with_sizes(args, kwargs, positional, shapes, lambda name, size: sizes.get(name, size))
+
+
+def without(shapes: Any, names: Collection[str]) -> Any:
+    """The declared sizes, or a part of them, without the Dims of these names: they are those of the example."""
+    if isinstance(shapes, Mapping):
+        return {key: without(entry, names) for key, entry in shapes.items()}
+    if isinstance(shapes, (list, tuple)):
+        return [without(entry, names) for entry in shapes]
+    return Dim.STATIC if getattr(shapes, "__name__", None) in names else shapes
+
+
+def sizes_of(
+    args: tuple[Any, ...], kwargs: dict[str, Any], positional: Sequence[str], shapes: Mapping[str, Any] | None
+) -> dict[str, int]:
+    """Name of a declared size -> what it is in an example."""
+    found: dict[str, int] = {}
+    _with_sizes(args, kwargs, positional, shapes, lambda name, size: found.setdefault(name, size))
+    return found
+
+
+def _with_sizes(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    positional: Sequence[str],
+    shapes: Mapping[str, Any] | None,
+    choose: Callable[[str, int], int],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if shapes is None:
         return args, kwargs
 
-    def grow(name: str, value: Any) -> Any:
-        grown: dict[int, torch.Tensor] = {}
-        for _, spec, tensor in _pairs(shapes.get(name), value, name):
+    def change(argument: str, value: Any) -> Any:
+        changed: dict[int, torch.Tensor] = {}
+        for path, spec, tensor in _pairs(shapes.get(argument), value, argument):
             current = tensor
-            for dim in _dims(spec):
-                if current.shape[dim] < 2:
-                    wider = list(current.shape)
-                    wider[dim] = 2
-                    current = current.expand(wider).clone() if current.shape[dim] else current.new_zeros(wider)
-            grown[id(tensor)] = current
-        return pytree.tree_map(lambda leaf: grown.get(id(leaf), leaf), value, is_leaf=lambda x: x is None)
+            for dim, entry in _dims(spec).items():
+                current = _with_size(current, dim, choose(_name(entry, path, dim), current.shape[dim]))
+            changed[id(tensor)] = current
+        return pytree.tree_map(lambda leaf: changed.get(id(leaf), leaf), value, is_leaf=lambda x: x is None)
 
     return (
-        tuple(grow(name, value) for name, value in zip(positional, args, strict=False)) + args[len(positional) :],
-        {name: grow(name, value) for name, value in kwargs.items()},
+        tuple(change(name, value) for name, value in zip(positional, args, strict=False)) + args[len(positional) :],
+        {name: change(name, value) for name, value in kwargs.items()},
     )
+
+
+def _with_size(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    old = tensor.shape[dim]
+    if size == old:
+        return tensor
+    if not old:
+        return tensor.new_zeros([*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]])
+    return tensor.index_select(dim, torch.arange(size, device=tensor.device) % old)
+
+
+def _name(entry: Any, path: str, dim: int) -> str:
+    """The name of a declared size: its Dim's, or one made of the argument."""
+    return str(getattr(entry, "__name__", None) or f"{path}_{dim}")
 
 
 def names_of(
@@ -145,9 +210,36 @@ def names_of(
             for dim, entry in _dims(spec).items():
                 size = by_leaf[id(tensor)].shape[dim]
                 if isinstance(size, torch.SymInt):
-                    given = getattr(entry, "__name__", None)
-                    names.setdefault(str(size.node.expr), given or f"{path}_{dim}")
+                    names.setdefault(str(size.node.expr), _name(entry, path, dim))
     return names
+
+
+def ranges_of(exported: ExportedProgram, names: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Name of a size -> smallest and largest.
+
+    Args:
+        exported: the program.
+        names: symbol -> name, as `names_of` gives them.
+    """
+    bounds = {str(symbol): bounds_of(symbol, bound, MOST) for symbol, bound in exported.range_constraints.items()}
+    return {name: bounds[symbol] for symbol, name in names.items() if symbol in bounds}
+
+
+def bounds_of(symbol: Any, declared: Any, unbounded: int) -> tuple[int, int]:
+    """The smallest and the largest size of a symbol.
+
+    Args:
+        symbol: torch may have taken it for positive while it exported, then no size is 0.
+        declared: the range that torch gives it.
+        unbounded: the largest, where there is none.
+    """
+    return max(bounded(declared.lower, 0), int(bool(symbol.is_positive))), bounded(declared.upper, unbounded)
+
+
+def bounded(value: Any, unbounded: int) -> int:
+    """A bound of a range as an int; `unbounded` where it is none."""
+    known = (isinstance(value, int) or value.is_Integer) and int(value) < UNBOUNDED
+    return int(value) if known else unbounded
 
 
 def settled(value: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,12 @@ def _of_user(tracer: TracerBase, stack: traceback.StackSummary) -> traceback.Sta
 
 def _last_of_users(stack: traceback.StackSummary) -> str | None:
     frames = [frame for frame in stack if _is_users(frame)]
-    return f"{'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].lineno}" if frames else None
+    return place(frames[-1].filename, frames[-1].lineno or 0) if frames else None
+
+
+def place(filename: str, line: int) -> str:
+    """`folder/file:line`, as errors show it."""
+    return f"{'/'.join(filename.split('/')[-2:])}:{line}"
 
 
 def _is_users(frame: traceback.FrameSummary) -> bool:

@@ -52,6 +52,11 @@ COMMANDS: dict[str, Command] = {
         "gaudicc.cli.options:CheckOptions",
         "gaudicc.cli.checking:run",
     ),
+    "plan": Command(
+        "show what is recorded per bucket, and whether it fits on so many cards",
+        "gaudicc.cli.options_plan:PlanOptions",
+        "gaudicc.cli.planning:run",
+    ),
     "profile": Command(
         "show what each engine does and when, modelled or from a trace",
         "gaudicc.cli.options_profile:ProfileOptions",
@@ -76,6 +81,16 @@ COMMANDS: dict[str, Command] = {
         "time decode, prefill and a stream of requests beside peers and floors",
         "gaudicc.cli.options_lm:BenchLmOptions",
         "gaudicc.bench.lm:run",
+    ),
+    "bench cuda": Command(
+        "time CUDA graphs on an NVIDIA GPU beside eager and torch.compile",
+        "gaudicc.cli.options_cuda:BenchCudaOptions",
+        "gaudicc.bench.cuda:run",
+    ),
+    "bench story": Command(
+        "port a CUDA-style stack stage by stage on the emulated device",
+        "gaudicc.cli.options_story:BenchStoryOptions",
+        "gaudicc.bench.story:run",
     ),
     "buckets plan": Command(
         "plan buckets for the traffic of a trace",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib import metadata
 from typing import Any
@@ -10,9 +11,10 @@ from gaudicc.cli.links import NAMES, broken_links
 from gaudicc.cli.options import DoctorOptions
 from gaudicc.cli.output import print_json
 from gaudicc.errors import DeviceError
+from gaudicc.runtime.hpu_software import FLAGS, describe, flags, installed, start
 from gaudicc.runtime.select import NAMES as DEVICES
-from gaudicc.runtime.select import gaudi_software, open_device
-from gaudicc.targets import load_target
+from gaudicc.runtime.select import open_device
+from gaudicc.targets import Mode, load_target
 from gaudicc.targets.target import RELEASE, TABLES
 
 
@@ -39,7 +41,8 @@ def _facts() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("gaudicc", "torch", "transformers")},
-        "habana_frameworks": "installed" if gaudi_software() else "not installed",
+        "habana_frameworks": describe(),
+        **_gaudi(),
         "devices": {name: _answers(name) for name in DEVICES},
         "targets": {path.stem: _table(path.stem) for path in sorted(TABLES.glob("gaudi*.json"))},
         "links": {f"gaudicc/{name}": "broken: no folder with a package" if name in broken else "ok" for name in NAMES},
@@ -51,6 +54,23 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _gaudi() -> dict[str, Any]:
+    """Mode and flags, where there is Gaudi software or a flag is set for it."""
+    lazy = os.environ.get("PT_HPU_LAZY_MODE", "1") != "0"
+    found: dict[str, Any] = {}
+    if installed():
+        try:
+            software = start()
+        except DeviceError as error:
+            found["hpu mode"] = error.what
+        else:
+            lazy = software.mode is Mode.LAZY
+            found["hpu mode"] = software.why
+    if installed() or any(name in os.environ for name in FLAGS):
+        found["hpu flags"] = flags(os.environ, lazy=lazy)
+    return found
 
 
 def _answers(device: str) -> str:

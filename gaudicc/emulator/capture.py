@@ -37,12 +37,17 @@ class Capture:
     Args:
         ledger: where broken rules are counted.
         dry_run: nothing is launched: what the ops wrote is taken back at the end.
+
+    Attributes:
+        graphs: the recorded sub-graphs.
+        user_inputs: what `mark_user_inputs` named.
+        dry_run: see above.
     """
 
     def __init__(self, ledger: Ledger, dry_run: bool) -> None:
         self.graphs: list[list[Node]] = [[]]
         self.user_inputs: list[Tensor] = []
-        self._ledger, self._dry_run = ledger, dry_run
+        self._ledger, self.dry_run = ledger, dry_run
         self._made: set[int] = set()
         self._views: dict[int, Tensor] = {}
         self._saved: dict[int, tuple[Tensor, Tensor]] = {}
@@ -55,7 +60,7 @@ class Capture:
                 continue
             if id(tensor) in self._views:
                 self._ledger.add(Kind.HAZARD, f"{op_name(call.op)} updates a view of memory from outside the capture")
-            if self._dry_run and key not in self._saved:
+            if self.dry_run and key not in self._saved:
                 whole = _whole(tensor)
                 self._saved[key] = (whole, whole.clone())
 
@@ -79,7 +84,7 @@ class Capture:
         self.graphs = [graph for graph in self.graphs if graph]
         for whole, before in self._saved.values():
             whole.copy_(before)
-        if self._dry_run:
+        if self.dry_run:
             for node in self._nodes():
                 for tensor in _fresh(node):
                     tensor.fill_(float("nan") if tensor.is_floating_point() else 0)

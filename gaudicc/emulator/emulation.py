@@ -43,11 +43,16 @@ class Emulation:
         self.memory = Memory(settings.memory)
         self.recipes = Recipes(self.ledger, settings.max_ops)
         target = read_target(settings.target, settings.overlay)
-        self.judge = DeviceJudge(target, settings, self.ledger, self.flush, lambda: self.capture is not None)
+        self.judge = DeviceJudge(
+            target, settings, self.ledger, self.flush, lambda: self.capture is not None, self._is_dry
+        )
         self.capture: Capture | None = None
         self.acquired = False
         self.clustered = False
         self.dynamic_shapes = flag("PT_HPU_ENABLE_REFINE_DYNAMIC_SHAPES", False)
+
+    def _is_dry(self) -> bool:
+        return self.capture is not None and self.capture.dry_run
 
     def acquire(self) -> None:
         """Open the device, once."""

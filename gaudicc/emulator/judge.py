@@ -13,7 +13,7 @@ import torch
 from gaudicc.emulator.events import EventDispatcher, EventId
 from gaudicc.emulator.kernels import execute
 from gaudicc.emulator.ledger import Kind, Ledger
-from gaudicc.emulator.settings import Settings
+from gaudicc.emulator.settings import Settings, flag
 from gaudicc.errors import Where
 from gaudicc.interpreter import Fallback, Judge
 from gaudicc.targets import Mode, Target, Verdict, op_name
@@ -35,6 +35,7 @@ class DeviceJudge(Judge):
         ledger: where fallbacks and host reads are counted.
         flush: runs what lazy mode has gathered.
         capturing: whether an HPU graph is being captured.
+        dry: whether that capture launches nothing.
     """
 
     def __init__(
@@ -44,17 +45,25 @@ class DeviceJudge(Judge):
         ledger: Ledger,
         flush: Callable[[], object],
         capturing: Callable[[], bool],
+        dry: Callable[[], bool],
     ) -> None:
         super().__init__(target, Mode.LAZY, "host")
         self.settings, self.ledger = settings, ledger
-        self._flush, self._capturing = flush, capturing
+        self._flush, self._capturing, self._dry = flush, capturing, dry
 
     def run(self, call: OpCall) -> object:
         """Run a call without judging it: arguments and results are narrowed, a view shares its input's memory."""
         if call.op.is_view:
             return call.run()
+        if flag("PT_COMPILE_ONLY_MODE", False):
+            return _unlaunched(call)
         name, written = op_name(call.op), call.written()
-        result = execute(call.map(self._narrow_argument, keep_written=True))
+        try:
+            result = execute(call.map(self._narrow_argument, keep_written=True))
+        except (IndexError, RuntimeError):
+            if not self._dry():
+                raise
+            return _unlaunched(call)  # the device launches nothing, so it does not mind values
         for tensor in written:
             narrowed = self._narrow(tensor, name)
             if narrowed is not tensor and isinstance(narrowed, torch.Tensor):
@@ -116,6 +125,19 @@ class DeviceJudge(Judge):
         if self.settings.int64 and isinstance(leaf, torch.Tensor) and leaf.dtype is torch.int64:
             return leaf
         return super()._narrow(leaf, name)
+
+
+def _unlaunched(call: OpCall) -> object:
+    """Results of the right form without values; what the call would write stays as it is."""
+    written = call.written()
+    if written:
+        return written[0] if len(call.op._schema.returns) == 1 else tuple(written)
+    form = on_meta(call).run()
+    return map_values(form, lambda leaf: _blank(leaf) if isinstance(leaf, torch.Tensor) else leaf)
+
+
+def _blank(form: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(form.size(), form.stride(), dtype=form.dtype).zero_()
 
 
 def _with_float64(call: OpCall, result: object) -> object:

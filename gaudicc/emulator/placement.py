@@ -6,6 +6,7 @@ goes where. The vendor asks its closed library about most ops; here "registered,
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ RANDOM = {
 
 
 def needs_eager(node: fx.Node) -> bool:
-    """Whether a node stays outside the clusters."""
+    """Whether a node stays outside the clusters; an item of a tuple goes where the op is that made it."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return needs_eager(node.args[0])
     if not isinstance(node.target, OpOverload) or not on_device(node):
         return True
     name = op_base(node)

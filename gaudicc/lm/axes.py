@@ -1,4 +1,4 @@
-"""LM inference: the physical sizes that steps are recorded for; `exp` over batch, queries and context."""
+"""LM inference: the physical sizes that steps are recorded for, exponential over batch, queries and context."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from gaudicc.lm.state import Limits
 
-_SMALLEST_QUERIES = 16
+_FEW_QUERIES = (16, 64)
+_FULL_QUERIES = 128
 _SMALLEST_CONTEXT = 64
 
 
@@ -27,10 +28,15 @@ class Axes:
 
 
 def exponential(limits: Limits) -> Axes:
-    """Doubling sizes up to the limits."""
+    """Sizes up to the limits: batch and context double.
+
+    Queries, which cost most when they are pads, go in half steps: 16, 64, 128, 192, 256, 384, 512, 768, ...
+    """
+    halves = [size for power in _doubling(_FULL_QUERIES, limits.context) for size in (power, power * 3 // 2)]
+    queries = sorted(size for size in {*_FEW_QUERIES, *halves} if size < limits.context)
     return Axes(
         _doubling(1, limits.slots),
-        _doubling(min(_SMALLEST_QUERIES, limits.context), limits.context),
+        (*queries, limits.context),
         _doubling(min(_SMALLEST_CONTEXT, limits.context), limits.context),
     )
 

@@ -17,6 +17,7 @@ from gaudicc.lm.state import Limits, LmState
 from gaudicc.lm.steps import LanguageModel
 from gaudicc.lm.transformers_model import TransformersModel
 from gaudicc.models.cuda_style_llm import Transformer
+from gaudicc.runtime.cpu import CpuDevice
 from gaudicc.runtime.select import open_device
 from gaudicc.targets import load_target
 
@@ -30,6 +31,7 @@ def compile_lm(
     max_stop_ids: int = 8,
     target: str = "gaudi3",
     device: str = "auto",
+    release: bool = False,
 ) -> CompiledLM:
     """Compiles a causal language model for generation.
 
@@ -43,7 +45,10 @@ def compile_lm(
         chunk: decode steps between two reads of the host; tokens are delivered by chunk.
         max_stop_ids: most stop ids of one request.
         target: the chip whose op table decides what is legal: `gaudi2` or `gaudi3`.
-        device: where it runs: `auto` (a real Gaudi if one answers, else cpu), `cpu`.
+        device: where it runs: `auto` (a real Gaudi if one answers, else cpu), `cpu`, `cuda` (the model being there).
+        release: on the CPU, hold each weight once: what runs best by columns is moved into that layout in place (the model's
+            parameters keep their values and shapes and get other strides), and there is no packed copy beside it. Half
+            the memory; prefill is slower.
 
     Raises:
         GaudiccError: a subclass that says what is wrong, where, and what to do.
@@ -66,9 +71,14 @@ def compile_lm(
         )
     chip = load_target(target)
     opened, chosen = open_device(device)
+    if release:
+        if not isinstance(opened, CpuDevice):
+            raise InputError("release is for weights on the CPU", hint="leave release out, or pass device='cpu'")
+        opened = CpuDevice(release=True)
     stop, pad = _endings(model)
     limits = Limits(max_batch, max_context, max(max_stop_ids, len(stop)))
-    with torch.no_grad():
+    place = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), place:
         state = LmState(adapted.shapes, adapted.dtype, limits)
     stats = LmStats()
     graphs = Graphs(adapted, state, exponential(limits), chip, opened, stats)

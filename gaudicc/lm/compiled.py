@@ -190,7 +190,7 @@ class CompiledLM:
         self._scheduler.run(requests)
         fill = pad_token_id if pad_token_id is not None else self._pad or 0
         tail = pad_sequence([torch.tensor(request.tokens) for request in requests], True, fill)
-        sequences = torch.cat([input_ids.view(len(rows), -1), tail], dim=1)
+        sequences = torch.cat([input_ids.view(len(rows), -1), tail.to(input_ids.device)], dim=1)
         if not return_dict_in_generate:
             return sequences
         return Generation(sequences, _by_step(requests), tuple(str(request.reason) for request in requests))

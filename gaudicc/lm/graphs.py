@@ -46,7 +46,7 @@ class Graphs:
 
     @cached_property
     def _lengths(self) -> Tensor:
-        return torch.arange(max(self.state.limits.context, self.state.limits.slots))
+        return torch.arange(max(self.state.limits.context, self.state.limits.slots), device=self.state.device)
 
     def decode(self, rows: int, length: int, *, sampled: bool) -> Callable[[], Tensor]:
         """A decode step over the first `rows` slots that reads `length` tokens; call it once per token.
@@ -76,7 +76,7 @@ class Graphs:
             starts = [request.kept for request in requests] + [0] * (batch - len(requests))
             inputs[2:3] = [torch.tensor(starts), inputs[2], self._lengths[: sizes["context"]]]
         runner = self.entry("extend" if past else "prefill", sampled).runner(Bucket.of(sizes))
-        return runner.run(inputs)[0]
+        return runner.run([value.to(self.state.device) for value in inputs])[0]
 
     def warm_up(self, *, sampled: bool, sessions: bool) -> Iterator[tuple[str, Bucket]]:
         """Records every bucket; yields before each."""
@@ -117,6 +117,7 @@ class Graphs:
         }
         if "ids" in example:
             dims.setdefault("ids", {})[1] = ("queries", limits.context)
+        example = {name: value.to(self.state.device) for name, value in example.items()}
         return EntryPoint(step.eval(), example, dims, target=self.target, device=self.device, counters=self.counters)
 
     @property

@@ -161,7 +161,8 @@ class Scheduler:
         self._stats.requests += len(group)
         for row, request in enumerate(group):
             request.position = request.kept + len(request.prompt) - 1
-            request.keep_logits(logits[row])
+            if request.logits is not None:
+                request.keep_logits(logits[row])
         self._read(group)
 
     def _decode(self, running: Sequence[Request]) -> None:
@@ -190,15 +191,15 @@ class Scheduler:
 
     def _keep(self, running: Sequence[Request], logits: Tensor) -> None:
         for request in running:
-            if request.slot is not None:
+            if request.logits is not None and request.slot is not None:
                 request.keep_logits(logits[request.slot])
 
     def _read(self, requests: Sequence[Request]) -> None:
         """The one read of the host: new tokens, and who has ended."""
-        state = self._graphs.state
+        state, fetch = self._graphs.state, self._graphs.device.fetch
         self._stats.host_reads += 1
-        positions, live = state.position.tolist(), state.live.tolist()
-        history = state.history.view(-1, state.limits.context + 1)
+        positions, live = fetch(state.position).tolist(), fetch(state.live).tolist()
+        history = fetch(state.history).view(-1, state.limits.context + 1)
         for request in requests:
             if request.slot is None:
                 continue
@@ -225,7 +226,7 @@ class Scheduler:
             return
         if self._running.get(slot) is request:
             del self._running[slot]
-            self._graphs.state.live[slot] = 0
+            self._graphs.device.fetch(self._graphs.state.live)[slot] = 0
         if not request.keep:
             request.slot = None
             insort(self._free, slot)

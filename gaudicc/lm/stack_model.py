@@ -43,7 +43,7 @@ class StackModel(nn.Module):
         """See `LanguageModel.__call__`."""
         model = self.inner
         hidden = model.embed(ids)
-        rotary = model.rotary[cache.positions]
+        rotary = model.rotary.to(ids.device)[cache.positions]
         seen = mask(cache)
         bias = torch.where(seen, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)
         for index, layer in enumerate(cast(Any, model.layers)):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from gaudicc.capture.repeats import may_keep
+
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
@@ -92,6 +94,11 @@ class LmState(nn.Module):
         self.register_buffer("uniform", torch.zeros(slots, limits.context + 1))
 
     @property
+    def device(self) -> torch.device:
+        """Where the buffers are: beside the weights."""
+        return self.history.device
+
+    @property
     def bytes_held(self) -> int:
         """Bytes of all buffers."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
@@ -110,6 +117,9 @@ class Memory:
 
     state: LmState
     written: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        may_keep(self.written)
 
     def read(self, name: str) -> Tensor:
         """A buffer as it is now."""

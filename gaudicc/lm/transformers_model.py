@@ -78,7 +78,7 @@ def _probe(model: Any) -> tuple[torch.dtype, tuple[CacheShape, ...]]:
     from transformers.cache_utils import DynamicLayer
 
     with torch.no_grad():
-        output = model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=True)
+        output = model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device), use_cache=True)
     kept = getattr(output, "past_key_values", None)
     layers = list(kept.layers) if isinstance(kept, DynamicCache) else []
     if not layers or not all(isinstance(layer, DynamicLayer) and layer.is_initialized for layer in layers):

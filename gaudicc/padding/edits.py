@@ -227,9 +227,8 @@ class Edits:
             if size.free_symbols:
                 part = self.raw(aten.view.default, self.resources.mask(size), shape)
             else:
-                part = self.raw(
-                    aten.full.default, [int(size) if j == i else 1 for j in range(rank)], True, dtype=torch.bool
-                )
+                ones = [int(size) if j == i else 1 for j in range(rank)]
+                part = self.raw(aten.full.default, ones, True, dtype=torch.bool, **self.resources.placement)
             vector = part if vector is None else self.raw(aten.logical_and.default, vector, part)
         assert vector is not None, "a dim has at least one factor"
         return self.raw(aten.view.default, vector, [-1])

@@ -84,7 +84,7 @@ class Runner:
         if self.poison is None:
             return value.clone()  # laid out as with poison, for kernels may round by layout
         if pads.uniform is not None:
-            everywhere = torch.ones(value.shape, dtype=torch.bool)
+            everywhere = torch.ones_like(value, dtype=torch.bool)
             self._assert_constant(node, value, everywhere, Content(Kind.CONSTANT, pads.uniform))
             return value.clone()
         factors = [factor for dim in pads.dims for factor in dim]
@@ -94,7 +94,8 @@ class Runner:
             if factor.content is not None:
                 view = [1] * len(shape)
                 view[i] = shape[i]
-                beyond = (torch.arange(shape[i]) >= _at(factor.size, self.lengths)).view(view).expand(shape)
+                place = torch.arange(shape[i], device=value.device)
+                beyond = (place >= _at(factor.size, self.lengths)).view(view).expand(shape)
                 outside.append((factor.content, beyond))
         count = torch.stack([beyond for _, beyond in outside]).sum(0)
         changed = value.reshape(shape).clone()
@@ -118,7 +119,7 @@ class Runner:
     def _assert_iota(self, node: fx.Node, value: torch.Tensor, dim: int) -> torch.Tensor:
         view = [1] * value.dim()
         view[dim] = -1
-        if not bool((value == torch.arange(value.shape[dim]).view(view)).all()):
+        if not bool((value == torch.arange(value.shape[dim], device=value.device).view(view)).all()):
             raise NumericsError(f"{node.name} is claimed to hold its positions", where=where(node, "the poison run"))
         return value
 

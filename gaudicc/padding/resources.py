@@ -33,6 +33,11 @@ class Resources:
         self.claims = claims
         self.made: dict[Key, fx.Node] = {}
 
+    @property
+    def placement(self) -> dict[str, torch.device]:
+        """`device=` of new tensors with dims; numbers of no dim stay on the host, which every op takes."""
+        raise NotImplementedError
+
     def mask(self, size: sympy.Expr) -> fx.Node:
         """A bool `[size]`: which positions are valid."""
         return self.get(("mask", size))
@@ -103,6 +108,12 @@ class RootResources(Resources):
         self.sizes = sizes
         self.anchor = anchor
 
+    @property
+    def placement(self) -> dict[str, torch.device]:
+        """See `Resources.placement`; the model's own device."""
+        device = val(next(iter(self.sizes.values()))[0]).device
+        return {} if device.type == "cpu" else {"device": device}
+
     def make(self, key: Key) -> fx.Node:
         """Emits a resource at the top."""
         kind, size = key
@@ -130,7 +141,7 @@ class RootResources(Resources):
         if kind == "last":
             return self._emit(aten.sub.Tensor, self.physical(size), 1)
         if kind == "iota":
-            return self._emit(aten.arange.default, self.size(size), dtype=torch.int64)
+            return self._emit(aten.arange.default, self.size(size), dtype=torch.int64, **self.placement)
         assert kind == "mask", f"no resource {kind}"
         return self._emit(aten.lt.Tensor, self.iota(size), self.length(size))
 
@@ -187,6 +198,11 @@ class BodyResources(Resources):
     ) -> None:
         super().__init__(rewriter, names, claims)
         self.caller = caller
+
+    @property
+    def placement(self) -> dict[str, torch.device]:
+        """See `Resources.placement`."""
+        return self.caller.placement
 
     def make(self, key: Key) -> fx.Node:
         """Adds a placeholder; `claims_of` says what it holds."""

@@ -35,5 +35,5 @@ def trials(program: Program, buckets: Sequence[Mapping[str, int]]) -> Iterator[C
 
 def resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     """A tensor repeated or cut to a size, so that its values stay in range."""
-    index = torch.arange(size) % max(tensor.shape[dim], 1)
+    index = torch.arange(size, device=tensor.device) % max(tensor.shape[dim], 1)
     return tensor.index_select(dim, index)

@@ -116,8 +116,12 @@ def _same(x: Pair) -> Pair:
     return x
 
 
-def _to(x: Pair | Tensor, *, dtype: torch.dtype | None = None, **_: Any) -> Pair | Tensor:
-    """A cast. To a real dtype the imaginary part is dropped, as PyTorch does."""
+def _to(
+    x: Pair | Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: Any
+) -> Pair | Tensor:
+    """A cast or a move. To a real dtype the imaginary part is dropped, as PyTorch does."""
+    if device is not None:
+        x = Pair(x.parts.to(device)) if isinstance(x, Pair) else x.to(device)
     if dtype is None:
         return x
     if isinstance(x, Pair):

@@ -23,6 +23,7 @@ from gaudicc.runtime.cpu_semantic import lower_semantic
 from gaudicc.runtime.cpu_tidy import drop_copies, join_rotations
 from gaudicc.runtime.cpu_weights import PackedWeights, versions
 from gaudicc.runtime.device import Segment
+from gaudicc.runtime.eager_ops import EagerOps, replayed
 
 
 class CpuDevice:
@@ -45,6 +46,14 @@ class CpuDevice:
     def record(self, segment: Segment, *, borrow: bool = False) -> CpuRecording:
         """Records one segment; see `Device.record`."""
         return CpuRecording(segment, self.weights, borrow=borrow)
+
+    def eager_ops(self) -> EagerOps:
+        """Counts, while entered, the torch ops outside of replays that touch what this device holds."""
+        return EagerOps(self.weights.is_pinned)
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself; see `Device.fetch`."""
+        return tensor
 
 
 class CpuRecording:
@@ -116,7 +125,7 @@ class CpuRecording:
         with self._lock, below_autograd():
             if [source._version for source in self._sources] != self._versions:
                 self._prepare()
-            return self._run(*inputs)
+            return replayed(self._run, inputs)
 
     def _prepare(self) -> None:
         """Derives again what changed weights were derived into."""

@@ -19,6 +19,7 @@ from gaudicc.runtime.device import Segment
 HOIST_LIMIT = 1 << 24  # bytes; a larger constant is cheaper to compute again than to keep
 _aten = torch.ops.aten
 _DROPPED = frozenset({_aten._assert_tensor_metadata.default})
+_FILLED = {_aten.zeros_like.default: 0, _aten.ones_like.default: 1}  # they read a shape, no data
 _IDENTITIES = frozenset({_aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default})
 
 
@@ -104,6 +105,8 @@ def flatten(segment: Segment) -> Flat:
         if placeholder.name in segment.bound:
             tensor = segment.bound[placeholder.name]
             flat.bound[node], node.meta["val"] = tensor, as_meta(tensor)
+            if placeholder.name in segment.constants:
+                node.meta["hoisted"] = True
         else:
             node.meta["val"] = as_meta(placeholder.meta["val"])
             flat.inputs.append(node)
@@ -173,12 +176,17 @@ def _hoist(flat: Flat, node: fx.Node) -> fx.Node:
     value, target = node.meta["val"], node.target
     if not isinstance(value, torch.Tensor) or not isinstance(target, torch._ops.OpOverload):
         return node
-    if torch.Tag.nondeterministic_seeded in target.tags or not all("hoisted" in n.meta for n in sources):
+    known = target in _FILLED or all("hoisted" in n.meta for n in sources)
+    if torch.Tag.nondeterministic_seeded in target.tags or not known:
         return node
     if value.numel() * value.element_size() > HOIST_LIMIT or target._schema.name.startswith("aten::empty"):
         return node
-    args, kwargs = fx.map_arg((node.args, node.kwargs), flat.bound.__getitem__)
-    constant = flat.bind(node.name, target(*args, **kwargs))
+    if target in _FILLED:
+        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).fill_(_FILLED[target])
+    else:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), flat.bound.__getitem__)
+        made = target(*args, **kwargs)
+    constant = flat.bind(node.name, made)
     constant.meta["hoisted"] = True
     flat.graph.erase_node(node)
     return constant

@@ -155,13 +155,16 @@ def _fuse_attention(editor: Editor, node: fx.Node, masks: dict[fx.Node, fx.Node]
             (key, value), grouped = once, True
     if not _flash_takes(query, key, value, mask, grouped):
         return
+    causal = bool(given.get("is_causal"))
+    if isinstance(mask, fx.Node) and not causal and _is_causal(editor, mask, query.meta["val"].shape[2]):
+        mask, causal = None, True  # the kernel leaves out what is hidden
     if isinstance(mask, fx.Node) and mask.meta["val"].dtype == torch.bool:
         if mask not in masks:
             masks[mask] = _additive(editor, mask, query.meta["val"].dtype)
         mask = masks[mask]
     how = {"attn_mask": mask, "scale": given.get("scale")}
     kernel = _aten._scaled_dot_product_flash_attention_for_cpu.default
-    both = editor.before(node).call(kernel, query, key, value, 0.0, bool(given.get("is_causal")), **how)
+    both = editor.before(node).call(kernel, query, key, value, 0.0, causal, **how)
     editor.replace(node, editor.call(operator.getitem, both, 0))
 
 
@@ -203,6 +206,14 @@ def _flash_takes(query: fx.Node, key: fx.Node, value: fx.Node, mask: fx.Node | N
             for have, want in zip(reversed(m.shape), (k.shape[2], q.shape[2], q.shape[1], q.shape[0]), strict=False)
         )
     )
+
+
+def _is_causal(editor: Editor, mask: fx.Node, queries: int) -> bool:
+    """Whether a mask that is known when recording lets each query see the keys up to its own, of as many."""
+    if "hoisted" not in mask.meta or mask.meta["val"].dtype != torch.bool or mask.meta["val"].shape[-1] != queries:
+        return False
+    known = editor.flat.bound[mask]
+    return torch.equal(known, known.new_ones(queries, queries).tril().expand_as(known))
 
 
 def _additive(editor: Editor, mask: fx.Node, dtype: torch.dtype) -> fx.Node:

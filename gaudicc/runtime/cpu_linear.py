@@ -3,14 +3,15 @@
 Measured on CPU (fp32, one thread, weights from memory, shape `[out, in]`), GB/s at one row:
 
     shape            plain   columns   blocked
-    [512, 512]        10.3      12.1      10.4
-    [1536, 512]       10.3      18.4      12.2
-    [32000, 512]      10.6      26.8      14.5
-    [512, 1408]       16.1      10.8      14.5
+    [512, 512]        15.6      24.5      20.3
+    [1536, 512]       16.4      25.5      27.3
+    [2816, 512]       15.9      26.4      30.4
+    [512, 1408]       18.1      27.4      26.0
+    [32000, 512]      15.5      28.8      36.0
 
-so one row takes columns where `out >= in`, stacked over the linears that read the same input, and plain otherwise.
-Above one row blocked wins (73 against 69 GFLOP/s at 128 rows, 73 against 50 for the head), unless the product is so
-small that its 25 us of dispatch weigh more.
+so blocked, oneDNN's own layout, which serves every row count with one copy of the weight, is taken unless the product is so
+small that its 10 to 25 us of dispatch weigh more. There one row takes columns where `out >= in`, stacked over the linears
+that read the same input, and plain otherwise; several rows take plain.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gaudicc.runtime.cpu_weights import PackedWeights, Prepared
 
 _aten = torch.ops.aten
 _BLOCKED_FROM = 1 << 20  # multiply-adds below which the dispatch of a oneDNN linear costs more than it saves
+_BLOCKED_ROW_FROM = 1 << 19  # the same for one row, which takes a matrix and vector product otherwise
 _BF16_COLUMNS_FROM = 8  # out / in: bf16 reads columns slower than rows until the matrix is this wide (measured)
 _ACTIVATIONS: dict[Any, str] = {_aten.silu.default: "swish", _aten.relu.default: "relu", _aten.gelu.default: "gelu"}
 
@@ -56,11 +58,6 @@ class Linear:
         """`[out]` or None."""
         return _bias(self.node)
 
-    @property
-    def blocked(self) -> bool:
-        """Whether oneDNN's layout pays."""
-        return self.rows > 1 and self.rows * self.weight.numel() >= _BLOCKED_FROM and can_pack(self.weight.dtype)
-
 
 def lower_linears(editor: Editor, weights: PackedWeights) -> None:
     """Rewrites every linear whose weight is bound."""
@@ -71,15 +68,25 @@ def lower_linears(editor: Editor, weights: PackedWeights) -> None:
         alone = None if linear.bias is None or editor.weight(linear.bias) is not None else linear.node
         groups.setdefault((linear.x, linear.bias is None, linear.weight.dtype, alone), []).append(linear)
     for group in groups.values():
-        stacked = _stack(editor, weights, group)
-        if group[0].rows == 1:
-            _lower_row(editor, weights, group, stacked)
+        blocked = [part for part in _parts(editor, group) if _lower_blocked(editor, weights, part)]
+        done = [linear.node for part in blocked for linear in part]
+        rest = [linear for linear in group if linear.node not in done]
+        if not rest:
             continue
-        for linear in group:
-            if linear.blocked and not weights.release and editor.can_derive(linear.weight):
-                _lower_blocked(editor, weights, linear)
-            else:
-                _lower_rows(editor, linear)
+        stacked = _stack(editor, weights, rest)
+        if rest[0].rows == 1:
+            _lower_row(editor, weights, rest, stacked)
+            continue
+        for linear in rest:
+            _lower_rows(editor, linear)
+
+
+def _parts(editor: Editor, group: list[Linear]) -> list[list[Linear]]:
+    """A group's linears by what one blocked product computes: alone where an activation is fused into it, else all together."""
+    joint = [linear for linear in group if _activation(linear) is None]
+    if joint and joint[0].bias is not None and any(editor.weight(linear.bias) is None for linear in joint):
+        return [[linear] for linear in group]
+    return [*([joint] if joint else []), *([linear] for linear in group if _activation(linear) is not None)]
 
 
 def _stack(editor: Editor, weights: PackedWeights, group: list[Linear]) -> Prepared | None:
@@ -146,18 +153,8 @@ def _lower_row(editor: Editor, weights: PackedWeights, group: list[Linear], stac
     if first.bias is None:
         product = editor.call(_aten.mv.default, matrix, vector)
     else:
-        biases = [editor.weight(linear.bias) for linear in group]
-        if any(bias is None or not editor.can_derive(bias) for bias in biases):
-            joined = editor.call(_aten.cat.default, [linear.bias for linear in group])
-        else:
-            joined = editor.bind_prepared("bias", weights.derive("bias", tuple(biases), _join))  # type: ignore[arg-type]
-        product = editor.call(_aten.addmv.default, joined, matrix, vector)
-    offset = 0
-    for linear in group:
-        out = linear.weight.shape[0]
-        part = editor.call(_aten.slice.Tensor, product, 0, offset, offset + out)
-        editor.replace(linear.node, editor.flat_view(part, list(linear.node.meta["val"].shape)))
-        offset += out
+        product = editor.call(_aten.addmv.default, _joined_bias(editor, weights, group), matrix, vector)
+    _take_apart(editor, group, product)
 
 
 def _one_product(editor: Editor, linear: Linear, matrix: fx.Node) -> None:
@@ -188,20 +185,59 @@ def _lower_rows(editor: Editor, linear: Linear) -> None:
     editor.replace(last, editor.flat_view(product, list(last.meta["val"].shape)))
 
 
-def _lower_blocked(editor: Editor, weights: PackedWeights, linear: Linear) -> None:
-    """Several rows in oneDNN's layout, with an activation fused into the call where oneDNN offers it.
+def _lower_blocked(editor: Editor, weights: PackedWeights, part: list[Linear]) -> bool:
+    """One product in oneDNN's layout, with an activation fused into the call where oneDNN offers it, if that pays.
 
     A sum or product with another tensor stays a call of its own: fused, it was 8 to 11 % slower at 16 to 512 rows (measured).
     """
-    result = torch.empty(linear.node.meta["val"].shape, dtype=linear.weight.dtype, device="meta")
-    packed = editor.bind_prepared("packed", weights.blocked(linear.weight))
+    first, sources = part[0], tuple(linear.weight for linear in part)
+    size, dtype = sum(weight.numel() for weight in sources), first.weight.dtype
+    pays = size >= _BLOCKED_ROW_FROM if first.rows == 1 else first.rows * size >= _BLOCKED_FROM
+    suits = can_pack(dtype) and (first.rows > 1 or dtype == torch.float32)
+    if weights.release or not pays or not suits or not all(map(editor.can_derive, sources)):
+        return False
+    user = _activation(first)
+    activation = "none" if user is None else _ACTIVATIONS[user.target]
+    algorithm = str(user.kwargs.get("approximate", "none")) if user is not None and activation == "gelu" else ""
+    packed = editor.bind_prepared("packed", weights.blocked(sources))
+    shape = (*first.x.meta["val"].shape[:-1], sum(weight.shape[0] for weight in sources))
+    arguments: tuple[Any, ...] = (first.x, packed, _joined_bias(editor, weights, part), activation, [], algorithm)
+    like = torch.empty(shape, dtype=dtype, device="meta")
+    product = editor.before(user or first.node).opaque(packed_linear, arguments, like=like)
+    if len(part) == 1:
+        editor.replace(user or first.node, product)
+    else:
+        _take_apart(editor, part, product)
+    return True
+
+
+def _activation(linear: Linear) -> fx.Node | None:
+    """The activation that is all that reads a linear."""
     user = next(iter(linear.node.users), linear.node)
-    alone = len(linear.node.users) == 1
-    activation = _ACTIVATIONS.get(user.target, "none") if alone else "none"
-    last = user if activation != "none" else linear.node
-    algorithm = str(user.kwargs.get("approximate", "none")) if activation == "gelu" else ""
-    arguments: tuple[Any, ...] = (linear.x, packed, linear.bias, activation, [], algorithm)
-    editor.before(last).replace(last, editor.opaque(packed_linear, arguments, like=result))
+    return user if len(linear.node.users) == 1 and user.target in _ACTIVATIONS else None
+
+
+def _take_apart(editor: Editor, part: list[Linear], product: fx.Node) -> None:
+    """Gives each linear its piece of a joint product; one row is seen as one dimension, where pieces have no gaps."""
+    value = product.meta["val"]
+    if part[0].rows == 1:
+        product = editor.flat_view(product, [value.numel()])
+    offset = 0
+    for linear in part:
+        out = linear.weight.shape[0]
+        piece = editor.call(_aten.slice.Tensor, product, product.meta["val"].dim() - 1, offset, offset + out)
+        editor.replace(linear.node, editor.flat_view(piece, list(linear.node.meta["val"].shape)))
+        offset += out
+
+
+def _joined_bias(editor: Editor, weights: PackedWeights, part: list[Linear]) -> fx.Node | None:
+    """The biases of linears that one product computes, one behind the other."""
+    if len(part) == 1 or part[0].bias is None:
+        return part[0].bias
+    biases = [editor.weight(linear.bias) for linear in part]
+    if any(bias is None or not editor.can_derive(bias) for bias in biases):
+        return editor.call(_aten.cat.default, [linear.bias for linear in part])
+    return editor.bind_prepared("bias", weights.derive("bias", tuple(biases), _join))  # type: ignore[arg-type]
 
 
 def _residual(linear: Linear) -> tuple[fx.Node, fx.Node | None]:

@@ -122,9 +122,9 @@ class PackedWeights:
                 self._derived[_key("columns", weights)] = prepared
         return prepared
 
-    def blocked(self, weight: torch.Tensor) -> Prepared:
-        """A `[out, in]` weight in oneDNN's layout, one for every row count above 1."""
-        return self.derive("blocked", (weight,), pack_linear)
+    def blocked(self, weights: tuple[torch.Tensor, ...]) -> Prepared:
+        """`[out, in]` weights stacked along `out` in oneDNN's layout, one for every row count."""
+        return self.derive("blocked", weights, _blocked)
 
     def pin(self, tensor: torch.Tensor, holder: Any) -> None:
         """Says that `holder` reads this tensor's storage by address, so that it must not be released."""
@@ -157,3 +157,7 @@ def _key(kind: str, sources: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
 
 def _columns(*weights: torch.Tensor) -> torch.Tensor:
     return torch.cat([weight.detach().t() for weight in weights], dim=1).contiguous().t()
+
+
+def _blocked(*weights: torch.Tensor) -> torch.Tensor:
+    return pack_linear(weights[0] if len(weights) == 1 else torch.cat([weight.detach() for weight in weights]))

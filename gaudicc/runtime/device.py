@@ -26,11 +26,13 @@ class Segment:
             is read by `operator.getitem`.
         bound: placeholder name -> weight, constant or state tensor, bound once by address.
         state: placeholder name of a state buffer -> index of the output that is its new value.
+        constants: names in `bound` of tensors that never change, so that what follows from them can be computed once.
     """
 
     graph: GraphModule
     bound: Mapping[str, torch.Tensor]
     state: Mapping[str, int]
+    constants: frozenset[str] = frozenset()
 
 
 class Recording(Protocol):
@@ -78,5 +80,16 @@ class Device(Protocol):
 
         Raises:
             LoweringError: the segment holds something that this device cannot record.
+        """
+        ...
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A bound tensor whose values the host wants to read or write now.
+
+        Args:
+            tensor: what was bound. A device that keeps a copy of its own brings this one up to date first.
+
+        Returns:
+            The tensor itself.
         """
         ...

@@ -61,6 +61,8 @@ class Runner:
             self._only = self._record(plan.steps[0], device)
         else:
             self._steps = tuple(self._prepare(step, device) for step in plan.steps)
+        self._fetch = device.fetch
+        self._states = [name for name, kind in plan.buffers.items() if kind is BufferKind.STATE]
 
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Carries the plan out once.
@@ -74,6 +76,8 @@ class Runner:
         if self._only is not None:
             self._counters.replays += 1
             return self._only.replay(*inputs)
+        for name in self._states:  # host ops read them, and the writes below are the host's
+            self._fetch(self._bound[name])
         values: Values = {**self._bound, **dict(zip(self.inputs, inputs, strict=True))}
         for step in self._steps:
             step(values)
@@ -97,7 +101,9 @@ class Runner:
             for name, buffer in names.items()
             if self.plan.buffers[buffer] is BufferKind.STATE and buffer in step.outputs
         }
-        recording = device.record(Segment(step.graph, bound, state), borrow=self._borrow and len(self.plan.steps) == 1)
+        constants = frozenset(name for name in bound if self.plan.buffers[names[name]] is BufferKind.CONSTANT)
+        segment = Segment(step.graph, bound, state, constants)
+        recording = device.record(segment, borrow=self._borrow and len(self.plan.steps) == 1)
         self._counters.records += 1
         self.bytes_held += recording.bytes_held
         return recording

@@ -120,6 +120,26 @@ def test_grad_mode_blocks_mean_nothing() -> None:
     assert torch.equal(program.run({program.user_inputs()[0].name: X})[0], model(X))
 
 
+class Deciding(nn.Module):
+    """Python decides on the value of a tensor, in a loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            if x.sum() > 4:
+                return -x
+            x = x + 1
+        return x
+
+
+def test_decisions_on_tensors_are_captured_with_all_their_sides_and_noted() -> None:
+    model = Deciding()
+    program = capture(model.eval(), (X,))
+    assert any("Deciding.forward (capture/test_capture.py:" in note for note in program.notes)
+    for shift in (-9.0, -2.0, -1.0, 0.0, 9.0):
+        x = X + shift
+        assert torch.equal(program.run({program.user_inputs()[0].name: x})[0], model(x))
+
+
 class Failing(nn.Module):
     """Fails in a way that `kind` names, each at a line that ends in a mark."""
 
@@ -128,10 +148,10 @@ class Failing(nn.Module):
         self.kind = kind
 
     def forward(self, x: Tensor) -> Any:
-        if self.kind == "branch":
-            return x if x.sum() > 0 else -x  # branch
-        if self.kind == "item":
-            return x[: int(x[0].item())]  # item
+        if self.kind == "loop":
+            while x.sum() > 0:  # loop
+                x = x - 1
+            return x
         if self.kind == "raise":
             raise KeyError("user")  # raise
         if self.kind == "shapes":
@@ -142,14 +162,15 @@ class Failing(nn.Module):
 
 
 def helper(x: Tensor) -> Tensor:
-    return x[: int(x.max())]  # helper
+    while x.max() < 9:  # helper
+        x = x * 2
+    return x
 
 
 @pytest.mark.parametrize(
     ("kind", "error"),
     [
-        ("branch", DynamicControlFlowError),
-        ("item", DynamicControlFlowError),
+        ("loop", DynamicControlFlowError),
         ("raise", ModelRaisedError),
         ("shapes", ModelRaisedError),
         ("numpy", CaptureError),

@@ -189,3 +189,14 @@ def test_hooks_are_captured_and_listed() -> None:
 def test_refusals_are_one_class_each(error: type[CaptureError]) -> None:
     assert issubclass(error, CaptureError)
     assert error.hint
+
+
+def test_a_seed_inside_the_model() -> None:
+    def noise(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return x + torch.rand(2)
+
+    error = refusal(noise, torch.randn(2))
+    assert "torch.manual_seed" in error.what
+    assert "test_refusals.py:" in str(error.where.source)
+    assert torch.manual_seed.__module__ == "torch.random"

@@ -171,18 +171,6 @@ def test_equal_sizes_must_stay_equal() -> None:
         compiled(torch.ones(3), torch.ones(2))
 
 
-def of_one_or_more(x: Tensor) -> Tensor:
-    return x * 2 if x.shape[0] == 1 else x * 3
-
-
-def test_a_decision_on_a_size_of_one_is_no_guess() -> None:
-    with pytest.raises(UnsupportedInputError, match="a size declared dynamic is fixed by the model"):
-        capture(of_one_or_more, (torch.ones(3),), dynamic_shapes={"x": {0: Dim("n", min=1, max=8)}})
-    more = {"x": {0: Dim("n", min=2, max=8)}}
-    compiled = gaudicc.compile(of_one_or_more, (torch.ones(3),), dynamic_shapes=more, buckets=[{"n": 4}])
-    assert compiled(torch.ones(4)).tolist() == [3, 3, 3, 3]
-
-
 @given(shape=st.tuples(st.integers(0, 3), st.integers(0, 3)), dims=st.sets(st.sampled_from([0, 1])))
 def test_examples_of_0_and_1_are_grown_in_dynamic_dims_only(shape: tuple[int, int], dims: set[int]) -> None:
     x = torch.randn(shape)

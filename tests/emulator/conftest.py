@@ -42,6 +42,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in names}
     environment: dict[str, str] = {**getattr(pyfuncitem.module, "ENVIRONMENT", {})}
     environment.update(arguments.get("environment", {}))
+    run_in_child(pyfuncitem, arguments, environment)
+    return True
+
+
+def run_in_child(pyfuncitem: pytest.Function, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Runs a test in a process in which the device is emulated, and fails as it fails there."""
     receive, send = CONTEXT.Pipe(duplex=False)
     name = getattr(pyfuncitem, "originalname", pyfuncitem.name)
     process = CONTEXT.Process(target=_run, args=(send, str(pyfuncitem.path), name, arguments, environment))
@@ -55,7 +61,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     process.kill() if failure.startswith("no answer") else process.join()
     if failure:
         pytest.fail(failure, pytrace=False)
-    return True
 
 
 def _run(send: Connection, path: str, name: str, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:

@@ -107,6 +107,22 @@ def test_dry_run_leaves_memory_as_it_was_and_results_empty() -> None:
     assert (x.tolist(), y.tolist()) == ([2, 3], [4, 6])
 
 
+def test_a_dry_run_does_not_mind_indices_out_of_range() -> None:
+    graph, x, at = th.hpu.HPUGraph(), hpu(1, 2), torch.tensor([7]).to("hpu")
+    graph.capture_begin(dry_run=True)
+    y = torch.index_select(x, 0, at) * 2
+    graph.capture_end()
+    at.copy_(torch.tensor([1]))
+    graph.replay()
+    assert y.tolist() == [4]
+    graph = th.hpu.HPUGraph()
+    at.copy_(torch.tensor([7]))
+    graph.capture_begin()
+    with pytest.raises(IndexError):
+        torch.index_select(x, 0, at)
+    graph.capture_end()
+
+
 def test_update_through_a_view_of_an_input_is_reported() -> None:
     cache = torch.zeros(4, device="hpu")
     th.hpu.wrap_in_hpu_graph_func(lambda x: cache[1:3].copy_(x))(hpu(1, 2))

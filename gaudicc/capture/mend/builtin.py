@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
+from gaudicc.capture.mend.containers import positions
 from gaudicc.capture.mend.context import Context, active
 from gaudicc.capture.mend.control import choose, given
 from gaudicc.capture.mend.internals import SYMBOLIC, is_constant, is_data_dependent
 from gaudicc.capture.mend.iteration import Enumerated, SymbolicRange, as_items
 from gaudicc.capture.mend.merge import is_number
-from gaudicc.capture.mend.operators import all_of, any_of, fail, positions, test_compare
+from gaudicc.capture.mend.operators import all_of, any_of, binary, fail, test_compare
+from gaudicc.capture.mend.partial import condition, on_each
 from gaudicc.capture.mend.truth import fresh_test, truth
-from gaudicc.capture.mend.values import Choice, Maybe, distribute
+from gaudicc.capture.mend.values import Choice, Maybe, Missing, distribute, holds_missing, refuse_partial
 
 _SYMBOL_TYPES = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
 
@@ -96,6 +98,8 @@ def len_(value: Any) -> Any:
     """`len(x)`: also of a list whose length depends on data."""
     if isinstance(value, Choice):
         return distribute(len_, (value,), {})
+    if isinstance(value, dict) and condition(value) is not None:
+        return on_each(_context(), value, lambda: len(value))
     if isinstance(value, list) and any(isinstance(item, Maybe) for item in value):
         return _context().numbers.read(positions(_context(), value)[1])
     if isinstance(value, torch.Tensor) and value.dim() and is_data_dependent(value.shape[0]):
@@ -203,10 +207,42 @@ def isinstance_(value: Any, kinds: Any) -> Any:
     """`isinstance(x, kinds)`: a symbolic number is what it stands for."""
     if isinstance(value, Choice):
         return distribute(isinstance_, (value, kinds), {})
+    if isinstance(value, Maybe):
+        refuse_partial("isinstance")
     if isinstance(value, SYMBOLIC) and not isinstance(value, kinds):
         kinds = kinds if isinstance(kinds, tuple) else (kinds,)
         return any(issubclass(_SYMBOL_TYPES[type(value)], kind) for kind in kinds if isinstance(kind, type))
     return isinstance(value, kinds)
+
+
+def hasattr_(owner: Any, name: str) -> Any:
+    """`hasattr(x, name)`: also of an attribute that is set on some paths only."""
+    if not hasattr(owner, name):
+        return False
+    value = getattr(owner, name)
+    return distribute(lambda found: not isinstance(found, Missing), (value,), {}) if holds_missing(value) else True
+
+
+def getattr_(owner: Any, name: str, *default: Any) -> Any:
+    """`getattr(x, name)` and `getattr(x, name, default)`."""
+    value = getattr(owner, name, *default)
+    if not default or not holds_missing(value):
+        return value
+    return distribute(lambda found: default[0] if isinstance(found, Missing) else found, (value,), {})
+
+
+def type_(*args: Any) -> Any:
+    """`type(x)`: of a symbolic number, of what it stands for."""
+    if len(args) == 1 and isinstance(args[0], Choice):
+        return distribute(type_, args, {})
+    return _SYMBOL_TYPES.get(type(args[0]), type(args[0])) if len(args) == 1 else type(*args)
+
+
+def divmod_(left: Any, right: Any) -> Any:
+    """`divmod(a, b)`."""
+    if is_number(left) and is_number(right) and (is_data_dependent(left) or is_data_dependent(right)):
+        return binary(operator.floordiv, left, right), binary(operator.mod, left, right)
+    return divmod(left, right)
 
 
 def _of_float(plain: Callable[[float], Any], traced: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
@@ -219,6 +255,14 @@ def _of_float(plain: Callable[[float], Any], traced: Callable[[torch.Tensor], to
         return int_(result) if plain in (math.floor, math.ceil, math.trunc) else result
 
     return apply
+
+
+def _sqrt(value: Any) -> Any:
+    if not _reads(value):
+        return math.sqrt(value)
+    wide = _scalar(value).to(torch.float64)
+    fail(fresh_test(wide < 0), ValueError("math domain error"))
+    return _context().numbers.read(wide.sqrt())
 
 
 _OWNERS = {"builtins": builtins, "math": math}
@@ -238,6 +282,11 @@ _HELPERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "abs"): abs_,
     ("builtins", "round"): round_,
     ("builtins", "isinstance"): isinstance_,
+    ("builtins", "type"): type_,
+    ("builtins", "hasattr"): hasattr_,
+    ("builtins", "getattr"): getattr_,
+    ("builtins", "divmod"): divmod_,
+    ("math", "sqrt"): _sqrt,
     ("math", "floor"): _of_float(math.floor, torch.floor),
     ("math", "ceil"): _of_float(math.ceil, torch.ceil),
     ("math", "trunc"): _of_float(math.trunc, torch.trunc),

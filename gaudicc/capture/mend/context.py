@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from gaudicc.capture.mend.heap import Heap
 from gaudicc.capture.mend.numbers import Numbers
-from gaudicc.capture.mend.outcomes import NeedsRewrite, is_user_file, user_stack
+from gaudicc.capture.mend.outcomes import NeedsRewrite, here, is_user_file, user_stack
 from gaudicc.capture.mend.predicates import Pred, Predicates
-from gaudicc.errors import DynamicControlFlowError
+from gaudicc.errors import DynamicControlFlowError, Where
 
 UNROLL_LIMIT = 64
 """Trips after which a loop with a tensor in its test, and no declared maximum, is refused."""
@@ -33,6 +33,7 @@ class Kind(enum.Enum):
     LOOP = "loop"
     TRIP = "trip"
     BRANCH = "branch"
+    TRY = "try with finally"
 
 
 class Signal(enum.Enum):
@@ -56,11 +57,21 @@ class Unreachable(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Reads and writes all variables of one running function; the first `outer` outlive the call."""
+    """Reads and writes all variables of one running function.
+
+    Attributes:
+        read: the values of its variables: those of outer scopes that it binds, its parameters, its own.
+        write: binds them all.
+        outer: how many of the first outlive the call.
+        params: how many parameters it has.
+        reach: the values of the other names that it uses: containers behind them may be changed too.
+    """
 
     read: Callable[[], tuple[Any, ...]]
     write: Callable[[tuple[Any, ...]], None]
-    outer: int
+    outer: int = 0
+    params: int = 0
+    reach: Callable[[], tuple[Any, ...]] = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One extra output of a mended program: a 0-d bool, true when the program must raise.
+    """One element of the extra output of a mended program, a bool: true when the program must raise.
 
     Attributes:
         error: the exception to raise, as the user's code made it.
@@ -137,6 +148,7 @@ class Context:
         self.tests: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.safe_sizes: dict[tuple[str, int], Any] = {}
         self.flags: dict[tuple[str, type, str], tuple[Flag, torch.Tensor]] = {}
+        self.departures = 0  # paths that have left a scope early so far
         self._watcher: Callable[[FrameType, str, Any], None] | None = None
 
     @property
@@ -158,7 +170,8 @@ class Context:
     def state(self, access: Access | None) -> State:
         """Copy the variables and containers that a branch could change."""
         variables = access.read() if access else ()
-        return State(variables, Heap.take((*variables, *self.roots)))
+        reach = access.reach() if access else ()
+        return State(variables, Heap.take((*variables, *reach, *self.roots)))
 
     def restore(self, state: State, access: Access | None) -> None:
         """Put back what `state` copied."""
@@ -172,19 +185,30 @@ class Context:
         From here to the end of that scope, code runs only on the paths that did not leave.
         """
         gone = self.pred
+        self.departures += 1
         for scope in reversed(self.scopes):
             if gone is not None:
                 scope.pred = self.predicates.without(scope.pred, gone)
-            if scope.kind is kind:
-                assert state is not None
+            if scope.kind is kind or scope.kind is Kind.TRY:
+                if state is None:
+                    self._refuse_raise()
                 scope.exits.append(Exit(gone, signal, state))
                 return
+
+    @staticmethod
+    def _refuse_raise() -> NoReturn:
+        raise DynamicControlFlowError(
+            "an exception that depends on a tensor leaves a `try` that has a `finally`",
+            where=Where(source=here()),
+            hint="test the condition before the `try`",
+        )
 
     def flag(self, error: Exception, source: str, *, overflow: bool = False) -> None:
         """Make the captured program raise `error` when the current predicate holds, and end the paths that do."""
         assert self.pred is not None
         key = (source, type(error), str(error))
-        flag, earlier = self.flags.get(key, (Flag(error, source, overflow), None))
+        # Its traceback would keep every frame of the capture alive.
+        flag, earlier = self.flags.get(key, (Flag(error.with_traceback(None), source, overflow), None))
         self.flags[key] = (flag, self.predicates.either(earlier, self.pred))
         self.leave(None, None, None)
 
@@ -232,11 +256,13 @@ class Context:
         if called and is_user_file(code.co_filename) and not self.is_rewritten(code):
             raise NeedsRewrite(frame)
 
-    def choose(self, pred: torch.Tensor, then: Callable[[], Any], orelse: Callable[[], Any]) -> Any:
+    def choose(
+        self, pred: torch.Tensor, then: Callable[[], Any], orelse: Callable[[], Any], access: Access | None = None
+    ) -> Any:
         """The merged value of two expressions, each run under its side of `pred`."""
         from gaudicc.capture.mend.control import choose
 
-        return choose(self, pred, then, orelse, None)
+        return choose(self, pred, then, orelse, access)
 
 
 class _Active(threading.local):

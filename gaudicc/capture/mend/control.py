@@ -10,6 +10,7 @@ folds them together. Python state that no tensor decides on stays plain Python t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import BuiltinMethodType, FunctionType
@@ -29,8 +30,10 @@ from gaudicc.capture.mend.context import (
     Unreachable,
     active,
 )
+from gaudicc.capture.mend.marks import modes, refuse_changes, refuse_modes
 from gaudicc.capture.mend.merge import fold, install, merge, merge_states
 from gaudicc.capture.mend.outcomes import NeedsRewrite, is_path_outcome, is_user_file, refuse_if_caught, source_of
+from gaudicc.capture.mend.partial import on_containers, on_spread
 from gaudicc.capture.mend.truth import truth
 from gaudicc.capture.mend.values import distribute, is_partial, is_undecided
 
@@ -65,7 +68,7 @@ class _Side:
 
 
 def _sides(context: Context, pred: torch.Tensor, runs: tuple[Block, Block], access: Access | None) -> list[_Side]:
-    before = context.state(access)
+    before, mode = context.state(access), modes()
     sides: list[_Side] = []
     for test, run in zip((pred, context.predicates.negate(pred)), runs, strict=True):
         if sides:
@@ -79,6 +82,8 @@ def _sides(context: Context, pred: torch.Tensor, runs: tuple[Block, Block], acce
             except Exception as error:
                 raised(context, error)
             sides.append(_Side(is_open, value, context.state(access)))
+        refuse_changes(before.heap.marks, sides[-1].state.heap.marks)
+        refuse_modes(mode, modes())
     return sides
 
 
@@ -100,6 +105,37 @@ def branch(context: Context, pred: torch.Tensor, then: Block | None, orelse: Blo
 
     sides = _sides(context, pred, (lambda: run(then), lambda: run(orelse)), access)
     return None if _join(context, pred, sides, access) else Signal.DEAD
+
+
+def finally_(body: Block, last: Block, access: Access) -> Ending:
+    """A `try` with a `finally`, of a rewritten function: `last` also runs for every path that leaves `body` early."""
+    context = active()
+    if context is None:
+        return _plain_finally(body, last)
+    with context.scope(Kind.TRY) as scope:
+        ending = _plain_finally(body, lambda: None, on_error=last)
+    stayed = context.state(access)
+    for exit_ in scope.exits:
+        with context.scope(Kind.BRANCH, exit_.pred):
+            install(context, exit_.state, access)
+            end(context, last() or exit_.signal, access)
+    if ending is Signal.DEAD and scope.exits:
+        return ending
+    install(context, stayed, access)
+    after: Ending = last()
+    return after or ending
+
+
+def _plain_finally(body: Block, last: Block, on_error: Block | None = None) -> Ending:
+    try:
+        ending: Ending = body()
+    except Unreachable:
+        ending = Signal.DEAD
+    except BaseException:
+        (on_error or last)()
+        raise
+    after: Ending = last()
+    return after or ending
 
 
 def given(value: Any) -> Block:
@@ -150,24 +186,40 @@ def call(body: Block, access: Access) -> Any:
         if ending is not Signal.DEAD:
             ending = ending or Return(None)
             if not scope.exits:
-                return ending.value
+                return _handed_on(context, ending.value, access)
             scope.exits.append(Exit(context.pred, ending, context.state(access)))
     if not scope.exits:
         raise Unreachable
     install(context, fold(context, scope.exits, access.outer), access)
-    value = _returned(context, scope.exits)
-    if is_undecided(value):
-        context.require_rewritten(depth=2)  # this function, and the one that gets the value
+    return _handed_on(context, _returned(context, scope.exits), access)
+
+
+def _handed_on(context: Context, value: Any, access: Access) -> Any:
+    """What a call returns; its caller must be able to hold it, and what became of the arguments."""
+    given_ = access.read()[access.outer : access.outer + access.params]
+    containers = [item for item in given_ if isinstance(item, (list, dict, deque))]
+    if is_undecided(value) or is_undecided(containers):
+        context.require_rewritten(depth=2)
     return value
 
 
 def invoke(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A call in a rewritten function: other code gets each value an undecided argument can have, one by one."""
     context = active()
-    if context is None or not is_undecided((args, kwargs)) or _can_take_undecided(context, function):
+    if context is None:
         return function(*args, **kwargs)
-    if is_partial((args, kwargs)) and (callee := _user_function(function)) is not None:
+    run = on_spread(context, function, args, kwargs)
+    if run is not None:
+        return run()
+    callee = _user_function(function)
+    rewritten = callee is not None and context.is_rewritten(callee.__code__)
+    if callee is not None and not rewritten and is_partial((args, kwargs)):
         raise NeedsRewrite(function=callee)
+    run = None if rewritten else on_containers(context, function, args, kwargs)
+    if run is not None:
+        return run()
+    if rewritten or not is_undecided((args, kwargs)) or _can_take_undecided(function):
+        return function(*args, **kwargs)
     return distribute(function, args, kwargs)
 
 
@@ -178,14 +230,13 @@ def _user_function(function: Any) -> FunctionType | None:
     return target if isinstance(target, FunctionType) and is_user_file(target.__code__.co_filename) else None
 
 
-def _can_take_undecided(context: Context, function: Any) -> bool:
-    """Whether a callable is rewritten code, or a container method that only stores its arguments."""
-    target = getattr(function, "__func__", function.forward if isinstance(function, nn.Module) else function)
-    target = getattr(target, "__func__", target)
+def _can_take_undecided(function: Any) -> bool:
+    """Whether a callable is Python code of torch or mending, or a container method that only stores its arguments."""
+    target = getattr(function, "__func__", function)
     if isinstance(target, BuiltinMethodType) and isinstance(target.__self__, (list, dict, set)):
         return True
     code = getattr(target, "__code__", None)
-    return code is not None and (context.is_rewritten(code) or not is_user_file(code.co_filename))
+    return code is not None and not is_user_file(code.co_filename)
 
 
 def _returned(context: Context, exits: list[Exit]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,20 +16,26 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules import container
 from torch.utils import _pytree as pytree
 
+from gaudicc.capture import source_lines
 from gaudicc.capture.assignments import assigned_buffers, refuse_lost
 from gaudicc.capture.mend.context import Context, Flag, Unreachable, activate
 from gaudicc.capture.mend.internals import quiet, stops_at_data
 from gaudicc.capture.mend.interpose import Interpose
 from gaudicc.capture.mend.merge import settle
-from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frame
+from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frames
 from gaudicc.capture.mend.swap import Swaps, rewritten_code
-from gaudicc.capture.mend.traces import no_traces
+from gaudicc.capture.mend.texts import no_frozen_text
+from gaudicc.capture.mend.traces import module_globals, no_traces
+from gaudicc.capture.repeats import traced_once
 from gaudicc.errors import DynamicControlFlowError, Where
+
+DECIDES = "decides on a tensor, both sides are computed: "
+"""How the note on a rewritten function begins."""
 
 _LOCK = threading.RLock()
 """One mending at a time: it swaps code of functions that other captures may be running."""
@@ -39,9 +46,9 @@ class MendedExport:
     """A captured model, and what had to be done to capture it.
 
     Attributes:
-        exported: the program; with flags, its outputs are `(outputs of the model, one 0-d bool per flag)`.
+        exported: the program; with flags, its outputs are `(outputs of the model, bool [number of flags])`.
         rewritten: the functions that were rewritten, each as `name (file:line)`.
-        flags: what each extra output means, in the order of the outputs; at most one of them is true.
+        flags: what each element of the extra output means; at most one of them is true.
     """
 
     exported: ExportedProgram
@@ -92,7 +99,7 @@ def export_mending(
     """
 
     def export() -> ExportedProgram:
-        with assigned_buffers(model) as assigned:
+        with assigned_buffers(model) as assigned, no_frozen_text():
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         refuse_lost(exported, assigned)
         return exported
@@ -100,7 +107,7 @@ def export_mending(
     with _LOCK:
         try:
             with no_traces(model), quiet():
-                return MendedExport(export())
+                return MendedExport(traced_once(model, export))
         except Exception as error:
             if not stops_at_data(error):
                 raise
@@ -132,8 +139,7 @@ class _Mending:
                 except (Exception, NeedsRewrite) as again:
                     error = again
                     continue
-                exported.graph_module.graph.eliminate_dead_code()
-                exported.graph_module.recompile()
+                _tidy(exported.graph_module)
                 return MendedExport(exported, tuple(self._rewritten), self._flags)
         finally:
             self._swaps.undo()
@@ -147,7 +153,7 @@ class _Mending:
 
         @functools.wraps(forward)
         def traced(*args: Any, **kwargs: Any) -> Any:
-            context = Context((self._model,), self._max_trips, self._swaps.is_rewritten)
+            context = Context((self._model, *module_globals(self._model)), self._max_trips, self._swaps.is_rewritten)
             context.boundary = traced.__code__  # type: ignore[attr-defined]
             before = dict(self._model._buffers)
             with activate(context), context.watching(), Interpose(context):
@@ -157,7 +163,7 @@ class _Mending:
                 if buffer is not before.get(name):
                     setattr(self._model, name, buffer)
             self._flags = tuple(flag for flag, _ in context.flags.values())
-            return (outputs, tuple(value for _, value in context.flags.values())) if self._flags else outputs
+            return (outputs, torch.stack([value for _, value in context.flags.values()])) if self._flags else outputs
 
         traced.__signature__ = signature  # type: ignore[attr-defined]
         return traced
@@ -179,12 +185,40 @@ class _Mending:
 
     def _code_at_fault(self, error: BaseException) -> tuple[CodeType, str, str]:
         frame = getattr(error, "frame", None)
-        found = user_frame(error) if frame is None else (frame, frame.f_lineno)
+        frames = user_frames(error) if frame is None else _callers(frame)
         dynamic = isinstance(error, (NeedsRewrite, DynamicControlFlowError)) or stops_at_data(error)
-        if not dynamic or found is None:
+        if isinstance(error, RecursionError) and frames:
+            raise _endless(*frames[0]) from error
+        # Of a comprehension, a generator expression or a look-up in a ModuleList, the function around it.
+        owner = next((item for item in frames if not _is_part(item[0].f_code)), None)
+        if not dynamic or owner is None:
             raise error
-        frame, line = _owner(*found)
-        return frame.f_code, _qualified_name(frame), place(frame, line)
+        return owner[0].f_code, _qualified_name(owner[0]), place(*owner)
+
+
+def _tidy(module: fx.GraphModule) -> None:
+    """Drops what nothing reads: numbers that were read only to be decided on, and torch's asserts that those are 0 or 1."""
+    for node in module.graph.nodes:  # torch forgets users of what it computes inside `with torch.no_grad():`
+        for operand in node.all_input_nodes:
+            operand.users.setdefault(node)
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default and _always_holds(node.args[0]):
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _always_holds(condition: Any) -> bool:
+    if not isinstance(condition, fx.Node):
+        return bool(condition)
+    if condition.meta.get("val") is True:
+        return True
+    if condition.target not in (operator.ge, operator.le) or len(condition.args) != 2:
+        return False
+    number, bound = condition.args
+    is_choice = isinstance(number, fx.Node) and number.target is torch.sym_ite
+    values = number.args[1:] if is_choice else (number,)  # type: ignore[union-attr]
+    return all(isinstance(value, int) and condition.target(value, bound) for value in values)
 
 
 def _is_part(code: CodeType) -> bool:
@@ -193,20 +227,39 @@ def _is_part(code: CodeType) -> bool:
     return code.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 
 
-def _owner(frame: FrameType, line: int) -> tuple[FrameType, int]:
-    """The function around a comprehension, a generator expression or a look-up in a ModuleList: only it is rewritten."""
-    while _is_part(frame.f_code) and frame.f_back is not None:
+def _callers(frame: FrameType | None) -> list[tuple[FrameType, int]]:
+    """A running frame and those that called it, innermost first."""
+    frames = []
+    while frame is not None:
+        frames.append((frame, frame.f_lineno))
         frame = frame.f_back
-        line = frame.f_lineno
-    return frame, line
+    return frames
+
+
+def _endless(frame: FrameType, line: int) -> DynamicControlFlowError:
+    return DynamicControlFlowError(
+        f"nothing but data ends the recursion of {frame.f_code.co_name}",
+        where=Where(source=place(frame, line)),
+        hint="write it as a loop, or give it a depth that Python counts",
+    )
 
 
 def _outputs(context: Context, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     try:
         outputs = forward(*args, **kwargs)
-        return pytree.tree_map(lambda leaf: settle(context, leaf), outputs)
     except Unreachable:
-        raise DynamicControlFlowError("every path through the model raises") from None
+        raise DynamicControlFlowError(
+            "every path through the model raises", where=_where(forward), hint="mend the model in eager PyTorch first"
+        ) from None
+    try:
+        return pytree.tree_map(lambda leaf: settle(context, leaf), outputs)
+    except DynamicControlFlowError as error:
+        raise DynamicControlFlowError(error.what, where=_where(forward), hint=error.todo) from error
+
+
+def _where(forward: Callable[..., Any]) -> Where:
+    code = getattr(getattr(inspect.unwrap(forward), "__func__", forward), "__code__", None)
+    return Where(source=place_of(code)) if code else Where()
 
 
 def _qualified_name(frame: FrameType) -> str:
@@ -221,7 +274,7 @@ def _qualified_name(frame: FrameType) -> str:
 
 def place_of(code: CodeType) -> str:
     """`file:line` of a function."""
-    return f"{code.co_filename}:{code.co_firstlineno}"
+    return source_lines.place(code.co_filename, code.co_firstlineno)
 
 
 def _refusal(error: BaseException, code: CodeType, source: str, why: str = "") -> BaseException:
@@ -229,5 +282,7 @@ def _refusal(error: BaseException, code: CodeType, source: str, why: str = "") -
         where = error.where if error.where.source else Where(source=source)
         return DynamicControlFlowError(error.what, where=where, hint=error.todo)
     text = str(error).split("\n", maxsplit=1)[0]
-    what = f"{code.co_name} decides on a tensor" + (f" and {why}" if why else f": {text}" if text else "")
+    what = f"Python decides on the value of a tensor in {code.co_name}" + (
+        f" and {why}" if why else f": {text}" if text else ""
+    )
     return DynamicControlFlowError(what, where=Where(source=source))

@@ -26,6 +26,10 @@ _BUILTINS = frozenset(
         "abs",
         "round",
         "isinstance",
+        "type",
+        "hasattr",
+        "getattr",
+        "divmod",
     ]
 )
 _EAGER_CONSUMERS = frozenset(["list", "tuple", "set", "sum", "any", "all", "min", "max", "sorted"])
@@ -36,7 +40,9 @@ _OPERATORS = {
     ast.Pow: "pow", ast.MatMult: "matmul", ast.BitAnd: "and_", ast.BitOr: "or_", ast.BitXor: "xor",
     ast.LShift: "lshift", ast.RShift: "rshift",
 }  # fmt: skip
-_ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
+_ARITHMETIC = (
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr, ast.BitXor, ast.LShift, ast.RShift,
+)  # fmt: skip
 
 
 def load(name: str) -> ast.expr:
@@ -189,6 +195,13 @@ class ExpressionLowering(ast.NodeTransformer):
             return node
         node.args = [node.func, *node.args]
         node.func = at(function, runtime("invoke"))
+        return node
+
+    def visit_Dict(self, node: ast.Dict) -> ast.expr:  # noqa: D102
+        self.generic_visit(node)
+        node.values = [
+            value if key else helper("spread", value) for key, value in zip(node.keys, node.values, strict=True)
+        ]
         return node
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.expr:  # noqa: D102

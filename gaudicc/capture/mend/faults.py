@@ -22,6 +22,7 @@ _DIVIDING = {
     "div", "div_", "divide", "floor_divide", "floor_divide_", "remainder", "remainder_", "fmod", "fmod_", "__floordiv__",
     "__mod__", "__ifloordiv__", "__imod__", "__rfloordiv__", "__rmod__", "floordiv", "mod",
 }  # fmt: skip
+_NEED_ITEMS = {"max", "min", "amax", "amin", "aminmax", "argmax", "argmin", "median", "nanmedian", "mode"}
 HARMLESS = {
     "add", "add_", "sub", "sub_", "mul", "mul_", "truediv", "where", "clone", "eq", "ne", "lt", "le", "gt", "ge",
     "__add__", "__sub__", "__mul__", "__truediv__", "__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__get__",
@@ -55,6 +56,8 @@ def safe_arguments(
         if name == "__setitem__":  # the value that is stored is no index
             return (*kept, replace(args[1], index), *args[2:]), kwargs
         return (*kept, *replace(args[keep:], index)), replace(kwargs, index)
+    if name in _NEED_ITEMS and args and isinstance(args[0], torch.Tensor):
+        return (_not_empty(context, pred, args[0]), *args[1:]), kwargs
     if name in _DIVIDING and len(args) == 2:
         swapped = name.startswith("__r") and name != "__rshift__"
         place = 0 if swapped else 1
@@ -64,6 +67,16 @@ def safe_arguments(
             return (*args[:place], safe, *args[place + 1 :]), kwargs
         return args, kwargs
     return replace(args, number), replace(kwargs, number)
+
+
+def _not_empty(context: Context, pred: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, with one zero more along each dim of unknown size where `pred` does not hold."""
+    for dim, size in enumerate(tensor.shape):
+        if is_data_dependent(size):
+            shape: list[Any] = list(tensor.shape)
+            shape[dim] = context.numbers.read(torch.logical_not(pred).to(torch.int64))
+            tensor = torch.cat([tensor, tensor.new_zeros(shape)], dim)
+    return tensor
 
 
 def _safe_number(context: Context, pred: Any, number: torch.SymInt) -> Any:

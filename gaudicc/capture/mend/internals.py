@@ -63,19 +63,15 @@ def stops_at_data(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch from printing the graph of an attempt at export that fails: failing is part of mending."""
+    """Keep torch from logging and printing the graph of an attempt at export that fails: failing is part of mending."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level, shown, printed = logger.level, sys.stderr, io.StringIO()
     logger.setLevel(logging.ERROR)
-    partial = ""
     try:
         with contextlib.redirect_stderr(printed), warnings.catch_warnings():
             # an attribute that forward sets before it reads it is no state, and is restored after the attempt
             warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export", UserWarning)
             yield
-    except BaseException as error:
-        partial = str(getattr(error, "partial_fx_graph", ""))
-        raise
+        shown.write(printed.getvalue())
     finally:
         logger.setLevel(level)
-        shown.write(printed.getvalue().replace(partial + "\n", "") if partial else printed.getvalue())

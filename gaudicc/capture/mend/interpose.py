@@ -19,7 +19,7 @@ from gaudicc.capture.mend.internals import is_constant, is_data_dependent, share
 from gaudicc.capture.mend.numbers import KINDS
 from gaudicc.capture.mend.operators import fail
 from gaudicc.capture.mend.outcomes import NeedsRewrite, here
-from gaudicc.capture.mend.truth import fresh_test
+from gaudicc.capture.mend.truth import fresh_test, truth
 from gaudicc.capture.mend.values import Maybe, distribute, first_choice, replace
 from gaudicc.errors import DynamicControlFlowError, Where
 
@@ -28,7 +28,8 @@ _RANDOM = {
     "multinomial", "poisson", "normal_", "uniform_", "bernoulli_", "random_", "exponential_", "geometric_",
     "cauchy_", "log_normal_",
 }  # fmt: skip
-_RESHAPES = {"resize_", "resize_as_", "set_", "t_", "transpose_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_"}
+_RESIZES = {"resize_", "resize_as_", "set_"}
+_RESHAPES = _RESIZES | {"t_", "transpose_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_"}
 _READS = {"__bool__", "__int__", "__float__", "__index__"}
 _COMPACTS = {"nonzero", "where", "argwhere", "masked_select", "__getitem__", "unique", "unique_consecutive"}
 
@@ -53,11 +54,19 @@ class Interpose(TorchFunctionMode):
             raise NeedsRewrite
         if name in ("_assert", "_assert_async"):
             return self._assert(*args, **kwargs)
+        if name in ("is_nonzero", "allclose"):
+            return self._decide(func, name, args, kwargs)
         if name == "__setitem__" and _selects_by_data(args[1]):
             return self._store(*args)
         result = self._run(func, name, args, kwargs)
         self._note(func, name, args, kwargs, result)
         return result
+
+    def _decide(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """What torch would read on the host to answer: as a number that stays undecided."""
+        with self:
+            test = truth(torch.isclose(*args, **kwargs).all() if name == "allclose" else args[0])
+            return self.context.numbers.read(test) if isinstance(test, torch.Tensor) else test
 
     def _store(self, target: torch.Tensor, index: Any, value: Any) -> None:
         """`target[i] = value` where i was read from a tensor: through a view, which torch can trace."""
@@ -89,7 +98,8 @@ class Interpose(TorchFunctionMode):
             if name in _RANDOM or _drops(name, args, kwargs):
                 self._refuse(name, "draws random numbers", "draw them before the branch")
             if name in _RESHAPES:
-                self._refuse(name, "changes the shape of a tensor in place", f"use {name.rstrip('_')}")
+                hint = "make a new tensor of that shape" if name in _RESIZES else f"use {name.rstrip('_')}"
+                self._refuse(name, "changes the shape of a tensor in place", hint)
             if name not in HARMLESS:
                 args, kwargs = safe_arguments(self.context, pred, func, name, args, kwargs)
             before = [(tensor, tensor.clone()) for tensor in written]
@@ -210,7 +220,7 @@ def _written(func: Any, name: str, args: Any, kwargs: Any) -> list[torch.Tensor]
 def _is_inplace(func: Any, args: Any, kwargs: Any) -> bool:
     if kwargs.get("inplace"):
         return True
-    names = list(inspect.signature(func).parameters)
+    names = list(inspect.signature(func, follow_wrapped=False).parameters)
     return "inplace" in names and names.index("inplace") < len(args) and bool(args[names.index("inplace")])
 
 

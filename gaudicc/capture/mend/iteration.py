@@ -13,6 +13,7 @@ from gaudicc.capture.mend.control import Block, Ending
 from gaudicc.capture.mend.internals import is_data_dependent, symbol_name
 from gaudicc.capture.mend.loops import Step, loop
 from gaudicc.capture.mend.outcomes import here
+from gaudicc.capture.mend.partial import condition, on_each
 from gaudicc.capture.mend.truth import truth
 from gaudicc.capture.mend.values import Maybe
 from gaudicc.errors import DynamicControlFlowError, Where
@@ -64,6 +65,8 @@ def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: A
     """A `for` statement of a rewritten function."""
     context = active()
     if context is not None:
+        if isinstance(items, dict) and condition(items) is not None:
+            items = on_each(context, items, lambda: list(items))
         return loop(_steps(context, items), body, orelse, access, items_end=True)
     for item in items:
         ending = body(item)

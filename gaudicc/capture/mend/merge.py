@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from gaudicc.capture.mend.context import Access, Context, Exit, State
-from gaudicc.capture.mend.heap import Heap, contents, reachable, refill, same_contents
+from gaudicc.capture.mend.heap import Heap, contents, plainly_held, reachable, refill, same_contents
 from gaudicc.capture.mend.internals import SYMBOLIC, known_true, same_sizes
+from gaudicc.capture.mend.marks import refuse, refuse_changes
 from gaudicc.capture.mend.numbers import KINDS
-from gaudicc.capture.mend.values import Choice, Maybe, Undefined, describe, is_undecided
+from gaudicc.capture.mend.values import Choice, Maybe, Missing, Undefined, describe, is_undecided
 from gaudicc.errors import DynamicControlFlowError
 
 _PLAIN = (str, bytes, type(None), torch.dtype, torch.device, type, complex)
-_MISSING = Undefined(AttributeError, "set on one path only")
 
 
 def merge(context: Context, pred: torch.Tensor, then: Any, orelse: Any) -> Any:
@@ -76,7 +77,10 @@ def _select(context: Context, pred: torch.Tensor, then: torch.Tensor, orelse: to
 
 def merge_items(context: Context, pred: torch.Tensor, then: list[Any], orelse: list[Any]) -> list[Any]:
     """Merge two lists; what one has beyond their common start becomes elements that are there on that path only."""
-    if len(then) == len(orelse):
+    aligned = len(then) == len(orelse) and not any(
+        a is not b and (isinstance(a, Maybe) or isinstance(b, Maybe)) for a, b in zip(then, orelse, strict=True)
+    )
+    if aligned:
         return [merge(context, pred, a, b) for a, b in zip(then, orelse, strict=True)]
     pairs = zip(then, orelse, strict=False)
     shared = next((i for i, (a, b) in enumerate(pairs) if a is not b), min(len(then), len(orelse)))
@@ -105,16 +109,28 @@ def merge_states(context: Context, pred: torch.Tensor, then: State, orelse: Stat
     for key, (container, left) in then.heap.held.items():
         _, right = held.get(key, (container, left))
         same = same_contents(left, right)
-        held[key] = (container, left if same else _merge_contents(context, pred, container, left, right))
-    return State(tuple(variables), Heap(held))
+        owner = then.heap.owners.get(key)
+        held[key] = (container, left if same else _merge_contents(context, pred, container, left, right, owner))
+    refuse_changes(then.heap.marks, orelse.heap.marks)
+    marks, owners = then.heap.marks | orelse.heap.marks, then.heap.owners | orelse.heap.owners
+    return State(tuple(variables), Heap(held, marks, owners))
 
 
-def _merge_contents(context: Context, pred: torch.Tensor, container: Any, left: Any, right: Any) -> Any:
-    if isinstance(left, list):
+def _merge_contents(
+    context: Context, pred: torch.Tensor, container: Any, left: Any, right: Any, owner: Any = None
+) -> Any:
+    if isinstance(left, list) and (isinstance(container, list) or len(left) == len(right)):
         return merge_items(context, pred, left, right)
     if isinstance(left, dict):
         keys = list(left) + [key for key in right if key not in left]
-        return {key: merge(context, pred, left.get(key, _MISSING), right.get(key, _MISSING)) for key in keys}
+        if owner is None and any([key for key in keys if key in side] != list(side) for side in (left, right)):
+            refuse("the order of the keys of a dict")
+        computes = hasattr(type(owner), "__getattr__") and not isinstance(owner, nn.Module)
+        if computes and left.keys() != right.keys():
+            refuse(f"which attributes a {type(owner).__name__} has, whose class computes others,")
+        missing = [Missing(key, owner) for key in keys]
+        sides = [(left.get(key, none), right.get(key, none)) for key, none in zip(keys, missing, strict=True)]
+        return {key: merge(context, pred, *pair) for key, pair in zip(keys, sides, strict=True)}
     raise DynamicControlFlowError(
         f"a {type(container).__name__} gets different elements on two paths of a branch on a tensor",
         hint="keep the elements in a list, or a dict of tensors",
@@ -130,6 +146,15 @@ def fold(context: Context, exits: list[Exit], outer: int | None = None) -> State
     return state
 
 
+def _is_seen_by_others(context: Context, access: Access | None) -> bool:
+    """Whether code that was not rewritten could find an undecided value in a container."""
+    variables = access.read() if access else ()
+    outer = access.outer if access else 0
+    own = plainly_held(variables[outer:])
+    around = (*variables, *(access.reach() if access else ()), *context.roots)
+    return any(is_undecided(item) for key, item in reachable(around).items() if key not in own)
+
+
 def install(context: Context, state: State, access: Access | None) -> None:
     """Make a merged state the present one."""
     undecided = False
@@ -137,7 +162,7 @@ def install(context: Context, state: State, access: Access | None) -> None:
         if not same_contents(contents(container), held):
             refill(container, held)
             undecided = undecided or is_undecided(held)
-    if undecided and any(is_undecided(item) for item in reachable(context.roots).values()):
+    if undecided and _is_seen_by_others(context, access):
         context.taint()
     if access:
         access.write(state.variables)

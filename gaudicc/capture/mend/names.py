@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from dataclasses import dataclass, field
 
+from gaudicc.capture import source_lines
 from gaudicc.errors import DynamicControlFlowError, Where
 
 _NEW_SCOPE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+_BUILTIN_NAMES = frozenset(vars(builtins))
 _COMPREHENSION = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -19,6 +22,12 @@ class Names:
     stored: dict[str, None] = field(default_factory=dict)
     nonlocals: dict[str, None] = field(default_factory=dict)
     globals: dict[str, None] = field(default_factory=dict)
+    loaded: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def used(self) -> list[str]:
+        """Names of outer scopes that are only read, here or in functions defined here."""
+        return [name for name in self.loaded if name not in (*self.locals, *self.outer)]
 
     @property
     def outer(self) -> list[str]:
@@ -51,8 +60,12 @@ def maybe_unbound(function: ast.FunctionDef, names: Names) -> set[str]:
     return {name for name in names.locals if name not in surely or name in deleted}
 
 
-def names_of(function: ast.FunctionDef) -> Names:
+def names_of(function: ast.FunctionDef, filename: str) -> Names:
     """The names that a function binds in its own scope.
+
+    Args:
+        function: its definition.
+        filename: the file that it stands in, for errors.
 
     Raises:
         DynamicControlFlowError: the function is a generator or a coroutine.
@@ -62,15 +75,19 @@ def names_of(function: ast.FunctionDef) -> Names:
     params += [extra for extra in (arguments.vararg, arguments.kwarg) if extra is not None]
     names = Names([param.arg for param in params])
     for statement in function.body:
-        _collect(statement, names, inside_comprehension=False)
+        _collect(statement, names, filename, inside_comprehension=False)
+        loaded = (
+            child for child in ast.walk(statement) if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Load)
+        )
+        names.loaded.update(dict.fromkeys(name.id for name in loaded if name.id not in _BUILTIN_NAMES))
     return names
 
 
-def _collect(node: ast.AST, names: Names, *, inside_comprehension: bool) -> None:
+def _collect(node: ast.AST, names: Names, filename: str, *, inside_comprehension: bool) -> None:
     if isinstance(node, (ast.Yield, ast.YieldFrom, ast.Await, ast.AsyncFor, ast.AsyncWith)):
         raise DynamicControlFlowError(
             "a generator or coroutine decides on a tensor",
-            where=Where(source=f"line {node.lineno}"),
+            where=Where(source=source_lines.place(filename, node.lineno)),
             hint="return a list in place of yielding",
         )
     if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)) and not inside_comprehension:
@@ -91,7 +108,7 @@ def _collect(node: ast.AST, names: Names, *, inside_comprehension: bool) -> None
         outside = list(ast.iter_child_nodes(node))
     inside = inside_comprehension or isinstance(node, _COMPREHENSION)
     for child in outside:
-        _collect(child, names, inside_comprehension=inside)
+        _collect(child, names, filename, inside_comprehension=inside)
 
 
 def _collect_binding(node: ast.AST, names: Names) -> None:

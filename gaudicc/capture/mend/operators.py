@@ -10,22 +10,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from gaudicc.capture.mend.context import Access, Context, Kind, active
-from gaudicc.capture.mend.control import choose, given
+from gaudicc.capture.mend.control import choose
 from gaudicc.capture.mend.internals import is_data_dependent
 from gaudicc.capture.mend.merge import is_number
 from gaudicc.capture.mend.outcomes import here, refuse_if_caught
+from gaudicc.capture.mend.partial import operate
 from gaudicc.capture.mend.truth import fresh_test, truth
-from gaudicc.capture.mend.values import Choice, Maybe, Undefined, distribute
+from gaudicc.capture.mend.values import Choice, Maybe, Undefined, distribute, refuse_partial
 
 Thunk = Callable[[], Any]
 _DIVISIONS = (operator.truediv, operator.floordiv, operator.mod)
+_BITWISE = (operator.and_, operator.or_, operator.xor, operator.lshift, operator.rshift)
 _IN_PLACE = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
     operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv, operator.imod: operator.mod,
-    operator.ipow: operator.pow,
+    operator.ipow: operator.pow, operator.iand: operator.and_, operator.ior: operator.or_, operator.ixor: operator.xor,
+    operator.ilshift: operator.lshift, operator.irshift: operator.rshift,
 }  # fmt: skip
 
 
@@ -42,8 +44,10 @@ def binary(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """An arithmetic operator; on numbers that depend on data with Python's own rules for division and floats."""
     context = active()
     if context is None or not _symbolic(left, right):
-        return function(left, right)
+        return operate(function, left, right)
     numbers = context.numbers
+    if function in _BITWISE:
+        return numbers.read(function(*(numbers.tensor(value).to(torch.int64) for value in (left, right))))
     is_float = isinstance(left, (float, torch.SymFloat)) or isinstance(right, (float, torch.SymFloat))
     if function in _DIVISIONS:
         _refuse_zero(context, function, right, is_float)
@@ -82,14 +86,14 @@ def inplace(function: Callable[[Any, Any], Any], target: Any, value: Any) -> Any
     """An augmented assignment; returns the object to bind."""
     if is_number(target) and is_number(value):
         return binary(_IN_PLACE.get(function, function), target, value)
-    return function(target, value)
+    return operate(function, target, value)
 
 
 def compare(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """A comparison whose value is kept."""
     context = active()
     if context is None or not _symbolic(left, right):
-        return function(left, right)
+        return operate(function, left, right)
     return _as_value(context, _compare_numbers(context, function, left, right))
 
 
@@ -98,7 +102,7 @@ def test_compare(function: Callable[[Any, Any], Any], left: Any, right: Any) -> 
     context = active()
     if context is not None and _symbolic(left, right):
         return fresh_test(_compare_numbers(context, function, left, right))
-    result = function(left, right)
+    result = operate(function, left, right)
     return fresh_test(result) if isinstance(result, torch.Tensor) else result
 
 
@@ -124,6 +128,8 @@ def _holds_undefined(value: Any) -> bool:
 
 def is_(left: Any, right: Any) -> Any:
     """`left is right`."""
+    if isinstance(left, Maybe) or isinstance(right, Maybe):
+        refuse_partial("`is`")
     if isinstance(left, Choice) or isinstance(right, Choice):
         return distribute(is_, (left, right), {})
     return left is right
@@ -132,23 +138,6 @@ def is_(left: Any, right: Any) -> Any:
 def is_not(left: Any, right: Any) -> Any:
     """`left is not right`."""
     return not_(is_(left, right))
-
-
-def contains(item: Any, container: Any) -> Any:
-    """`item in container`."""
-    if active() is None or (isinstance(container, (str, range)) and not is_data_dependent(item)):
-        return item in container
-    if isinstance(container, torch.Tensor):
-        return (container == item).any()
-    dynamic = isinstance(item, torch.Tensor) or is_data_dependent(item) or _is_partial(container)
-    if not dynamic and not any(isinstance(entry, torch.Tensor) or is_data_dependent(entry) for entry in container):
-        return item in container
-    return any_of(None, *(lambda entry=entry: test_compare(operator.eq, item, entry) for entry in container))
-
-
-def contains_not(item: Any, container: Any) -> Any:
-    """`item not in container`."""
-    return not_(contains(item, container))
 
 
 def not_(value: Any) -> Any:
@@ -233,66 +222,3 @@ def ifexp(access: Access | None, test: Any, then: Thunk, orelse: Thunk) -> Any:
     if context is None or not isinstance(decision, torch.Tensor):
         return then() if decision else orelse()
     return choose(context, decision, then, orelse, access)
-
-
-def _is_partial(container: Any) -> bool:
-    return isinstance(container, list) and any(isinstance(item, Maybe) for item in container)
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (list, tuple, nn.ModuleList))
-
-
-def _reads_tensor(index: Any) -> bool:
-    return is_data_dependent(index) or (isinstance(index, torch.Tensor) and index.numel() == 1)
-
-
-def getitem(container: Any, index: Any) -> Any:
-    """`container[index]`, also of a Python list by an index that depends on data."""
-    context = active()
-    if context is None or not _is_sequence(container) or isinstance(index, slice):
-        return operator.getitem(container, index)
-    if not _is_partial(container) and not _reads_tensor(index):
-        return operator.getitem(container, index)
-    return _pick(context, list(container), index)
-
-
-def _pick(context: Context, items: list[Any], index: Any) -> Any:
-    """The item at a position; positions count only the items that are there."""
-    at = index.reshape(()).to(torch.int64) if isinstance(index, torch.Tensor) else context.numbers.tensor(index)
-    places, count = positions(context, items)
-    at = torch.where(at < 0, at + count, at)
-    inside = torch.logical_and(at >= 0, at < count)
-    fail(fresh_test(torch.logical_not(inside)), IndexError("list index out of range"))
-    values = [item.value if isinstance(item, Maybe) else item for item in items]
-    if not values:
-        raise IndexError("list index out of range")
-    picked = values[-1]
-    for place, item, value in reversed(list(zip(places[:-1], items[:-1], values[:-1], strict=True))):
-        found = at.eq(place)
-        found = torch.logical_and(found, item.present) if isinstance(item, Maybe) else found
-        picked = choose(context, found, given(value), given(picked), None)
-    return picked
-
-
-def positions(context: Context, items: list[Any]) -> tuple[list[Any], torch.Tensor]:
-    """Where each item of a list stands, counting only the items that are there, and how many there are."""
-    count, places = context.numbers.tensor(0), []
-    for item in items:
-        places.append(count)
-        count = count + (item.present if isinstance(item, Maybe) else 1)
-    return places, count
-
-
-def store(value: Any, container: Any, index: Any) -> None:
-    """`container[index] = value`, also into a Python list by an index that depends on data."""
-    context = active()
-    if context is None or not isinstance(container, list) or not _reads_tensor(index):
-        operator.setitem(container, index, value)
-        return
-    at = index.reshape(()).to(torch.int64) if isinstance(index, torch.Tensor) else context.numbers.tensor(index)
-    at = torch.where(at < 0, at + len(container), at)
-    outside = torch.logical_or(at < 0, at >= len(container))
-    fail(fresh_test(outside), IndexError("list assignment index out of range"))
-    for place, old in enumerate(container):
-        container[place] = choose(context, at.eq(place), lambda: value, given(old), None)

@@ -12,12 +12,15 @@ from types import CodeType, FrameType, FunctionType, TracebackType
 
 import torch
 
+from gaudicc.capture import source_lines
 from gaudicc.capture.mend.source import parsed_file
 from gaudicc.errors import DynamicControlFlowError, GaudiccError, Where
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Rewritten code calls Python's operators and builtins through these: what they raise, eager Python raises.
-_OPERATORS = tuple(os.path.join(_HERE, name) for name in ("values.py", "operators.py", "builtin.py"))
+_OPERATORS = tuple(
+    os.path.join(_HERE, name) for name in ("values.py", "operators.py", "builtin.py", "containers.py", "partial.py")
+)
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 # What torch itself calls: Python's library, and sympy for its sizes.
 _LIBRARIES = tuple(os.path.join(os.path.dirname(_TORCH[:-1]), name) + os.sep for name in ("sympy", "mpmath", "numpy"))
@@ -33,6 +36,11 @@ def is_user_file(filename: str) -> bool:
     if filename.startswith(_PYTHON) and not filename.startswith(_INSTALLED):
         return False
     return not filename.startswith((_HERE, *_LIBRARIES))
+
+
+def is_installed(filename: str) -> bool:
+    """Whether a file belongs to an installed library."""
+    return filename.startswith(_INSTALLED)
 
 
 class NeedsRewrite(BaseException):
@@ -59,15 +67,20 @@ def frames_of(traceback: TracebackType | None) -> list[tuple[FrameType, int]]:
 
 def place(frame: FrameType, line: int) -> str:
     """`file:line` of a frame."""
-    return f"{frame.f_code.co_filename}:{line}"
+    return source_lines.place(frame.f_code.co_filename, line)
 
 
 def user_frame(error: BaseException) -> tuple[FrameType, int] | None:
     """The innermost frame of the user's code, inside the model, in the traceback of an error of capture."""
+    return next(iter(user_frames(error)), None)
+
+
+def user_frames(error: BaseException) -> list[tuple[FrameType, int]]:
+    """The frames of the user's code, inside the model, in the traceback of an error of capture, innermost first."""
     frames = frames_of(error.__traceback__)
     tracers = [i for i, (frame, _) in enumerate(frames) if frame.f_code.co_filename.endswith("torch/export/_trace.py")]
     frames = frames[tracers[-1] :] if tracers else frames
-    return next((item for item in reversed(frames) if is_user_file(item[0].f_code.co_filename)), None)
+    return [item for item in reversed(frames) if is_user_file(item[0].f_code.co_filename)]
 
 
 def is_path_outcome(error: Exception) -> bool:
@@ -90,7 +103,7 @@ def is_path_outcome(error: Exception) -> bool:
 def source_of(error: BaseException) -> str:
     """`file:line` of the user's statement that raised."""
     found = user_frame(error)
-    return place(*found) if found else "unknown"
+    return place(*found) if found else here()
 
 
 def user_stack(boundary: CodeType | None = None) -> Iterator[FrameType]:
@@ -104,7 +117,8 @@ def user_stack(boundary: CodeType | None = None) -> Iterator[FrameType]:
 
 def here() -> str:
     """`file:line` of the user's statement that is running now."""
-    return next((place(frame, frame.f_lineno) for frame in user_stack()), "unknown")
+    own = (frame for frame in user_stack() if not frame.f_code.co_filename.startswith(_TORCH))
+    return next((place(frame, frame.f_lineno) for frame in own), "unknown")
 
 
 def refuse_if_caught(error: Exception, boundary: CodeType | None) -> None:
@@ -122,7 +136,7 @@ def refuse_if_caught(error: Exception, boundary: CodeType | None) -> None:
         if line is not None:
             raise DynamicControlFlowError(
                 f"{type(error).__name__} is raised depending on a tensor, and line {line} would catch it",
-                where=Where(source=source_of(error)),
+                where=Where(source=source_of(error) if error.__traceback__ else here()),
                 hint="test the condition with an `if` in place of try/except",
             )
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from gaudicc.capture.mend.builtin import function, method
+from gaudicc.capture.mend.containers import contains, contains_not, getitem, store
 from gaudicc.capture.mend.context import Access, Return, Signal
-from gaudicc.capture.mend.control import call, if_, invoke
+from gaudicc.capture.mend.control import call, finally_, if_, invoke
 from gaudicc.capture.mend.iteration import for_, while_
+from gaudicc.capture.mend.managers import manager
 from gaudicc.capture.mend.operators import (
     all_of,
     and_,
@@ -19,19 +21,16 @@ from gaudicc.capture.mend.operators import (
     bound,
     chain,
     compare,
-    contains,
-    contains_not,
-    getitem,
     ifexp,
     inplace,
     is_,
     is_not,
     not_,
     or_,
-    store,
     test_compare,
     test_not,
 )
+from gaudicc.capture.mend.partial import delete, delete_attribute, spread, unpack
 from gaudicc.capture.mend.values import Undefined, undefined_local
 
 
@@ -45,7 +44,7 @@ def read_name(read: Callable[[], Any], name: str) -> Any:
 
 __all__ = [
     "Access", "Return", "Signal", "all_of", "and_", "any_of", "binary", "bound", "call", "chain", "compare", "contains",
-    "contains_not", "for_", "function", "getitem", "if_", "ifexp", "inplace", "invoke", "is_", "is_not", "method", "not_",
-    "operator",
-    "or_", "read_name", "slice", "store", "test_compare", "test_not", "undefined_local", "while_",
+    "contains_not", "delete", "delete_attribute", "finally_", "for_", "function", "getitem", "if_", "ifexp", "inplace",
+    "invoke", "is_", "is_not", "manager", "method", "not_", "operator", "or_", "read_name", "slice", "spread", "store",
+    "test_compare", "test_not", "undefined_local", "unpack", "while_",
 ]  # fmt: skip

@@ -41,20 +41,27 @@ def _not_none(name: str) -> ast.expr:
     return ast.Compare(load(name), [ast.IsNot()], [ast.Constant(None)])
 
 
-def lower_function(node: ast.FunctionDef, counter: itertools.count[int] | None = None) -> ast.FunctionDef:
+def lower_function(
+    node: ast.FunctionDef, filename: str, counter: itertools.count[int] | None = None
+) -> ast.FunctionDef:
     """Rewrite a function and everything defined in it.
+
+    Args:
+        node: its definition.
+        filename: the file that it stands in, for errors.
+        counter: numbers the names that rewriting adds.
 
     Raises:
         DynamicControlFlowError: the function is a generator or a coroutine.
     """
-    return StatementLowering(names_of(node), counter or itertools.count()).function(node)
+    return StatementLowering(names_of(node, filename), filename, counter or itertools.count()).function(node)
 
 
 class StatementLowering(ExpressionLowering):
     """Rewrites the statements of one function."""
 
-    def __init__(self, names: Names, counter: itertools.count[int]) -> None:
-        self._names, self._counter = names, counter
+    def __init__(self, names: Names, filename: str, counter: itertools.count[int]) -> None:
+        self._names, self._filename, self._counter = names, filename, counter
         first = names.params[0] if names.params else None
         super().__init__(first, ACCESS, lambda kind: f"{PREFIX}{kind}_{next(counter)}")
 
@@ -89,16 +96,21 @@ class StatementLowering(ExpressionLowering):
         reads += [load(name) for name in local]
         targets = ast.Tuple([_store(name) for name in [*outer, *local]], ast.Store())
         write: list[ast.stmt] = [ast.Assign([targets], load(PREFIX + "new"))] if targets.elts else [ast.Pass()]
-        read_name, write_name = PREFIX + "read", PREFIX + "write"
+        read_name, write_name, reach_name = PREFIX + "read", PREFIX + "write", PREFIX + "reach"
+        reached: list[ast.expr] = [
+            helper("read_name", ast.Lambda(arguments(), load(name)), ast.Constant(name)) for name in self._names.used
+        ]
+        counts = [ast.Constant(len(outer)), ast.Constant(len(self._names.params))]
         return [
             ast.FunctionDef(read_name, arguments(), [ast.Return(ast.Tuple(reads, ast.Load()))], []),
             ast.FunctionDef(write_name, arguments(PREFIX + "new"), [*self._shared(), *write], []),
-            _assign(ACCESS, helper("Access", load(read_name), load(write_name), ast.Constant(len(outer)))),
+            ast.FunctionDef(reach_name, arguments(), [ast.Return(ast.Tuple(reached, ast.Load()))], []),
+            _assign(ACCESS, helper("Access", load(read_name), load(write_name), *counts, load(reach_name))),
         ]
 
     def define(self, function: ast.FunctionDef) -> ast.FunctionDef:
         """Rewrite a function defined in this one."""
-        return lower_function(function, self._counter)
+        return lower_function(function, self._filename, self._counter)
 
     def block_function(
         self, kind: str, statements: list[ast.stmt], before: list[ast.stmt], *params: str
@@ -195,6 +207,8 @@ class StatementLowering(ExpressionLowering):
         if len(node.targets) == 1 and isinstance(target, ast.Subscript) and not isinstance(target.slice, ast.Slice):
             return ast.Expr(helper("store", node.value, self.visit(target.value), self._subscript(target)))
         node.targets = [self.visit(item) for item in node.targets]
+        if any(isinstance(item, (ast.Tuple, ast.List)) for item in node.targets):
+            node.value = helper("unpack", node.value)
         return node
 
     def _subscript(self, target: ast.Subscript) -> ast.expr:
@@ -226,25 +240,37 @@ class StatementLowering(ExpressionLowering):
         for target in node.targets:
             if isinstance(target, ast.Name):
                 statements.append(_assign(target.id, helper("undefined_local", ast.Constant(target.id))))
+            elif isinstance(target, ast.Subscript):
+                statements.append(ast.Expr(helper("delete", self.visit(target.value), self._subscript(target))))
+            elif isinstance(target, ast.Attribute):
+                name = ast.Constant(target.attr)
+                statements.append(ast.Expr(helper("delete_attribute", self.visit(target.value), name)))
             else:
                 statements.append(ast.Delete([self.visit(target)]))
         return statements
 
     def visit_With(self, node: ast.With) -> ast.stmt:  # noqa: D102
         for item in node.items:
-            item.context_expr = self.visit(item.context_expr)
+            item.context_expr = helper("manager", self.visit(item.context_expr))
         node.body = self.block(node.body)
         return node
 
-    def visit_Try(self, node: ast.Try) -> ast.stmt:  # noqa: D102
+    def visit_Try(self, node: ast.Try) -> Any:  # noqa: D102
+        if node.finalbody:
+            inner: list[ast.stmt] = node.body
+            if node.handlers:
+                inner = [at(node, ast.Try(node.body, node.handlers, node.orelse, []))]
+            body, last = (
+                self.block_function(kind, part, []) for kind, part in (("try", inner), ("finally", node.finalbody))
+            )
+            return [body, last, *self._run(helper("finally_", load(body.name), load(last.name), load(ACCESS)))]
         for handler in node.handlers:
-            body = self.block(handler.body)
+            lowered = self.block(handler.body)
             if handler.name:  # Python unbinds the name afterwards, which no shared variable survives
                 kept, handler.name = handler.name, self.unique("error")
-                body.insert(0, at(handler, _assign(kept, load(handler.name))))
-            handler.body = body
+                lowered.insert(0, at(handler, _assign(kept, load(handler.name))))
+            handler.body = lowered
         node.body, node.orelse = self.block(node.body), self.block(node.orelse)
-        node.finalbody = self.block(node.finalbody)
         return node
 
     def visit_Match(self, node: ast.Match) -> ast.stmt:  # noqa: D102
@@ -261,4 +287,5 @@ class StatementLowering(ExpressionLowering):
         return self.define(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.stmt:  # noqa: D102
+        node.body = [self.define(item) if isinstance(item, ast.FunctionDef) else item for item in node.body]
         return node

@@ -28,8 +28,8 @@ def rewritten_code(code: CodeType, qualified_name: str) -> CodeType | None:
     node = function_node(code)
     if node is None:
         return None
-    lowered = lower_function(_as_definition(copy.deepcopy(node), code.co_freevars))
-    lowered.name = code.co_name if code.co_name.isidentifier() else PREFIX + "lambda"
+    lowered = lower_function(_as_definition(copy.deepcopy(node), code.co_freevars), code.co_filename)
+    lowered.name = PREFIX + "function"  # under its own name, a call of itself would not mean the global any more
     module = ast.Module([_surroundings(lowered, code, qualified_name)], [])
     compiled = compile(ast.fix_missing_locations(module), code.co_filename, "exec", dont_inherit=True)
     found = [item for item in nested_codes(compiled) if item.co_name == lowered.name and _fits(item, code)]

@@ -17,7 +17,7 @@ from gaudicc.capture.mend.heap import Heap
 @contextmanager
 def no_traces(model: nn.Module) -> Iterator[None]:
     """Restore attributes and containers of the model, globals of its modules, RNGs and torch's global modes."""
-    heap = Heap.take((model, *_globals(model)))
+    heap = Heap.take((model, *module_globals(model)), marked=False)
     rng, python_rng, dtype = torch.get_rng_state(), random.getstate(), torch.get_default_dtype()
     grad, numpy_rng = torch.is_grad_enabled(), _numpy_random()
     numpy_state = numpy_rng.get_state() if numpy_rng else None
@@ -38,11 +38,12 @@ def _numpy_random() -> Any:
     return numpy.random if numpy else None
 
 
-def _globals(model: nn.Module) -> list[Any]:
+def module_globals(model: nn.Module) -> list[Any]:
     """Containers among the globals that the classes of the model's modules were defined beside.
 
     The dicts themselves are not copied: their entries that `global` statements rebind are handled by `Globals`.
     """
     names = {type(module).__module__ for module in model.modules()}
+    names.add(getattr(model.forward, "__module__", ""))
     spaces = [vars(sys.modules[name]) for name in names if name in sys.modules and not name.startswith("torch.")]
     return [value for space in spaces for value in space.values() if type(value) in (list, dict, set)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
 
 from gaudicc.capture.mend.context import Context, active
 from gaudicc.capture.mend.internals import SYMBOLIC, is_constant, is_data_dependent, known_true
-from gaudicc.capture.mend.values import Choice, Maybe
+from gaudicc.capture.mend.partial import condition, on_each
+from gaudicc.capture.mend.values import Choice, Maybe, refuse_partial
 
 
 def truth(value: Any) -> bool | torch.Tensor:
@@ -22,6 +24,10 @@ def truth(value: Any) -> bool | torch.Tensor:
         )
     if isinstance(value, list) and any(isinstance(item, Maybe) for item in value):
         return _decided(context, _any_present(context, value))
+    if isinstance(value, (dict, deque)) and condition(value) is not None:
+        return truth(on_each(context, value, lambda: bool(value)))
+    if isinstance(value, Maybe):
+        refuse_partial("a test")
     if isinstance(value, torch.Tensor):
         return _of_tensor(context, value)
     if isinstance(value, SYMBOLIC) and is_data_dependent(value):

@@ -40,6 +40,13 @@ class Undefined:
         missing._fail()
 
 
+class Missing(Undefined):
+    """What a dict holds under a key, or an object under an attribute, that is set on other paths only."""
+
+    def __init__(self, name: object, owner: object = None) -> None:
+        super().__init__(AttributeError, f"'{type(owner).__name__}' object has no attribute '{name}'")
+
+
 def undefined_local(name: str) -> Undefined:
     """The value of a local variable before its first assignment."""
     message = f"cannot access local variable '{name}' where it is not associated with a value"
@@ -95,10 +102,18 @@ class Maybe:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
         """Only the list functions that mending knows can take a list of unknown length."""
-        raise DynamicControlFlowError(
-            f"{getattr(func, '__name__', func)} is given a list whose length depends on data",
-            hint="use torch.stack, torch.cat, sum, len, indexing or a loop on such a list",
-        )
+        refuse_partial(getattr(func, "__name__", str(func)))
+
+    def _refuse(self, *_args: Any) -> NoReturn:
+        refuse_partial("an operator")
+
+
+def refuse_partial(what: str) -> NoReturn:
+    """Refuses something that mending cannot do to a list or dict whose elements depend on data."""
+    raise DynamicControlFlowError(
+        f"{what} is given a list whose length depends on data, or an item of it",
+        hint="use torch.stack, torch.cat, sum, len, indexing or a loop on such a list",
+    )
 
 
 def describe(value: object) -> str:
@@ -129,17 +144,25 @@ def is_undecided(tree: object) -> bool:
 
 def is_partial(tree: object) -> bool:
     """Whether nested lists, tuples and dicts have an element that is there on some paths only."""
-    return any(isinstance(leaf, Maybe) for leaf in _leaves(tree))
+    return any(isinstance(leaf, Maybe) or holds_missing(leaf) for leaf in _leaves(tree))
+
+
+def holds_missing(value: object) -> bool:
+    """Whether a value is one that a dict or object has on some paths only."""
+    if isinstance(value, Choice):
+        return holds_missing(value._then) or holds_missing(value._orelse)
+    return isinstance(value, Missing)
 
 
 def replace(tree: Any, change: Callable[[Any], Any]) -> Any:
     """Change every leaf of nested lists, tuples, dicts and slices; a tree without change is returned as it is."""
     if isinstance(tree, (list, tuple)) and type(tree) in (list, tuple, torch.Size):
-        items = [replace(item, change) for item in tree]
-        unchanged = all(new is old for new, old in zip(items, tree, strict=True))
-        return tree if unchanged else (items if isinstance(tree, list) else tuple(items))
+        changed = [replace(item, change) for item in tree]
+        unchanged = all(new is old for new, old in zip(changed, tree, strict=True))
+        return tree if unchanged else (changed if isinstance(tree, list) else tuple(changed))
     if type(tree) is dict:
-        return {key: replace(item, change) for key, item in tree.items()}
+        items = {key: replace(item, change) for key, item in tree.items()}
+        return {key: item for key, item in items.items() if not isinstance(item, Missing)}
     if isinstance(tree, slice):
         return slice(*(replace(item, change) for item in (tree.start, tree.stop, tree.step)))
     return change(tree)
@@ -163,7 +186,11 @@ def distribute(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
         return lambda: distribute(function, replace(args, pick), replace(kwargs, pick))
 
-    return choice._context.choose(pred, on("_then"), on("_orelse"))
+    from gaudicc.capture.mend.context import Access
+
+    # What the operation may change: the arguments, and what the function itself can reach.
+    access = Access(lambda: (function, args, kwargs), lambda _: None)
+    return choice._context.choose(pred, on("_then"), on("_orelse"), access)
 
 
 def _forward_operators() -> None:
@@ -181,11 +208,15 @@ def _forward_operators() -> None:
         function, special = getattr(operator, name), name.rstrip("_")
         setattr(Choice, f"__{special}__", forward(function, swap=False))
         setattr(Undefined, f"__{special}__", Undefined._fail)
+        if name != "eq":  # two such items are compared by their identity only, by mending itself
+            setattr(Maybe, f"__{special}__", Maybe._refuse)
         if name in names[: names.index("lt")]:
             setattr(Choice, f"__r{special}__", forward(function, swap=True))
             setattr(Undefined, f"__r{special}__", Undefined._fail)
+            setattr(Maybe, f"__r{special}__", Maybe._refuse)
     for special in ("__bool__", "__len__", "__iter__", "__call__", "__index__", "__int__", "__float__"):
         setattr(Undefined, special, Undefined._fail)
+        setattr(Maybe, special, Maybe._refuse)
     Choice.__hash__ = object.__hash__  # type: ignore[method-assign]
     Undefined.__hash__ = object.__hash__  # type: ignore[method-assign]
 

@@ -123,6 +123,6 @@ def _run(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         return torch.full(shape, known[arg], dtype=value.dtype)
 
     args = fx.map_arg(node.args, scalar)
-    kwargs = fx.map_arg(node.kwargs, scalar)
+    kwargs = {key: value for key, value in fx.map_arg(node.kwargs, scalar).items() if key != "device"}
     with torch.no_grad():
         return overload(node)(*args, **kwargs).reshape(-1)[0].item()

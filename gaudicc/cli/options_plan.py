@@ -1,0 +1,36 @@
+"""Command line: the options of `gaudicc plan`. Imports no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """Show the plan of every bucket: what is recorded, what the host does. With --memory: does it fit?
+
+    Attributes:
+        model: name, model folder, or .pt2 file.
+        memory: show bytes of weights, state and recorded graphs instead, and whether they fit.
+        cards: with --memory: cards that share weights and state evenly.
+        target: chip: gaudi2 or gaudi3.
+        batch: rows of the example inputs.
+        sequence: tokens a row of the example inputs.
+        dynamic: sizes that vary, each DIM=MAX or DIM=MIN..MAX; DIM is batch or sequence.
+        buckets: a strategy (exp, lin, pad, optimal), or sizes to record, each DIM=SIZE[,DIM=SIZE].
+        trust: load a .pt2 file, which can run code from it.
+        json: print JSON.
+    """
+
+    model: Positional[str]
+    memory: bool = False
+    cards: int = 1
+    target: str = "gaudi3"
+    batch: int = 2
+    sequence: int = 16
+    dynamic: tuple[str, ...] = ()
+    buckets: tuple[str, ...] = ()
+    trust: bool = False
+    json: bool = False

@@ -1,0 +1,165 @@
+"""Indexing, selecting and writing by what is of unknown length, on largest lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gaudicc.nodes import val
+from gaudicc.rules import compaction
+from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, filled, first, mask, same_op
+
+aten = torch.ops.aten
+
+
+def nonzero(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Rows:
+    """`nonzero(x)`."""
+    x = filled(inline, args[0], 0) if isinstance(args[0], Rows) else args[0]
+    return Rows(*to_rows(inline(compaction.nonzero, x)))
+
+
+def to_rows(pair: Any) -> tuple[fx.Node, int, fx.Node]:
+    """Rows and their number, as the first arguments of `Rows`."""
+    return pair[0], 0, pair[1]
+
+
+def index(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`x[...]` by a bool mask, or by indices of unknown length."""
+    x, indices = args[0], list(args[1])
+    given = [item for item in indices if item is not None]
+    if len(given) == 1 and _is_mask(given[0]) and indices[0] is None:
+        if isinstance(x, Rows) or isinstance(given[0], Rows) or val(given[0]).dim() != 1:
+            raise Refused("a mask over inner dims is no vector, or of unknown length")
+        along = indices.index(given[0])
+        position, length = inline(compaction.places, given[0])
+        return Rows(inline(lambda t, p: aten.index_select.default(t, along, p), x, position), along, length)
+    if len(given) == 1 and _is_mask(given[0]):
+        if isinstance(x, Rows) or isinstance(given[0], Rows):
+            if not (isinstance(x, Rows) and isinstance(given[0], Rows) and x.dim == given[0].dim == 0):
+                raise Refused("the mask and what it selects from have different unknown dims")
+            return Rows(*to_rows(inline(compaction.selected, x.value, filled(inline, given[0], False))))
+        return Rows(*to_rows(inline(compaction.selected, x, given[0])))
+    if (
+        isinstance(x, Rows)
+        or not all(isinstance(item, Rows) for item in given)
+        or any(_is_mask(item) for item in given)
+    ):
+        raise Refused("rows of unknown length are indexed, or indices of known and unknown length are mixed")
+    safe = [filled(inline, item, 0) if item is not None else None for item in indices]
+    if dim is None:
+        raise Refused("the length of its result is not that of an index")
+    return Rows(inline(lambda t, *parts: aten.index.Tensor(t, list(parts)), x, *safe), dim, given[0].length)
+
+
+def _is_mask(item: Any) -> bool:
+    return val(item.value if isinstance(item, Rows) else item).dtype in (torch.bool, torch.uint8)
+
+
+def masked_select(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Rows:
+    """`masked_select(x, mask)`."""
+    if any(isinstance(arg, Rows) for arg in args):
+        raise Refused("rows of unknown length are selected from")
+    flat = inline(lambda x, m: tuple(aten.reshape.default(t, [-1]) for t in torch.broadcast_tensors(x, m)), *args)
+    return Rows(*to_rows(inline(compaction.selected, *flat)))
+
+
+def index_put(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`x[mask] = v` and `x[indices] = v`."""
+    x, indices, new, accumulate = args[0], list(args[1]), args[2], len(args) > 3 and args[3]
+    if isinstance(x, Rows) or len(indices) != 1 or indices[0] is None:
+        raise Refused("only a write by one mask or one index over the first dim has a static form")
+    if _is_mask(indices[0]):
+        if accumulate or isinstance(indices[0], Rows):
+            raise Refused("it adds up, or its mask is of unknown length")
+        return inline(compaction.written, x, indices[0], new.value if isinstance(new, Rows) else new)
+    size = int(val(x).shape[0])
+
+    def write(t: Tensor, at: Tensor, length: Tensor, v: Tensor) -> Tensor:
+        at = aten.where.self(aten.lt.Scalar(at, 0), aten.add.Tensor(at, size), at)
+        at = aten.where.self(mask(at, length, 0), at, aten.full.default([], size, dtype=at.dtype))
+        dump = aten.cat.default([t, aten.full.default([1, *t.shape[1:]], 0, dtype=t.dtype)], 0)
+        result = aten.index_put.default(dump, [at], v, accumulate)
+        return aten.slice.Tensor(result, 0, 0, size)  # type: ignore[no-any-return]
+
+    return inline(write, x, indices[0].value, indices[0].length, new.value if isinstance(new, Rows) else new)
+
+
+def index_add(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`index_add(x, dim, index, source)`: what is not valid adds 0 to the first row."""
+    x, along, at, source = args[:4]
+    if isinstance(x, Rows) or not isinstance(at, Rows) or not isinstance(source, Rows):
+        raise Refused("the index and the source must have the unknown length, the target a known one")
+    at_node, source_node = filled(inline, at, 0), filled(inline, source, 0)
+    return inline(lambda t, i, s: aten.index_add.default(t, along, i, s, **kwargs), x, at_node, source_node)
+
+
+def picked(op: Any) -> Form:
+    """`index_select`, `embedding`: rows of a known tensor by an index of unknown length."""
+
+    def form(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+        if isinstance(args[0], Rows) or dim is None:
+            raise Refused("rows of unknown length are indexed")
+        found = first(args)
+        safe = [filled(inline, arg, 0) if isinstance(arg, Rows) else arg for arg in args]
+        return Rows(inline(lambda *a: op(*a, **kwargs), *safe), dim, found.length)
+
+    return form
+
+
+def selected_by(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`x.select(dim, i)`, where `i` is read from a tensor."""
+    x, along, at = args
+    if not isinstance(at, Number):
+        return same_op(aten.select.int)(inline, args, kwargs, dim)
+    size = 0 if isinstance(x, Rows) else int(val(x).shape[along])
+    if not -size <= at.low <= at.high < size:
+        raise Refused("nothing keeps the index in range; clamp it")
+
+    def pick(t: Tensor, i: Tensor) -> Tensor:
+        i = aten.where.self(aten.lt.Scalar(i, 0), aten.add.Tensor(i, size), i)
+        row = aten.index_select.default(t, along, aten.reshape.default(i, [1]))
+        return aten.squeeze.dim(row, along)  # type: ignore[no-any-return]
+
+    return inline(pick, x, at.node)
+
+
+def sliced(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`x[start:end]` where `x`, `start` or `end` is known from data only."""
+    given: list[Any] = [*args, *(0, None, None, 1)[len(args) - 1 :]]
+    x, along, start, end, step = given
+    node = x.value if isinstance(x, Rows) else x
+    along %= val(node).dim()
+    if isinstance(x, Rows) and along != x.dim:
+        return same_op(aten.slice.Tensor)(inline, args, kwargs, dim)
+    if step != 1:
+        raise Refused("it takes every so many rows")
+    size = int(val(node).shape[along])
+    end = None if isinstance(end, int) and end >= size and not isinstance(x, Rows) else end
+    end = None if isinstance(end, int) and end > 2**62 else end
+    total = x.length if isinstance(x, Rows) else inline(lambda: aten.full.default([], size, dtype=torch.int64))
+
+    def place(position: Any, n: Tensor) -> Tensor:
+        if not isinstance(position, Tensor):
+            position = aten.full.default([], position, dtype=torch.int64)
+        wrapped = aten.where.self(aten.lt.Scalar(position, 0), aten.add.Tensor(position, n), position)
+        return aten.minimum.default(aten.clamp.default(wrapped, 0), n)  # type: ignore[no-any-return]
+
+    def span(n: Tensor, first_: Any, last: Any) -> tuple[Tensor, Tensor]:
+        begin = place(first_, n)
+        return begin, aten.clamp.default(aten.sub.Tensor(n if last is None else place(last, n), begin), 0)
+
+    ends = [item.node if isinstance(item, Number) else item for item in (start or 0, end)]
+    begin, length = inline(span, total, *ends)
+    if isinstance(start or 0, int) and (start or 0) >= 0:
+        stop = min(size, int(end.high)) if isinstance(end, Number) and 0 <= end.high < size and end.low >= 0 else size
+        stop = min(size, end) if isinstance(end, int) and end >= 0 else stop
+        value = inline(lambda t: aten.slice.Tensor(t, along, start or 0, stop), node)
+    else:
+        value = inline(lambda t, b: aten.index_select.default(t, along, _shifted(b, size)), node, begin)
+    return Rows(value, along, length)
+
+
+def _shifted(begin: Tensor, size: int) -> Tensor:
+    return aten.clamp.default(aten.add.Tensor(aten.arange.default(size), begin), 0, max(size - 1, 0))  # type: ignore[no-any-return]

@@ -1,0 +1,117 @@
+"""`gaudicc::` ops as the kernels that Gaudi has for them. The only place where `hpu::` ops are called.
+
+The names exist once Gaudi's software is loaded; registering them ourselves would abort a process that loads it later.
+Source of schemas: HabanaAI/gaudi-pytorch-bridge 1.19.0, `hpu_ops/`. Which kernels a chip has, `gaudicc.targets` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaudicc.kernels import attention, merge_parts, rms_norm, softmax_part, softmax_tile
+from gaudicc.kernels.attention import plain_attention
+from gaudicc.kernels.norm import plain_rms_norm
+from gaudicc.kernels.split import plain_merge_parts, plain_softmax_part, plain_softmax_tile
+
+_aten = torch.ops.aten
+
+
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> Tensor:  # as gaudicc::attention
+    """`hpu::sdpa_recomp_fwd`; grouped heads in five dims, a mask added to the scores, masked rows zero."""
+    groups, (queries, keys) = q.shape[1] // k.shape[1], (q.shape[2], k.shape[2])
+    if causal and (mask is not None or queries != keys):  # the kernel takes one of the two, and squares only
+        mask, causal = _below_diagonal(mask, queries, keys, q), False
+    hidden = None
+    if mask is not None:
+        mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
+        seen = mask if mask.dtype == torch.bool else mask > float("-inf")
+        hidden = ~seen.any(-1, keepdim=True)
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
+    if groups > 1:
+        q, k, v = q.unflatten(1, (k.shape[1], groups)), k.unsqueeze(2), v.unsqueeze(2)
+        if mask is not None:
+            mask = mask.unsqueeze(2) if mask.shape[1] == 1 else mask.unflatten(1, (k.shape[1], groups))
+    result = torch.ops.hpu.sdpa_recomp_fwd(q, k, v, mask, 0.0, scale, causal, False, "None", None, "left")[0]
+    result = result.flatten(1, 2) if groups > 1 else result
+    result = result if hidden is None else result.masked_fill(hidden, 0.0)
+    laid: Tensor = result.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+    return laid
+
+
+def _below_diagonal(mask: Tensor | None, queries: int, keys: int, like: Tensor) -> Tensor:
+    rows = torch.arange(queries, device=like.device, dtype=torch.int32).unsqueeze(1)
+    seen = torch.arange(keys, device=like.device, dtype=torch.int32).unsqueeze(0) <= rows
+    if mask is None:
+        return seen
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, float("-inf"))
+
+
+def fused_rms_norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
+    """`hpu::rms_norm`, which multiplies by the weight before it rounds, as `scale_first` asks; else one rounding less."""
+    normed: Tensor = torch.ops.hpu.rms_norm(x, weight, eps)[0]
+    return normed
+
+
+def plain_index(x: Tensor, indices: Sequence[Tensor]) -> Tensor:
+    """`hpu::plain_index`: `hpu_backend` leaves `aten::index` outside its clusters."""
+    taken: Tensor = torch.ops.hpu.plain_index(x, list(indices))
+    return taken
+
+
+def _addcmul(x: Tensor, left: Tensor, right: Tensor, *, value: float = 1) -> Tensor:
+    """`hpu_backend` leaves `aten::addcmul` outside its clusters."""
+    return x + value * (left * right)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A function that stands for one op in a piece.
+
+    Attributes:
+        run: takes the op's arguments.
+        uses: ops that it calls, judged in its stead.
+    """
+
+    run: Callable[..., Any]
+    uses: tuple[str, ...]
+
+
+_MASKING = ("aten::masked_fill.Scalar", "aten::clone")
+FUSED: dict[Any, Kernel] = {
+    attention: Kernel(fused_attention, ("hpu::sdpa_recomp_fwd", *_MASKING)),
+    rms_norm: Kernel(fused_rms_norm, ("hpu::rms_norm",)),
+}
+"""Semantic ops with a kernel."""
+
+PLAIN: dict[Any, Callable[..., Any]] = {
+    attention: plain_attention,
+    rms_norm: plain_rms_norm,
+    softmax_tile: plain_softmax_tile,
+    softmax_part: plain_softmax_part,
+    merge_parts: plain_merge_parts,
+}
+"""Semantic ops in ATen, where there is no kernel or it does not compute the same.
+
+The vendor's softmax kernels have no sink and give NaN in rows that are masked throughout.
+"""
+
+COMPILE_KERNELS: dict[Any, Kernel] = {_aten.index.Tensor: Kernel(plain_index, ("hpu::plain_index",))}
+COMPILE_PLAIN: dict[Any, Callable[..., Any]] = {_aten.addcmul.default: _addcmul}
+"""What `hpu_backend` would place in eager mode. Source: `dynamo/compile_backend/shared_layer.py`, `passes.py`."""
+
+
+def fits(op: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a kernel computes what the op means, for these arguments: tensors on any device."""
+    if op is rms_norm:
+        return bool(args[0].dtype == args[1].dtype)
+    if op is _aten.index.Tensor:
+        return all(isinstance(index, Tensor) and index.dtype != torch.bool for index in args[1])
+    return True

@@ -1,0 +1,207 @@
+"""A model that decides on sizes, compiled once for every side of its decisions; called like any compiled model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gaudicc.buckets import Bucket, BucketForm, BucketSet
+from gaudicc.capture import CapturedSide
+from gaudicc.capture.decisions import refuse_decision
+from gaudicc.certificate import Certificate
+from gaudicc.compiled import CompiledModel
+from gaudicc.errors import InputError, ShapeError, Where
+from gaudicc.program import Program
+from gaudicc.trace import CompileTrace
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledSide:
+    """What serves the sizes on one side of a model's decisions.
+
+    Attributes:
+        captured: the side as captured.
+        model: compiled from its program.
+    """
+
+    captured: CapturedSide
+    model: CompiledModel
+
+
+class SidedModel(CompiledModel):
+    """The compiled model of the first side, which hands calls of other sizes to those of the others.
+
+    What is asked about programs, plans and buckets is answered for the first side; `sides` has them all.
+
+    Attributes:
+        sides: all sides, this model's own first. State, counters and trace are common to them.
+    """
+
+    sides: tuple[CompiledSide, ...]
+
+    def join(self, own: CapturedSide, others: Sequence[CompiledSide]) -> None:
+        """Makes one model of several.
+
+        Args:
+            own: the side that this model was compiled from.
+            others: the other sides.
+        """
+        self.sides = (CompiledSide(own, self), *others)
+        for side in others:
+            side.model.stats = self.stats
+            side.model._state = {name: self._state.setdefault(name, state) for name, state in side.model._state.items()}
+        self.trace = CompileTrace([record for side in self.sides for record in side.model.trace.records])
+        leaves = {spec.name: self.program.calling.paths.index(spec.source) for spec in self.program.user_inputs()}
+        self._places = {
+            dim.name: (leaves[name], at) for dim in self.program.dimensions for name, at in dim.positions[:1]
+        }
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model; raises what a compiled model raises."""
+        model = self._choose_side(self._binder(args, kwargs)).model
+        return super().__call__(*args, **kwargs) if model is self else model(*args, **kwargs)
+
+    def _choose_side(self, leaves: Sequence[Any]) -> CompiledSide:
+        sizes: dict[str, int] = {}
+        for name, (leaf, at) in self._places.items():
+            given = leaves[leaf]
+            if not isinstance(given, torch.Tensor) or given.dim() <= at:
+                return self.sides[0]  # which says what is wrong with it
+            low, high = self.sides[0].captured.ranges[name]
+            sizes[name] = given.shape[at]
+            if not low <= sizes[name] <= high:
+                raise ShapeError(
+                    f"{name} is {sizes[name]}, it runs from {low} to {high}",
+                    where=Where(stage="the call"),
+                    hint="raise the bound of this Dim in dynamic_shapes and compile again",
+                )
+        return next(side for side in self.sides if side.captured.serves(sizes))
+
+    def warm_up(self, progress: Callable[[int, int, Bucket], None] | None = None) -> None:
+        """Records every bucket of every side; arguments as those of a compiled model."""
+        super().warm_up(progress)
+        for side in self.sides[1:]:
+            side.model.warm_up(progress)
+
+    def forbid_records(self) -> None:
+        """From now on a call whose bucket is not recorded raises, on every side."""
+        super().forbid_records()
+        for side in self.sides[1:]:
+            side.model.forbid_records()
+
+    @property
+    def guards(self) -> str:
+        """Which side serves a call, and the prologue of each."""
+        lines = [
+            f"{name} = {self.program.calling.paths[leaf]}.shape[{at}]" for name, (leaf, at) in self._places.items()
+        ]
+        for number, side in enumerate(self.sides):
+            prologue = super().guards if side.model is self else side.model.guards
+            lines.append(f"{'elif' if number else 'if'} {side.captured}:")
+            lines += [f"    {line}" for line in prologue.splitlines() or ["pass"]]
+        return "\n".join(lines)
+
+    @property
+    def certificate(self) -> Certificate:
+        """What is proved on every side."""
+        own = super().certificate
+        parts = [(side, own if side.model is self else side.model.certificate) for side in self.sides]
+        return replace(
+            own,
+            buckets=tuple(
+                replace(entry, bucket=f"{entry.bucket or 'static'} where {side.captured}")
+                for side, part in parts
+                for entry in part.buckets
+            ),
+            padding=tuple(f"where {side.captured}: {line}" for side, part in parts for line in part.padding),
+        )
+
+    def session(self) -> SidedModel:
+        """The same model with state of its own, starting from the model's."""
+        made = super().session()
+        assert isinstance(made, SidedModel)
+        made.join(self.sides[0].captured, [replace(side, model=side.model.session()) for side in self.sides[1:]])
+        return made
+
+    def save(self, path: str | Path) -> None:
+        """Refuses: a bundle holds one side.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"the model has {len(self.sides)} sides, a bundle holds one: {'; '.join(str(side.captured) for side in self.sides)}",
+            hint="narrow the Dims to one side, compile and save each by itself",
+        )
+
+
+def compile_sides(
+    sides: Sequence[CapturedSide],
+    buckets: BucketForm,
+    compile_side: Callable[[CapturedSide, BucketForm, type[CompiledModel]], CompiledModel],
+) -> CompiledModel:
+    """Compiles every side of a model.
+
+    Args:
+        sides: as captured.
+        buckets: of the whole model.
+        compile_side: compiles the program of one side, with its buckets, to a compiled model of the class it is given.
+    """
+    first, *others = sides
+    if not others:
+        return compile_side(first, buckets, CompiledModel)
+    models = [
+        compile_side(side, _on_side(side.program, buckets), CompiledModel if side is not first else SidedModel)
+        for side in sides
+    ]
+    model = models[0]
+    assert isinstance(model, SidedModel)
+    model.join(first, [CompiledSide(*pair) for pair in zip(others, models[1:], strict=True)])
+    return model
+
+
+def _on_side(program: Program, buckets: BucketForm) -> BucketForm:
+    """The buckets of a side: no size beyond its own, none that serves nothing there."""
+    if not program.dimensions:
+        return None
+    names = [dim.name for dim in program.dimensions]
+    if not isinstance(buckets, (list, tuple)) or not all(name in entry for entry in buckets for name in names):
+        return buckets
+    fitted = [{dim.name: min(entry[dim.name], dim.high) for dim in program.dimensions} for entry in buckets]
+    serving = [entry for entry in fitted if all(entry[dim.name] >= dim.low for dim in program.dimensions)]
+    return serving or [{dim.name: dim.high for dim in program.dimensions}]
+
+
+def admitted(side: CapturedSide, buckets: BucketSet) -> BucketSet:
+    """Buckets whose physical sizes are on the side too: what is left out was written for no other size.
+
+    Args:
+        side: what they are for; almost always the only one, which admits all.
+        buckets: of its program.
+
+    Raises:
+        UnsupportedInputError: no bucket can be raised to sizes on the side.
+    """
+    raised = (_raised(side, bucket) for bucket in buckets)
+    found = dict.fromkeys(bucket for bucket in raised if bucket is not None)
+    if not found:
+        refuse_decision(side.when[0][0])
+    return BucketSet(found, buckets.cost)
+
+
+def _raised(side: CapturedSide, bucket: Bucket) -> Bucket | None:
+    """The next larger bucket that one entry of the decisions admits; the first entry that has one."""
+    for entry in side.when:
+        sizes: dict[str, int] = {}
+        for name, size in bucket.as_dict().items():
+            tests = [decision.test for decision in entry if decision.sizes == (name,)]
+            high = side.ranges.get(name, (0, size))[1]
+            fitting = (n for n in range(size, max(size, high) + 1) if all(test(n) for test in tests))
+            sizes[name] = next(fitting, -1)
+        if min(sizes.values(), default=0) >= 0 and all(d.holds(sizes) for d in entry if set(d.sizes) <= sizes.keys()):
+            return Bucket.of(sizes)
+    return None

@@ -1,0 +1,138 @@
+"""Decisions of Python on sizes: of no account, or refused by their line; never answered as the example answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.export import Dim
+
+import gaudicc
+from gaudicc.capture import capture
+from gaudicc.capture.decisions import Decision, uncovered
+from gaudicc.errors import UnsupportedInputError
+
+
+def shapes(low: int = 1, high: int = 8) -> dict[str, Any]:
+    return {"x": {0: Dim("n", min=low, max=high)}}
+
+
+def more_than_one(x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] > 1 else x * 3
+
+
+def one(x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] == 1 else x * 3
+
+
+def multiple_of_four(x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] % 4 == 0 else x * 3
+
+
+def up_to_five(x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] <= 5 else x * 3
+
+
+def none_at_all(x: Tensor) -> Tensor:
+    return x.sum() if x.shape[0] == 0 else x.sum() + 1
+
+
+REFUSED: dict[Callable[[Tensor], Tensor], str] = {
+    more_than_one: "n > 1",
+    one: "n != 1",
+    multiple_of_four: "(n % 4) != 0",
+    up_to_five: "n <= 5",
+}
+
+
+@pytest.mark.parametrize("model", REFUSED, ids=lambda model: str(getattr(model, "__name__", model)))
+def test_a_size_on_the_other_side_is_refused_by_its_line(model: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UnsupportedInputError) as caught:
+        capture(model, (torch.ones(3),), dynamic_shapes=shapes())
+    assert f"something else where not {REFUSED[model]}" in caught.value.what
+    assert str(caught.value.where.source).endswith(f"test_decisions.py:{model.__code__.co_firstlineno + 1}")
+    assert "narrow the Dims" in caught.value.todo
+
+
+@pytest.mark.parametrize(("model", "low", "high"), [(more_than_one, 2, 8), (one, 2, 8), (up_to_five, 1, 5)])
+def test_a_dim_on_one_side_is_served(model: Callable[[Tensor], Tensor], low: int, high: int) -> None:
+    compiled = gaudicc.compile(model, (torch.ones(3),), dynamic_shapes=shapes(low, high), buckets=[{"n": high}])
+    for size in range(low, high + 1):
+        assert torch.equal(compiled(torch.ones(size)), model(torch.ones(size)))
+
+
+def test_a_decision_on_no_elements() -> None:
+    with pytest.raises(UnsupportedInputError, match="n != 0"):
+        capture(none_at_all, (torch.ones(3),), dynamic_shapes=shapes(0))
+    capture(none_at_all, (torch.ones(3),), dynamic_shapes=shapes(1))
+
+
+def always(x: Tensor) -> Tensor:
+    return x * 2 if min(4, x.shape[0]) <= x.shape[0] else x * 3
+
+
+def the_same_either_way(x: Tensor) -> Tensor:
+    scale = 2 if x.shape[0] > 4 and x.dtype == torch.int64 else 3
+    return (x * scale).contiguous()
+
+
+def one_query(x: Tensor) -> Tensor:
+    query = x.view(1, 1, -1, 2)
+    mask = torch.ones(x.shape[0], x.shape[0], dtype=torch.bool).tril()
+    causal = query.shape[2] > 1 and mask is None  # for one query, the condition on sizes itself
+    result = torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=mask, is_causal=causal)
+    return result[0, 0]
+
+
+@pytest.mark.parametrize("model", [always, the_same_either_way, one_query])
+def test_a_decision_that_changes_nothing_is_none(model: Callable[[Tensor], Tensor]) -> None:
+    compiled = gaudicc.compile(model, (torch.randn(3, 2),), dynamic_shapes=shapes(), buckets=[{"n": 4}, {"n": 8}])
+    for size in range(1, 9):
+        x = torch.randn(size, 2)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def both_sizes(x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] * x.shape[1] > 6 else x * 3
+
+
+def test_a_decision_on_two_sizes_together() -> None:
+    sizes = {"x": {0: Dim("n", min=1, max=8), 1: Dim("m", min=1, max=8)}}
+    with pytest.raises(UnsupportedInputError, match=r"m\*n > 6"):
+        capture(both_sizes, (torch.ones(3, 3),), dynamic_shapes=sizes)
+    large = {"x": {0: Dim("n", min=3, max=8), 1: Dim("m", min=3, max=8)}}
+    assert len(capture(both_sizes, (torch.ones(3, 3),), dynamic_shapes=large).dimensions) == 2
+
+
+def test_a_size_without_a_bound_is_refused_too() -> None:
+    with pytest.raises(UnsupportedInputError, match=r"x_0 % 4"):
+        capture(multiple_of_four, (torch.ones(3),), dynamic_shapes="auto")
+
+
+RANGES = {"a": (0, 6), "b": (1, 5)}
+TESTS: list[Callable[..., Decision]] = [
+    lambda k: Decision(f"a > {k}", ("a",), lambda a: a > k, None),
+    lambda k: Decision(f"b != {k}", ("b",), lambda b: b != k, None),
+    lambda k: Decision(f"a % 3 != {k}", ("a",), lambda a: a % 3 != k, None),
+    lambda k: Decision(f"a + b <= {k}", ("a", "b"), lambda a, b: a + b <= k, None),
+]
+DECISION = st.builds(lambda make, k: make(k), st.sampled_from(TESTS), st.integers(0, 6))
+
+
+@given(sides=st.lists(st.lists(DECISION, max_size=3), min_size=1, max_size=3), a=st.integers(0, 6), b=st.integers(1, 5))
+def test_what_is_uncovered_is_found(sides: list[list[Decision]], a: int, b: int) -> None:
+    def covered(sizes: dict[str, int]) -> bool:
+        return any(all(decision.holds(sizes) for decision in side) for side in sides)
+
+    every = [{"a": a, "b": b} for a, b in product(range(7), range(1, 6))]
+    example = {"a": a, "b": b}
+    found = uncovered(sides, RANGES, example)
+    assert (found is None) == all(covered(sizes) for sizes in every)
+    if found is not None:
+        assert not covered({**example, **found})

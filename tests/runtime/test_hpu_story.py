@@ -1,0 +1,97 @@
+"""The porting story: how stages are priced, and (in the sweep) that the stages come out as the page says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gaudicc.bench.story import TITLES, sizes, stream, table, tell
+from gaudicc.bench.story_stages import STAGES
+from gaudicc.cli import main
+from gaudicc.machine import CHIPS, load_chip
+
+NOTHING = {
+    name: 0
+    for name in ("fallback", "to_host", "to_device", "host_read", "compile", "hit", "replay", "bytes", "compiled_ops")
+}
+LENGTHS, BUCKETS = [3, 8, 3], [8]
+EXACT = {name: {"3": [1e-5, 10], "8": [2e-5, 10]} for name in CHIPS}
+PADDED = {name: {"8": [2e-5, 10]} for name in CHIPS}
+
+
+def outcomes(**changes: Any) -> dict[str, Any]:
+    plain = NOTHING | {"cpu": 0.003, "warm": 0, "error": 0.0, "device": {}}
+    made = {stage: dict(plain) for stage in STAGES}
+    made["as is"] = {"raised": "no complex tensor"}
+    made["eager"] |= {"compile": 20, "hit": 40, "compiled_ops": 20}
+    made["lazy"] |= {"compile": 2, "hit": 1, "compiled_ops": 40}
+    made["legalised"] |= {"compile": 2, "hit": 1, "compiled_ops": 20, "device": EXACT}
+    made["recorded"] |= {"replay": 3, "device": PADDED}
+    made["split"] |= {"replay": 3, "device": PADDED}
+    for stage, change in changes.items():
+        made[stage] |= change
+    return made
+
+
+def micros(rows: Any, chip: str = "gaudi2") -> dict[str, float]:
+    return {row.stage: row.micros[chip] for row in rows if not row.raised}
+
+
+def test_the_host_or_the_device_whichever_is_longer() -> None:
+    host, tokens = load_chip("gaudi2").host, sum(LENGTHS)
+    found = micros(tell(outcomes(), LENGTHS, BUCKETS))
+    assert found[TITLES["eager"]] == pytest.approx(60 * host.eager_op_seconds / tokens * 1e6)
+    assert found[TITLES["lazy"]] == pytest.approx(60 * host.lazy_op_seconds / tokens * 1e6)
+    assert found[TITLES["legalised"]] == pytest.approx(30 * host.lazy_op_seconds / tokens * 1e6)
+    assert found[TITLES["recorded"]] == pytest.approx(max(6e-5, 3 * host.replay_seconds) / tokens * 1e6)
+
+
+def test_crossings_and_fallbacks_cost_their_latency_and_bytes() -> None:
+    host, tokens = load_chip("gaudi2").host, sum(LENGTHS)
+    before = micros(tell(outcomes(), LENGTHS, BUCKETS))[TITLES["lazy"]]
+    change = {"fallback": 3, "to_host": 4, "host_read": 1, "bytes": 10**6}
+    rows = tell(outcomes(lazy=change), LENGTHS, BUCKETS)
+    more = (6 + 5) * host.transfer_latency + 10**6 / host.pcie_bandwidth
+    assert micros(rows)[TITLES["lazy"]] - before == pytest.approx(more / tokens * 1e6)
+    row = next(row for row in rows if row.stage == TITLES["lazy"])
+    assert (row.fallbacks, row.crossings) == (1, 5 / 3)
+
+
+def test_compiling_is_counted_apart() -> None:
+    host, tokens = load_chip("gaudi3").host, sum(LENGTHS)
+    for row in tell(outcomes(), LENGTHS, BUCKETS)[1:]:
+        extra = row.with_compiling["gaudi3"] - row.micros["gaudi3"]  # type: ignore[index]
+        ops = {TITLES["eager"]: 20, TITLES["lazy"]: 40, TITLES["legalised"]: 20}.get(row.stage, 0)
+        assert extra == pytest.approx(ops * host.compile_seconds_per_node / tokens * 1e6)
+
+
+def test_a_stage_that_does_not_run_says_why() -> None:
+    text = table(tell(outcomes(), LENGTHS, BUCKETS), 3).splitlines()
+    assert "does not run: no complex tensor" in text[2]
+    assert len({line.count("|") for line in text}) == 1
+
+
+def test_the_stream_is_seeded_and_fits_the_buckets() -> None:
+    lengths = stream(200, 64)
+    assert lengths == stream(200, 64)
+    assert (min(lengths), max(lengths)) == (1, 64)
+    assert 12 < sum(lengths) / 200 < 20
+    assert sizes(64) == [8, 16, 32, 64]
+    assert sizes(3) == [8]
+
+
+@pytest.mark.sweep
+def test_the_story_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "story", "--requests", "12", "--longest", "16", "--layers", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    asis, eager, lazy, legal, recorded, split = rows
+    assert "complex" in asis["raised"]
+    assert eager["fallbacks"] == lazy["fallbacks"] > 0
+    assert eager["launches"] > lazy["launches"] > legal["launches"] == recorded["launches"] == 1
+    assert legal["fallbacks"] == recorded["fallbacks"] == split["fallbacks"] == 0
+    assert legal["compiles"] > recorded["compiles"] == split["compiles"] == 0
+    assert max(row["error"] for row in rows) < 1e-4
+    for chip in CHIPS:
+        assert recorded["micros"][chip] < legal["micros"][chip] < lazy["micros"][chip]
