@@ -6,12 +6,12 @@ All private torch names that the CUDA device uses are in this module.
 
 from __future__ import annotations
 
-import gc
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
+
+from gaudicc.collector import collector_paused
 
 # torch keeps asking a graph whose capture failed whether an allocation is its own, so such a graph must never die.
 _FAILED: list[torch.cuda.CUDAGraph] = []
@@ -59,7 +59,8 @@ class GraphPool:
             torch.cuda.synchronize(self.place)
             torch.cuda.empty_cache()  # what the warm-up used is given back, so that the pool can have it
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.stream(self._stream), _no_collection():
+            # What a collection frees on the GPU would become part of the capture, or spoil it.
+            with torch.cuda.stream(self._stream), collector_paused():
                 # Only what this thread does can spoil the capture: others go on allocating and reading.
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
@@ -100,15 +101,3 @@ def _end_allocation(index: int, pool: tuple[int, int]) -> None:
     """Takes the pool out of use for the capture that failed."""
     later, before = "_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"  # until torch 2.7
     getattr(torch._C, later if hasattr(torch._C, later) else before)(index, pool)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection: what it frees on the GPU would become part of the capture, or spoil it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

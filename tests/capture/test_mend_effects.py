@@ -9,25 +9,14 @@ import collections
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import nn
 
 from gaudicc.capture.mend import export_mending
 from gaudicc.capture.mend.oracle import differences
-
-NAN, INF = float("nan"), float("inf")
-VECTORS = [
-    (torch.tensor(values),)
-    for values in (
-        [1.0, 2.0, 3.0], [-1.0, -2.0, -3.0], [0.0, 0.0, 0.0], [2.0, -1.0, 0.5], [-2.0, 3.0, 1.0], [NAN, 1.0, 2.0],
-        [3.0, -5.0, 1.0], [0.0, 1.0, -1.0], [-0.0, 2.0, 2.0], [INF, 1.0, 1.0],
-    )
-]  # fmt: skip
-Body = Callable[..., Any]
+from tests.capture.mended import VECTORS, Body, Wrap
 
 LOG: list[Any] = []
 DEFAULT: list[Any] = []
@@ -50,17 +39,6 @@ def outside_len():
 def helper_default(x, acc=DEFAULT):
     acc.append(x)
     return len(acc)
-
-
-class Wrap(nn.Module):
-    """A model whose forward is a plain function of the tests."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x):
-        return self.body(x)
 
 
 CASES: dict[str, Body] = {}

@@ -7,37 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from gaudicc.capture.mend import export_mending
 from gaudicc.capture.mend.oracle import differences
-
-NAN, INF = float("nan"), float("inf")
-VECTORS = [
-    (torch.tensor(values),)
-    for values in (
-        [1.0, 2.0, 3.0], [-1.0, -2.0, -3.0], [0.0, 0.0, 0.0], [2.0, -1.0, 0.5], [-2.0, 3.0, 1.0], [NAN, 1.0, 2.0],
-        [3.0, -5.0, 1.0], [0.0, 1.0, -1.0], [-0.0, 2.0, 2.0], [INF, 1.0, 1.0],
-    )
-]  # fmt: skip
-Body = Callable[..., Any]
-
-
-class Wrap(nn.Module):
-    """A model whose forward is a plain function of the tests."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x):
-        return self.body(x)
-
+from tests.capture.mended import VECTORS, Body, Wrap
 
 CASES: dict[str, Body] = {}
 

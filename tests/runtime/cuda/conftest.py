@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gaudicc.runtime import cuda
 from gaudicc.runtime.cuda import CudaDevice, CudaRecording, open_cuda
@@ -90,3 +91,19 @@ def compare(recording: CudaRecording, segment: Segment, expected: tuple[Any, ...
     for name, index in segment.state.items():
         torch.testing.assert_close(segment.bound[name].cpu(), expected[index], atol=1e-4, rtol=1e-5)
     assert all(torch.equal(now, before) for now, before in zip(inputs, held, strict=True))
+
+
+class Names(TorchDispatchMode):
+    """Notes the names of the ops that run inside.
+
+    Attributes:
+        seen: in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func._schema.name)
+        return func(*args, **(kwargs or {}))

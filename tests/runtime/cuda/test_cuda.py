@@ -9,14 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gaudicc
 from gaudicc.errors import AutocastError, DeviceError, InputError, LoweringError, ShapeError, StateError
 from gaudicc.runtime.cuda import CudaDevice, open_cuda
 from gaudicc.runtime.cuda_buffers import refuse_elsewhere
 from gaudicc.runtime.device import Segment
-from tests.runtime.cuda.conftest import HAS_GPU, Again, at, check, compare, moved
+from tests.runtime.cuda.conftest import HAS_GPU, Again, Names, at, check, compare, moved
 from tests.runtime.test_cpu_recording import Build, cache_segment, random_segments, reference
 
 aten = torch.ops.aten
@@ -107,18 +106,11 @@ def test_a_cache_is_never_copied(device: CudaDevice, place: torch.device) -> Non
     """A copy of the whole buffer would show in the graph's launches as a clone, or an op that is not in place."""
     build, segment = cache_segment()
     recording = device.record(moved(segment, place))
-    seen: list[str] = []
-
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(func._schema.name)
-            return func(*args, **(kwargs or {}))
-
     if place.type == "cpu":  # where launching again is what a replay does
-        with Names():
+        with Names() as names:
             recording.replay(*build.inputs)
-        assert "aten::index_copy_" in seen
-        assert not {"aten::index_copy", "aten::clone"} & set(seen)
+        assert "aten::index_copy_" in names.seen
+        assert not {"aten::index_copy", "aten::clone"} & set(names.seen)
 
 
 def test_two_buffers_may_change_places(device: CudaDevice) -> None:

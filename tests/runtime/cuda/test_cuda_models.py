@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gaudicc
 from gaudicc.kernels import attention, rms_norm
 from gaudicc.runtime.cuda import CudaDevice
 from gaudicc.runtime.cuda_semantic import attend, norm
-from tests.runtime.cuda.conftest import HAS_GPU, check
+from tests.runtime.cuda.conftest import HAS_GPU, Names, check
 from tests.runtime.test_cpu_recording import Build
 
 
@@ -58,17 +57,10 @@ def test_layers_share_the_bias_of_a_mask(device: CudaDevice, place: torch.device
     first = build.call(attention, q, k, k, mask, False, 0.3)
     second = build.call(attention, first, k, k, mask, False, 0.3)
     recording = check(device, build.segment(second), build.inputs)
-    seen: list[str] = []
-
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(func._schema.name)
-            return func(*args, **(kwargs or {}))
-
     if place.type == "cpu":  # where launching again is what a replay does
-        with Names():
+        with Names() as names:
             recording.replay(*build.inputs)
-        assert seen.count("aten::logical_not") == 1
+        assert names.seen.count("aten::logical_not") == 1
 
 
 @given(
