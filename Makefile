@@ -6,7 +6,11 @@ WORKERS ?= $(shell nproc)
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test check sweep docs clean
+TORCH ?= 2.10.0
+TORCH_ENV := .venv-torch-$(TORCH)
+TORCH_TABLE := docs/tables/torch_$(subst .,_,$(basename $(TORCH))).md
+
+.PHONY: setup demo test test-torch check sweep docs clean
 
 setup: .venv/installed
 
@@ -24,6 +28,17 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest -q -n $(WORKERS) -m "not sweep"
 
+# The suite on another torch, in an environment of its own: several GB from the registry, so CI leaves it out.
+# Tests that this torch cannot run are named in the first column of the table of its version, and explained beside it.
+test-torch:
+	test -x $(TORCH_ENV)/bin/python || $(PYTHON) -m venv $(TORCH_ENV)
+	sed '/^torch==/d' constraints.txt > $(TORCH_ENV)/constraints.txt
+	$(TORCH_ENV)/bin/pip install --quiet --disable-pip-version-check --constraint $(TORCH_ENV)/constraints.txt \
+		torch==$(TORCH) --editable '.[dev]'
+	touch $(TORCH_ENV)/excluded
+	test ! -f $(TORCH_TABLE) || sed -n 's/^| `\(tests[^`]*::[^`]*\)` .*/--deselect=\1/p' $(TORCH_TABLE) > $(TORCH_ENV)/excluded
+	$(TORCH_ENV)/bin/pytest -q -n $(WORKERS) -m "not sweep" $$(cat $(TORCH_ENV)/excluded)
+
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,6 +50,8 @@ check: .venv/installed
 sweep: .venv/installed
 	$(BIN)/pytest -q -n $(WORKERS) -m sweep
 	$(BIN)/python -m gaudicc.bench.legal > docs/tables/op_db_legal.md
+	for dtype in bfloat16 int64 bool; do $(BIN)/python -m gaudicc.bench.legal --dtype $$dtype > docs/tables/op_db_legal_$$dtype.md; done
+	$(BIN)/python -m gaudicc.bench.legal_models > docs/tables/model_legal.md
 	$(BIN)/gaudicc bench compile > docs/tables/bench_compile.md
 	$(BIN)/python -m gaudicc.bench.calls > docs/tables/bench_calls.md
 	$(BIN)/python -m gaudicc.models.zoo > docs/tables/model_zoo.md

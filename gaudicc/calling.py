@@ -44,6 +44,33 @@ class Raise:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class GrowingCache:
+    """A tensor that the model takes and gives back with more rows, held between calls in a state buffer.
+
+    Attributes:
+        state: source name of the buffer.
+        argument: leaf index of the arguments where a call hands it over.
+        result: leaf index of the output where it comes back, as a view of the buffer.
+        dim: along which it grows.
+        dimension: name of the dimension that is its rows before a call.
+        grown: its rows after the call: Python (`+ - * // %`, `min`, `max`) over dimension names.
+    """
+
+    state: str
+    argument: int
+    result: int
+    dim: int
+    dimension: str
+    grown: str
+
+
+def marker_of(cache: torch.Tensor, dim: int) -> torch.Tensor:
+    """What a call passes on of a cache that is held: its rows as the size of an int8 tensor, 1 in every other dim."""
+    shape = [size if at == dim else 1 for at, size in enumerate(cache.shape)]
+    return torch.zeros(shape, dtype=torch.int8, device=cache.device)
+
+
 @dataclass(frozen=True)
 class Calling:
     """How the model is called: from Python arguments to the root graph's user inputs and back.
@@ -56,6 +83,7 @@ class Calling:
         literals: leaf index of the output -> value, where an output is not a tensor.
         parameters: the model's own signature.
         raises: what each element of the program's flag output means; at most one of them is true.
+        caches: arguments that the compiled model holds as state instead of copying them at each call.
     """
 
     in_spec: pytree.TreeSpec
@@ -65,6 +93,7 @@ class Calling:
     literals: Mapping[int, Any] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     raises: tuple[Raise, ...] = ()
+    caches: tuple[GrowingCache, ...] = ()
 
     @cached_property
     def signature(self) -> inspect.Signature:

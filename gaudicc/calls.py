@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -16,6 +16,24 @@ from gaudicc.nodes import val
 from gaudicc.padding import refusal_of
 from gaudicc.program import Dimension, InputKind, OutputKind, Program
 from gaudicc.rewriter import shape_text
+
+
+class Expected(NamedTuple):
+    """What one argument must be.
+
+    Attributes:
+        leaf: its index among the leaves of the arguments.
+        path: what the user knows it by.
+        dtype: its dtype.
+        device: its device.
+        sizes: per dim a number, a `Dimension`, or None for any size.
+    """
+
+    leaf: int
+    path: str
+    dtype: torch.dtype
+    device: torch.device
+    sizes: list[Any]
 
 
 class Prologue:
@@ -30,7 +48,7 @@ class Prologue:
         placeholders = {node.name: node for node in program.root.graph.nodes if node.op == "placeholder"}
         where = {place: dim for dim in program.dimensions for place in dim.positions}
         leaves = {path: i for i, path in enumerate(program.calling.paths)}
-        self._inputs: list[tuple[int, str, torch.dtype, torch.device, list[Any]]] = []
+        self._inputs: list[Expected] = []
         for spec in program.inputs:
             if spec.kind is InputKind.USER:
                 value = val(placeholders[spec.name])
@@ -38,7 +56,7 @@ class Prologue:
                     where.get((spec.name, i), size if isinstance(size, int) else None)
                     for i, size in enumerate(value.shape)
                 ]
-                self._inputs.append((leaves[spec.source], spec.source, value.dtype, value.device, sizes))
+                self._inputs.append(Expected(leaves[spec.source], spec.source, value.dtype, value.device, sizes))
 
     def bind(self, leaves: Sequence[Any]) -> tuple[list[torch.Tensor], dict[str, int]]:
         """Checks the leaves of the arguments.
@@ -58,29 +76,40 @@ class Prologue:
                 self._refuse_static(index, leaves[index], expected)
         tensors: list[torch.Tensor] = []
         sizes: dict[str, int] = {}
-        for index, path, dtype, device, wanted in self._inputs:
-            given = leaves[index]
-            if not _is_plain(given) or given.dtype != dtype or given.device != device:
-                raise InputError(
-                    f"argument {path} is {_kind(given)}, not {dtype} on {device}",
-                    where=Where(stage="the call"),
-                    hint="convert it before the call, or compile again with such an example",
-                )
-            if given.requires_grad:
-                raise GradError(f"argument {path} requires grad", where=Where(stage="the call"))
-            shape = given.shape
-            if len(shape) != len(wanted):
-                raise self._shape_error(path, given, "rank")
-            for position, (size, want) in enumerate(zip(shape, wanted, strict=True)):
-                if isinstance(want, int):
-                    if size != want:
-                        raise self._shape_error(path, given, position)
-                elif want is not None:
-                    known = sizes.setdefault(want.name, size)
-                    if known != size or not want.low <= size <= want.high:
-                        raise self._range_error(path, position, size, want, known)
+        for expected in self._inputs:
+            given = leaves[expected.leaf]
+            self.check(expected, given, sizes)
             tensors.append(given)
         return tensors, sizes
+
+    def check(self, expected: Expected, given: Any, sizes: dict[str, int]) -> None:
+        """Checks one argument; raises as `bind`.
+
+        Args:
+            expected: what it must be.
+            given: what it is.
+            sizes: dimension name -> logical size, as far as known; what this argument tells is added.
+        """
+        _, path, dtype, device, wanted = expected
+        if not _is_plain(given) or given.dtype != dtype or given.device != device:
+            raise InputError(
+                f"argument {path} is {_kind(given)}, not {dtype} on {device}",
+                where=Where(stage="the call"),
+                hint="convert it before the call, or compile again with such an example",
+            )
+        if given.requires_grad:
+            raise GradError(f"argument {path} requires grad", where=Where(stage="the call"))
+        shape = given.shape
+        if len(shape) != len(wanted):
+            raise self._shape_error(expected, given, "rank")
+        for position, (size, want) in enumerate(zip(shape, wanted, strict=True)):
+            if isinstance(want, int):
+                if size != want:
+                    raise self._shape_error(expected, given, position)
+            elif want is not None:
+                known = sizes.setdefault(want.name, size)
+                if known != size or not want.low <= size <= want.high:
+                    raise self._range_error(path, position, size, want, known)
 
     def _refuse_static(self, index: int, given: Any, expected: Any) -> None:
         path = self.program.calling.paths[index]
@@ -91,8 +120,8 @@ class Prologue:
             hint=hint,
         )
 
-    def _shape_error(self, path: str, given: torch.Tensor, position: int | str) -> ShapeError:
-        wanted = next(sizes for _, source, _, _, sizes in self._inputs if source == path)
+    def _shape_error(self, expected: Expected, given: torch.Tensor, position: int | str) -> ShapeError:
+        _, path, _, _, wanted = expected
         shown = [size if isinstance(size, int) else getattr(size, "name", "?") for size in wanted]
         hint = "compile it with an example of this rank"
         if isinstance(position, int):
@@ -145,7 +174,9 @@ def choice_text(program: Program, buckets: BucketSet) -> str:
 
 def _in_user_names(program: Program, text: str) -> str:
     """Writes `pair_1_more.shape[0]`, by the placeholder's name, as the user's `pair[1]['more'].shape[0]`."""
+    held = {cache.state: program.calling.paths[cache.argument] for cache in program.calling.caches}
     paths = {spec.name: spec.source for spec in program.user_inputs()}
+    paths |= {spec.name: held[spec.source] for spec in program.inputs if spec.source in held}
     return re.sub(r"\b\w+(?=\.shape\[)", lambda found: paths.get(found[0], found[0]), text)
 
 
@@ -189,13 +220,19 @@ def refuse_ambient() -> None:
         raise AutocastError("autocast is active around the call", where=Where(stage="the call"))
 
 
-def unflatten(program: Program, results: Sequence[torch.Tensor], leaves: Sequence[Any]) -> Any:
+def unflatten(
+    program: Program,
+    results: Sequence[torch.Tensor],
+    leaves: Sequence[Any],
+    held: Mapping[int, torch.Tensor] | None = None,
+) -> Any:
     """Gives results back in the model's own type, and writes inputs that the model mutates.
 
     Args:
         program: the symbolic program.
         results: one tensor per output spec that is no state write.
         leaves: the leaves of the arguments, for mutated inputs.
+        held: leaf index of the output -> a cache that is held as state.
 
     Returns:
         The output as the model would have returned it.
@@ -216,8 +253,9 @@ def unflatten(program: Program, results: Sequence[torch.Tensor], leaves: Sequenc
     for spec, result in zip(kinds, results, strict=True):  # what the model wrote before it raised stays written
         if spec.kind is OutputKind.FLAG:
             _raise(program.calling, result)
-    for index, literal in sorted(program.calling.literals.items()):
-        users.insert(index, literal)
+    others = program.calling.literals if held is None else {**program.calling.literals, **held}
+    for index, value in sorted(others.items()):
+        users.insert(index, value)
     return pytree.tree_unflatten(users, program.calling.out_spec)
 
 

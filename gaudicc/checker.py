@@ -16,11 +16,13 @@ from gaudicc.errors import CaptureError
 from gaudicc.fake_values import fakes
 from gaudicc.invariants import needs_decomposition
 from gaudicc.nodes import is_op, val
+from gaudicc.passes.bound_dynamic_ops import BoundDynamicOps
 from gaudicc.passes.decompose import Decompose
 from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.legalize_ops import ALL_RULES, LegalizeOps
 from gaudicc.program import Program
 from gaudicc.rules import complex_pairs, fourier
+from gaudicc.rules.bounded_forms import FORMS
 from gaudicc.targets import Support, Target, load_target
 from gaudicc.targets.calls import OpCall, judge_call, on_meta, parts_of
 from gaudicc.targets.findings import Finding, find
@@ -28,6 +30,9 @@ from gaudicc.targets.target import RELEASE, op_name
 
 _STANDS = (Support.EVIDENCED, Support.PRESUMED)
 NO_REMEDY = "none: compile refuses it, or leaves it on the host with on_unsupported='host'"
+_BOUNDED = (
+    f"{BoundDynamicOps.name}: a tensor of the largest length and a count, where the program implies such a length"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ class Findings:
     @property
     def refused(self) -> tuple[Checked, ...]:
         """The ops that nothing here makes legal."""
-        return tuple(entry for entry in self.ops if NO_REMEDY in entry.remedies)
+        return tuple(entry for entry in self.ops if any(NO_REMEDY in remedy for remedy in entry.remedies))
 
     @property
     def hazards(self) -> dict[str, int]:
@@ -136,6 +141,8 @@ class Findings:
             finding = entry.finding
             lines.append(f"  {finding.op} x{finding.count}  {', '.join(finding.sources) or 'no source line'}")
             lines.append(f"    why: {finding.reason}")
+            if finding.host_bytes != 0:
+                lines.append(f"    eager fallback would move: {_moved(finding.host_bytes)}")
             lines += [f"    dynamic: {construct}" for construct in finding.dynamic]
             lines += [f"    remedy: {remedy}" for remedy in entry.remedies]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -195,7 +202,9 @@ def _remedies(program: Program, target: Target) -> dict[tuple[str, str], tuple[s
             verdict = judge_call(target, call)
             if needs_decomposition(node, program) or verdict.support not in _STANDS:
                 remedies = found.setdefault((op_name(node.target), verdict.reason), {})
-                remedies.update(dict.fromkeys(_remedy(node, call, program, target)))
+                bounded = verdict.dynamic and node.target in FORMS
+                remedy = (_BOUNDED,) if bounded else _remedy(node, call, program, target)
+                remedies.update(dict.fromkeys(remedy))
     return {key: tuple(remedies) for key, remedies in found.items()}
 
 
@@ -207,7 +216,8 @@ def _remedy(node: fx.Node, call: OpCall, program: Program, target: Target) -> It
         return
     yield f"{Decompose.name}: taken apart before its parts are judged"
     for part in parts_of(call) or ():
-        if judge_call(target, part).support not in _STANDS:
+        gives = bool(part.op._schema.returns)  # what gives nothing, a check of values, is dropped
+        if gives and judge_call(target, part).support not in _STANDS:
             yield f"its part {op_name(part.op)}: {_rule(part)}"
 
 
@@ -231,7 +241,7 @@ def _rule(call: OpCall) -> str:
         if call.op in rule.ops:
             reason = rule.check(*static.args, **static.kwargs)
             if reason is None:
-                return f"{LegalizeOps.name}: rule {rule.name} ({rule.cost})"
+                return f"{LegalizeOps.name}: rule {rule.name} ({rule.numerics.value}; costs {rule.cost})"
             misfits.append(f"rule {rule.name} does not fit: {reason}")
     if call.op in _decompositions():
         return f"{LegalizeOps.name}: PyTorch's decomposition, whose parts are judged in turn"
@@ -240,6 +250,10 @@ def _rule(call: OpCall) -> str:
 
 def _decompositions() -> Mapping[Any, Any]:
     return decomposition_table
+
+
+def _moved(size: int | None) -> str:
+    return "as many bytes as data says" if size is None else f"{size} bytes per call of the model"
 
 
 def _count(findings: Findings, words: Any) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from gaudicc.calling import Binder
 from gaudicc.calls import Prologue, bucket_for, choice_text, exact, inputs_by_name, refuse_ambient, unflatten
 from gaudicc.certificate import Certificate, certify
 from gaudicc.errors import BucketMissError, InputError, RecordForbiddenError, Where
+from gaudicc.growing_caches import GrowingCaches
 from gaudicc.invariants import Invariant
 from gaudicc.lower import lower
 from gaudicc.padding import HostPadding
@@ -39,6 +40,7 @@ class Stats(Counters):
         padded: elements of all user inputs that were launched.
         real: elements of all user inputs that were given.
         bytes_held: bytes that the recordings hold.
+        copied_caches: caches copied into state, since a call brought others than the one before had returned.
     """
 
     calls: int = 0
@@ -46,6 +48,7 @@ class Stats(Counters):
     padded: int = 0
     real: int = 0
     bytes_held: int = 0
+    copied_caches: int = 0
 
 
 class CompiledModel:
@@ -79,12 +82,14 @@ class CompiledModel:
         self.stats = Stats()
         self.notes = notes
         self._programs = dict(programs)
-        self._plans = {bucket: lower(static, bucket) for bucket, static in programs.items()}
+        self._plans = {bucket: lower(static, bucket, loops=device.name == "cpu") for bucket, static in programs.items()}
         self._device = device
         self._ensured = ensured
         self._borrow = borrow
         states = {spec.source: program.tensors[spec.source] for spec in program.inputs if spec.kind is InputKind.STATE}
-        self._state = {source: tensor.clone() if own_state else tensor for source, tensor in states.items()}
+        grown = {cache.state for cache in program.calling.caches}  # no model's own
+        with torch.inference_mode(False):  # later calls may be outside, and write it
+            self._state = {n: state.clone() if own_state or n in grown else state for n, state in states.items()}
         self._runners: dict[Bucket, Runner] = {}
         self._recording = threading.Lock()
         self._compile_bucket = compile_bucket
@@ -92,22 +97,35 @@ class CompiledModel:
         self._prologue = Prologue(program)
         self._padding = None if program.padded is None else HostPadding(program, views=borrow)
         self._binder = Binder(program.calling)
+        self._growing = GrowingCaches(program, self._state, device.fetch) if grown else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model.
 
         Raises:
             InputError: arguments that the model does not take, or static ones that differ from those at compile time.
-            ShapeError: a size that no guard admits; BucketMissError: no bucket for it.
+            ShapeError: a size that no guard admits; BucketMissError: no bucket for it; StateError: a cache is overwritten.
             RecordForbiddenError: its bucket is not recorded, after `forbid_records`.
             AutocastError: autocast is active.
         """
         refuse_ambient()
         leaves = self._binder(args, kwargs)
+        if self._growing is not None:
+            return self._grow(self._growing, leaves)
         tensors, sizes = self._prologue.bind(leaves)
         results = self._run(self._choose(sizes), tensors, sizes)
         self.stats.calls += 1
         return unflatten(self.program, results, leaves)
+
+    def _grow(self, growing: GrowingCaches, given: Sequence[Any]) -> Any:
+        """One call of a model that holds caches as state."""
+        leaves, foreign = growing.take(given, self._prologue)
+        tensors, sizes = self._prologue.bind(leaves)
+        with growing.holding(foreign, sizes) as held:
+            results = self._run(self._choose(sizes), tensors, sizes)
+            self.stats.calls += 1
+            self.stats.copied_caches += len(foreign)
+            return unflatten(self.program, results, leaves, held)
 
     def _choose(self, sizes: Mapping[str, int]) -> Bucket:
         """The cheapest bucket that dominates; without padding, the one of exactly these sizes."""
@@ -126,7 +144,7 @@ class CompiledModel:
             if bucket not in self.buckets:
                 log.warning("no bucket fits, compiling %s during a call", bucket)
                 static = self._compile_bucket(bucket)
-                self._plans[bucket] = lower(static, bucket)
+                self._plans[bucket] = lower(static, bucket, loops=self._device.name == "cpu")
                 self._programs[bucket] = static
                 self.buckets = BucketSet([*self.buckets, bucket], self.buckets.cost)
         return bucket
@@ -225,6 +243,14 @@ class CompiledModel:
             self.program, self._programs, self.buckets, self.trace, self._device,
             ensured=self._ensured, borrow=self._borrow, notes=self.notes, compile_bucket=self._compile_bucket,
         )  # fmt: skip
+
+    def share_state(self, other: CompiledModel) -> None:
+        """Uses the state of another model where both have it; of a cache that grows, where it is of the same size."""
+        for name, state in self._state.items():
+            shared = other._state.setdefault(name, state)
+            self._state[name] = shared if shared.shape == state.shape else state
+        if self._growing is not None:
+            self._growing = GrowingCaches(self.program, self._state, self._device.fetch)
 
     def report(self, folder: str | Path) -> Path:
         """Writes one self-contained HTML page: passes with their diffs, guards, buckets, certificate.

@@ -20,6 +20,7 @@ from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.legalize_ops import LegalizeOps
 from gaudicc.passes.pad import Pad
 from gaudicc.passes.specialize import Specialize
+from gaudicc.passes.static_state import StaticState
 from gaudicc.pipeline import Observer, Pass, Pipeline
 from gaudicc.program import Program
 from gaudicc.runtime.select import open_device
@@ -38,6 +39,7 @@ def compile(
     *,
     dynamic_shapes: Any = None,
     autocast: torch.dtype | None = None,
+    experts: str = "dispatch",
     target: str = "gaudi3",
     buckets: BucketForm = None,
     device: str = "auto",
@@ -47,6 +49,7 @@ def compile(
     outputs: str = "fresh",
     on_miss: str = "refuse",
     own_state: bool = True,
+    static_state: bool = False,
     observer: Observer | None = None,
     dump: str | Path | None = None,
 ) -> CompiledModel:
@@ -58,6 +61,8 @@ def compile(
         example_kwargs: keyword arguments.
         dynamic_shapes: None for static shapes; "auto"; or by argument name, `{"ids": {1: Dim("seq", min=1, max=512)}}`.
         autocast: `torch.bfloat16` compiles the model as it runs inside `torch.autocast` of that dtype.
+        experts: `dispatch` computes a mixture's experts for the tokens that chose them, within rounding of every implementation
+            that a transformers model names; `as-written` takes the named one, `eager` as a loop over all of them, bitwise.
         target: the chip whose op table decides what is legal: `gaudi2` or `gaudi3`.
         buckets: the physical sizes to record: a list of `{dim: size}`, a strategy word (`exp`, `lin`, `pad`, `optimal`) or
             `Buckets`. None with dynamic dims: `exp`, at most 32 graphs.
@@ -70,6 +75,8 @@ def compile(
         on_miss: a call that no bucket holds is refused by `refuse`; `record` compiles and records one for it during the
             call, and says so in the log.
         own_state: give the compiled model buffers of its own, starting from the model's; False writes the model's own.
+        static_state: hold caches that the model takes, grows by `torch.cat` and returns as state: whole buffers, written by
+            row. Calls stay the same; a cache comes back as a view of the state, valid until the next call.
         observer: called with the record of each pass as it ends.
         dump: a folder for the printed program of every stage.
 
@@ -90,8 +97,11 @@ def compile(
         DEFAULT_PIPELINE if passes is None else passes,
         host=on_unsupported == "host",
         exact=buckets is not None and not isinstance(buckets, (str, Buckets)),
+        caches=static_state,
     )
-    sides = capture_sides(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast)
+    sides = capture_sides(
+        model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast, experts=experts
+    )
     observers = (observer,) if observer else ()
 
     def compile_side(side: CapturedSide, form: BucketForm, kind: type[CompiledModel]) -> CompiledModel:
@@ -102,7 +112,7 @@ def compile(
             dim if dim.high >= 0 else replace(dim, high=max(bucket[dim.name] for bucket in bucket_set))
             for dim in program.dimensions
         )
-        program, records = symbolic.run(program, level=level, observers=observers)
+        program, records = _for_side(symbolic, side, bucket_set).run(program, level=level, observers=observers)
         final = program
 
         def compile_bucket(bucket: Bucket) -> Program:
@@ -151,24 +161,37 @@ def try_pads(records: Sequence[PassRecord], programs: Mapping[Bucket, Program]) 
     return (f"poison run: {len(calls)} calls over {len(buckets)} buckets, no pad changed a valid value",)
 
 
-def split_pipeline(passes: Sequence[Pass], *, host: bool = False, exact: bool = False) -> tuple[Pipeline, Pipeline]:
+def split_pipeline(
+    passes: Sequence[Pass], *, host: bool = False, exact: bool = False, caches: bool = False
+) -> tuple[Pipeline, Pipeline]:
     """Divides passes into the symbolic stretch and the one that runs per bucket, and proves both orders.
 
     Args:
         passes: in order; `Specialize` begins the second stretch.
         host: let `LegalizeOps` leave ops on the host.
         exact: let `Pad` leave a program that it refuses to exact shapes.
+        caches: let `StaticState` hold caches that grow.
 
     Raises:
         PipelineError: `Specialize` is missing, or the order cannot be proved.
     """
     steps = [replace(step, host=True) if host and isinstance(step, LegalizeOps) else step for step in passes]
     steps = [replace(step, exact=True) if exact and isinstance(step, Pad) else step for step in steps]
+    steps = [replace(step, caches=True) if caches and isinstance(step, StaticState) else step for step in steps]
     cut = next((i for i, step in enumerate(steps) if isinstance(step, Specialize)), None)
     if cut is None:
         raise PipelineError("the passes lack specialize", hint="put Specialize() where shapes become numbers")
     symbolic = Pipeline(tuple(steps[:cut]))
     return symbolic, Pipeline(tuple(steps[cut:]), initial=symbolic.ensured, phase="static")
+
+
+def _for_side(symbolic: Pipeline, side: CapturedSide, buckets: BucketSet) -> Pipeline:
+    """The symbolic passes of one side of a model: state is as large as the largest bucket, and as all sides need."""
+    sizes = [bucket.as_dict() for bucket in buckets]
+    sizes.append({name: high for name, (_, high) in side.ranges.items()})
+    largest = tuple((name, max(entry.get(name, 0) for entry in sizes)) for name in buckets.dims)
+    steps = tuple(replace(step, largest=largest) if isinstance(step, StaticState) else step for step in symbolic.passes)
+    return replace(symbolic, passes=steps)
 
 
 def _for_bucket(static: Pipeline, bucket: Bucket) -> Pipeline:

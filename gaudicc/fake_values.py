@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaudicc.errors import InternalError, UnsupportedOpError, Where
-from gaudicc.nodes import call_region, output_of, writes
+from gaudicc.nodes import call_loop, call_region, loop_operands, loop_values, output_of, writes
 
 
 def ones_are_sizes() -> AbstractContextManager[Any]:
@@ -63,8 +63,12 @@ def trace(
 
     Returns:
         A graph with one placeholder per value; nodes carry `val`.
+
+    Raises:
+        UnsupportedOpError: what is traced depends on a decision about a dynamic size.
     """
     operands = list(values)
+    known = len(mode.shape_env.guards) if mode.shape_env is not None else 0
     # The fused CPU kernels of attention are no parts that another device could run.
     with mode, torch.no_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
         follow = partial(make_fx, tracing_mode="real", pre_dispatch=composites)
@@ -76,7 +80,23 @@ def trace(
             traced = follow(function)(*operands)
         if any(map(writes, traced.graph.nodes)):  # parts of PyTorch's composites write to their own intermediates
             traced = follow(dispatch_functionalize(function))(*operands)
+    guards = mode.shape_env.guards[known:] if mode.shape_env is not None else []
+    if decided := [guard.expr for guard in guards if _chooses(guard)]:
+        raise UnsupportedOpError(
+            f"its parts are other ones unless {decided[0]}, which PyTorch decided by the example's sizes",
+            hint="make that size static, or write the line with simpler ops",
+        )
     return traced
+
+
+# Where torch decides on sizes to tell the layout of one op's result, which every bucket computes anew.
+_LAYOUTS = ("fake_impls.py", "fake_tensor.py", "_meta_registrations.py")
+
+
+def _chooses(guard: Any) -> bool:
+    """Whether a decision on sizes may have chosen between ops. torch before 2.7 does not say where one was taken."""
+    place = getattr(getattr(guard, "sloc", None), "framework_loc", None)
+    return place is not None and not place.filename.endswith(_LAYOUTS) and "contiguous" not in place.name
 
 
 def _is_prim(node: fx.Node) -> bool:
@@ -86,8 +106,7 @@ def _is_prim(node: fx.Node) -> bool:
 def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMode) -> tuple[Any, ...]:
     """Recomputes the fake value of every node from new values of the placeholders.
 
-    Region bodies are propagated once per distinct set of operand shapes and not rewritten: their own
-    values follow from their call sites.
+    Region bodies are propagated once per distinct set of operand shapes: their own values follow from their call sites.
 
     Args:
         module: the graph; its nodes' `val` are overwritten.
@@ -114,6 +133,8 @@ def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMod
                 if key not in memo:
                     memo[key] = propagate(body, operands, mode)
                 known[node] = memo[key]
+            elif node.target is call_loop:
+                known[node] = _propagate_loop(fx.map_arg(node.args, known.__getitem__), mode)
             else:
                 args = fx.map_arg(node.args, known.__getitem__)
                 kwargs = fx.map_arg(node.kwargs, known.__getitem__)
@@ -122,6 +143,11 @@ def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMod
                 node.meta["val"] = known[node]
     result = fx.map_arg(output_of(module.graph).args[0], known.__getitem__)
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _propagate_loop(args: Any, mode: FakeTensorMode) -> tuple[Any, ...]:
+    body, limit, _, carried, *operands = args
+    return loop_values(limit, carried, propagate(body, loop_operands(carried, operands), mode))
 
 
 def _shape_key(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from gaudicc.errors import UnsupportedOpError
-from gaudicc.nodes import call_region, where
+from gaudicc.nodes import call_loop, call_region, where
 from gaudicc.targets import Mode, Target
 from gaudicc.targets.calls import tensors_in
 from gaudicc.targets.judge import STAGE, Fallback, Judge
@@ -92,6 +92,9 @@ class RuleInterpreter(fx.Interpreter):
             return self.judge.call(target, args, kwargs, place)
         if target is call_region:
             return RuleInterpreter(args[0], self.judge).run(*args[1:])
+        if target is call_loop:
+            body: Any = lambda *given: RuleInterpreter(args[0], self.judge).run(*given)  # noqa: E731
+            return call_loop(body, *args[1:])
         if target is operator.getitem and not isinstance(args[0], torch.Tensor):
             return super().call_function(target, args, kwargs)
         if is_arithmetic(target) and not any(tensors_in((args, kwargs))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -11,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket
 from gaudicc.errors import LoweringError
-from gaudicc.nodes import call_region, outputs_of, source_of, val, where
-from gaudicc.plan import BufferKind, HostOp, Plan, Record, Ref, Step
+from gaudicc.lower_loops import holds_loops, inline_loops, trips_of
+from gaudicc.nodes import CALLS, call_loop, outputs_of, source_of, val, where
+from gaudicc.plan import BufferKind, HostOp, HostTrips, Plan, Record, Ref, Step
 from gaudicc.program import FOLDED, InputKind, InputSpec, OutputKind, Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import Engine
@@ -20,12 +22,13 @@ from gaudicc.targets import Engine
 _KINDS = {InputKind.USER: BufferKind.INPUT, InputKind.LENGTH: BufferKind.INPUT, InputKind.STATE: BufferKind.STATE}
 
 
-def lower(program: Program, bucket: Bucket) -> Plan:
+def lower(program: Program, bucket: Bucket, *, loops: bool = True) -> Plan:
     """Turns a static program into a plan.
 
     Args:
         program: after the static pipeline; every op has an engine, HOST for those left on the host.
         bucket: the sizes it was specialised to.
+        loops: whether the device records loops; if not, the host replays one recorded trip after the other.
 
     Raises:
         LoweringError: a value that crosses a cut is not a tensor.
@@ -33,26 +36,30 @@ def lower(program: Program, bucket: Bucket) -> Plan:
     if any(_on_host(node) for _, module in program.graphs() for node in module.graph.nodes):
         program = program.copy()
         _inline_host_regions(program.root)
+    cut = _on_host
+    if not loops and holds_loops(program.root):
+        program = program.copy()
+        inline_loops(program)
+        cut = _on_host_or_loop
     kinds = {spec.name: _kind(spec) for spec in program.inputs}
-    groups = _groups(program.root)
-    one_record = len(groups) == 1 and not _on_host(groups[0][0] if groups[0] else None)
+    groups = _groups(program.root, cut)
+    one_record = len(groups) == 1 and not cut(groups[0][0] if groups[0] else None)
     steps: list[Step]
     if one_record:
         steps = [_whole(program)]
     else:
-        steps = [_host(group[0]) if _on_host(group[0]) else _segment(program, group) for group in groups]
-    outputs = tuple(
-        _name(value)
-        for value, spec in zip(outputs_of(program.root.graph), program.outputs, strict=True)
-        if spec.kind is not OutputKind.STATE
-    )
+        steps = [_step(program, group) if cut(group[0]) else _segment(program, group) for group in groups]
+    results = list(zip(outputs_of(program.root.graph), program.outputs, strict=True))
+    outputs = tuple(_name(value) for value, spec in results if spec.kind is not OutputKind.STATE)
     state = _state_placeholders(program)
     writes = tuple(
         (state[str(spec.target)], _name(value))
-        for value, spec in zip(outputs_of(program.root.graph), program.outputs, strict=True)
+        for value, spec in results
         if spec.kind is OutputKind.STATE and not one_record
     )
     written = {name for step in steps for name in getattr(step, "outputs", ())}
+    for body in (step.body for step in steps if isinstance(step, HostTrips)):
+        written.update(body.inputs, body.outputs)
     buffers = {**kinds, **{name: BufferKind.VALUE for name in written if name not in kinds}}
     return Plan(bucket, buffers, tuple(steps), outputs, writes)
 
@@ -74,15 +81,23 @@ def _on_host(node: fx.Node | None) -> bool:
     return node is not None and node.meta.get("engine") is Engine.HOST
 
 
-def _groups(root: fx.GraphModule) -> list[list[fx.Node]]:
+def _on_host_or_loop(node: fx.Node | None) -> bool:
+    return node is not None and (node.target is call_loop or _on_host(node))
+
+
+def _step(program: Program, group: list[fx.Node]) -> Step:
+    return trips_of(program, group[0]) if group[0].target is call_loop else _host(group[0])
+
+
+def _groups(root: fx.GraphModule, cut: Callable[[fx.Node | None], bool]) -> list[list[fx.Node]]:
     """Nodes in order, cut before and after each host op. `getitem` of a host op stays with it."""
     groups: list[list[fx.Node]] = [[]]
     for node in root.graph.nodes:
-        if node.op in ("placeholder", "output"):
+        if node.op in ("placeholder", "output") or (node.op == "get_attr" and all(map(cut, node.users))):
             continue
-        if _on_host(node):
+        if cut(node):
             groups += [[node], []]
-        elif node.target is operator.getitem and _on_host(node.args[0]):
+        elif node.target is operator.getitem and cut(node.args[0]):
             groups[-2].append(node)
         else:
             groups[-1].append(node)
@@ -150,9 +165,14 @@ def _inline_host_regions(root: fx.GraphModule) -> None:
     """Inlines the calls of bodies that hold a host op: a recorded graph cannot be left in its middle."""
     rewriter = Rewriter(root)
     for node in list(root.graph.nodes):
-        if node.target is not call_region:
+        if node.target not in CALLS:
             continue
         body = getattr(root, str(node.args[0].target))
+        if node.target is call_loop:
+            parts = [part for part in body.modules() if isinstance(part, fx.GraphModule)]
+            if any(_on_host(inner) for part in parts for inner in part.graph.nodes):
+                raise LoweringError("an op of a loop is left on the host", where=where(node, "lowering"))
+            continue
         _inline_host_regions(body)
         if any(_on_host(inner) for inner in body.graph.nodes):
             if any(inner.op == "get_attr" for inner in body.graph.nodes):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gaudicc.errors import Where
 
@@ -19,6 +20,67 @@ def call_region(body: fx.GraphModule, *operands: Any) -> tuple[Any, ...]:
     """
     result: tuple[Any, ...] = body(*operands)
     return result
+
+
+def call_loop(body: fx.GraphModule, limit: Any, trips: Any, carried: int, *operands: Any) -> tuple[Any, ...]:
+    """Runs a region body once per trip of a loop.
+
+    In a graph: `call_function(call_loop, (get_attr body, limit, trips, carried, *operands))`, taken apart by `getitem`.
+
+    Args:
+        body: takes the number of the trip (int64 `[]`, from 0) and all operands; returns the new values of the carried
+            ones and then what the trip adds to each stack.
+        limit: the size of the stacks: most trips there can be.
+        trips: None for `limit`, or int64 `[]`: how many trips are made; later rows of the stacks hold zeros.
+        carried: how many of the operands, the first ones, a trip hands on to the next.
+        *operands: starting values of the carried ones, then what every trip reads.
+
+    Returns:
+        The carried values after the last trip, contiguous, and the stacks `[limit, ...]`.
+    """
+    if any(isinstance(operand, FakeTensor) for operand in operands):
+        return loop_values(limit, carried, body(*loop_operands(carried, operands)))
+    state, stacks = [value.contiguous() for value in operands[:carried]], list[torch.Tensor]()
+    count = int(limit if trips is None else trips)
+    for trip in range(count):
+        results = body(_number(operands, trip), *state, *operands[carried:])
+        state = list(results[:carried])
+        if not trip:
+            stacks = [row.new_zeros((limit, *row.shape)) for row in results[carried:]]
+        for stack, row in zip(stacks, results[carried:], strict=True):
+            stack[trip] = row
+    if not count:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fakes = [mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for value in operands]
+            made = body(*loop_operands(carried, fakes))
+        stacks = [torch.zeros((limit, *row.shape), dtype=row.dtype, device=row.device) for row in made[carried:]]
+    return (*(value.contiguous() for value in state), *stacks)
+
+
+def loop_operands(carried: int, operands: Sequence[Any]) -> tuple[Any, ...]:
+    """What the body of a loop is given in a trip, as fake values: the number of the trip and all operands."""
+    return (_number(operands, 0), *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in operands[:carried]),
+            *operands[carried:])  # fmt: skip
+
+
+def loop_values(limit: Any, carried: int, results: Sequence[Any]) -> tuple[Any, ...]:
+    """The fake values of a loop, from those of its body."""
+    kept = [torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in results[:carried]]
+    return (*kept, *(torch.empty((limit, *row.shape), dtype=row.dtype, device=row.device) for row in results[carried:]))
+
+
+def _number(operands: Sequence[Any], trip: int) -> torch.Tensor:
+    device = next((value.device for value in operands if isinstance(value, torch.Tensor)), None)
+    return torch.full((), trip, dtype=torch.int64, device=device)
+
+
+CALLS = (call_region, call_loop)
+"""The functions with which one graph calls another; the body is their first argument."""
+
+
+def operands_of(call: fx.Node) -> tuple[Any, ...]:
+    """What a call hands to its body, but for the number of the trip of a loop."""
+    return tuple(call.args[4:] if call.target is call_loop else call.args[1:])
 
 
 def is_op(node: fx.Node) -> bool:
@@ -86,9 +148,9 @@ def outputs_of(graph: fx.Graph) -> Sequence[Any]:
 
 
 def regions_called(graph: fx.Graph) -> list[tuple[fx.Node, str]]:
-    """The region calls of a graph, in order: the call node and the body's name."""
+    """The region calls and loops of a graph, in order: the call node and the body's name."""
     return [
         (node, str(node.args[0].target))
         for node in graph.nodes
-        if node.op == "call_function" and node.target is call_region and isinstance(node.args[0], fx.Node)
+        if node.op == "call_function" and node.target in CALLS and isinstance(node.args[0], fx.Node)
     ]

@@ -71,6 +71,14 @@ class Pass(Protocol):
         ...
 
 
+@runtime_checkable
+class ComparesItself(Protocol):
+    """A pass after which a program is called otherwise, so that it knows itself how to compare the two."""
+
+    def compare(self, before: Program, after: Program) -> None:
+        """Runs both programs on the same calls; raises NumericsError if they differ by more than it declares."""
+
+
 class GraphPass:
     """A pass that treats each unique graph by itself: region bodies once, then the root."""
 
@@ -266,7 +274,9 @@ def _check(
             _refuse(invariant, after, module, step.name, "does not establish" if promised else "broke")
     if level >= Level.SHAPES and touched:
         verify.shapes(after, step.name, before)
-    if level >= Level.NUMERICS and (touched or before.inputs != after.inputs):
+    if level >= Level.NUMERICS and isinstance(step, ComparesItself) and before.inputs != after.inputs:
+        step.compare(before, after)
+    elif level >= Level.NUMERICS and (touched or before.inputs != after.inputs):
         verify.numerics(before, after, step.name, bitwise=step.numerics is Numerics.BITWISE)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import fx
 
 from gaudicc.buckets import Bucket
@@ -101,11 +102,33 @@ class HostLoop:
 
 
 @dataclass(frozen=True)
+class HostTrips:
+    """Replays one recorded trip of a loop over a size as often as the size is long.
+
+    Attributes:
+        body: of one trip: it reads its number, the carried values and what every trip reads; it gives the new carried
+            values, then what the trip adds to each stack.
+        trips: how many, or the buffer of one element that says it.
+        start: the buffers of the carried values before the loop.
+        stacks: shape, dtype and device of each stack.
+        outputs: the buffers of the carried values after the loop, then of the stacks.
+        source: the user's source line.
+    """
+
+    body: Record
+    trips: int | str
+    start: tuple[str, ...]
+    stacks: tuple[tuple[tuple[int, ...], torch.dtype, torch.device], ...]
+    outputs: tuple[str, ...]
+    source: str | None = None
+
+
+@dataclass(frozen=True)
 class Barrier:
     """Waits until everything launched so far is done."""
 
 
-Step = Record | HostOp | HostBranch | HostLoop | Barrier
+Step = Record | HostOp | HostBranch | HostLoop | HostTrips | Barrier
 
 
 @dataclass(frozen=True)
@@ -144,6 +167,8 @@ def _walk(steps: tuple[Step, ...]) -> Iterator[Step]:
             yield from _walk(step.otherwise)
         elif isinstance(step, HostLoop):
             yield from _walk(step.body)
+        elif isinstance(step, HostTrips):
+            yield step.body
 
 
 def _text(steps: tuple[Step, ...], depth: int) -> Iterator[str]:
@@ -163,5 +188,9 @@ def _text(steps: tuple[Step, ...], depth: int) -> Iterator[str]:
         elif isinstance(step, HostLoop):
             yield f"{pad}repeat while {step.condition}, at most {step.limit} times:"
             yield from _text(step.body, depth + 1)
+        elif isinstance(step, HostTrips):
+            place = f"  # {step.source}" if step.source else ""
+            yield f"{pad}{', '.join(step.outputs)} <- {', '.join(step.start)} after {step.trips} trips:{place}"
+            yield from _text((step.body,), depth + 1)
         else:
             yield f"{pad}barrier"

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from gaudicc.nodes import call_region, module_of, op_name, outputs_of, source_of
+from gaudicc.nodes import CALLS, call_loop, call_region, module_of, op_name, operands_of, outputs_of, source_of
 from gaudicc.program import InputKind, InputSpec, Program
 from gaudicc.rewriter import shape_text
 from gaudicc.targets.model import Engine
@@ -99,7 +99,7 @@ def _repeat_key(node: fx.Node) -> str | None:
     source = node
     if op_name(node) == "getitem" and isinstance(node.args[0], fx.Node):
         source = node.args[0]
-    if source.target is call_region and isinstance(source.args[0], fx.Node):
+    if source.target in CALLS and isinstance(source.args[0], fx.Node):
         return str(source.args[0].target)
     return None
 
@@ -120,6 +120,10 @@ def _node_line(node: fx.Node, sizes: Mapping[str, str], namer: Namer) -> str:
     name = op_name(node)
     if node.target is call_region:
         name, args = str(_repeat_key(node)), args[1:]
+    elif node.target is call_loop:
+        limit, trips, carried = (_literal(arg, namer) for arg in args[1:4])
+        name = f"for each of {limit if trips == 'None' else f'{trips} of {limit}'} trips, {carried} carried: {_repeat_key(node)}"
+        args = list(operands_of(node))
     shown = [_literal(arg, namer) for arg in args]
     shown += [f"{key}={_literal(value, namer)}" for key, value in node.kwargs.items()]
     engine = node.meta.get("engine")

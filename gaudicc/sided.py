@@ -53,7 +53,7 @@ class SidedModel(CompiledModel):
         self.sides = (CompiledSide(own, self), *others)
         for side in others:
             side.model.stats = self.stats
-            side.model._state = {name: self._state.setdefault(name, state) for name, state in side.model._state.items()}
+            side.model.share_state(self)
         self.trace = CompileTrace([record for side in self.sides for record in side.model.trace.records])
         leaves = {spec.name: self.program.calling.paths.index(spec.source) for spec in self.program.user_inputs()}
         self._places = {

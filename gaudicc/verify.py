@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -14,7 +14,18 @@ from gaudicc.changes import changed_nodes
 from gaudicc.errors import InputError, NumericsError, PostconditionError, Where
 from gaudicc.fake_values import fake_mode_of, fakes, guess, propagate
 from gaudicc.graph_module import copy_graph
-from gaudicc.nodes import call_region, output_of, outputs_of, val, where
+from gaudicc.nodes import (
+    CALLS,
+    call_loop,
+    call_region,
+    loop_operands,
+    loop_values,
+    operands_of,
+    output_of,
+    outputs_of,
+    val,
+    where,
+)
 from gaudicc.program import Program
 from gaudicc.rewriter import shape_text
 
@@ -61,7 +72,7 @@ def shapes(program: Program, stage: str, before: Program | None = None) -> None:
     old = {} if before is None else dict(before.graphs())
     for name, module in program.graphs():
         nodes = list(changed_nodes(old.get(name), module)) if old.get(name) is not module else []
-        nodes += [node for node in module.graph.nodes if node.target is call_region and node not in nodes]
+        nodes += [node for node in module.graph.nodes if node.target in CALLS and node not in nodes]
         with fake_mode_of(module.graph), torch.no_grad(), enable_python_dispatcher():
             for node in nodes:
                 if node.op == "call_function" and "val" in node.meta:
@@ -80,10 +91,16 @@ def _compare(module: fx.GraphModule, node: fx.Node, stage: str) -> None:
 
 
 def _result_of(module: fx.GraphModule, node: fx.Node) -> Any:
-    if node.target is not call_region:
+    if node.target not in CALLS:
         return node.target(*fakes(node.args), **fakes(node.kwargs))  # type: ignore[operator]
     body: fx.GraphModule = getattr(module, str(node.args[0].target))  # type: ignore[union-attr]
-    operands = [fakes(arg) for arg in node.args[1:]]
+    if node.target is call_loop:
+        limit, carried = fakes(node.args[1]), int(node.args[3])  # type: ignore[arg-type]
+        return loop_values(limit, carried, _results_of(body, loop_operands(carried, fakes(operands_of(node)))))
+    return _results_of(body, fakes(operands_of(node)))
+
+
+def _results_of(body: fx.GraphModule, operands: Sequence[Any]) -> tuple[Any, ...]:
     inputs = [val(inner) for inner in body.graph.find_nodes(op="placeholder")]
     if list(map(_signature, operands)) == list(map(_signature, inputs)):
         return tuple(fakes(outputs_of(body.graph)))

@@ -31,7 +31,7 @@ _SIZES: dict[str, int] = {
             64,
             """hidden_size d_model n_embd model_dim embed_dim embedding_size word_embed_proj_dim out_hidden_size
             encoder_hidden_size decoder_hidden_size hidden_size_global attention_hidden_size vision_output_dim
-            lru_width dim emb_dim""",
+            lru_width dim emb_dim audio_hidden_size""",
         ),
         (
             128,
@@ -101,6 +101,15 @@ _FAMILY_NEEDS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ("conv", "full_attention")},
     "mamba2": {"num_heads": 8},
     "reformer": {"is_decoder": True, "attn_layers": ("local", "lsh"), "axial_pos_embds": False},
+    "vibevoice_asr": {
+        f"{kind}_tokenizer_encoder_config": {
+            "model_type": "vibevoice_acoustic_tokenizer_encoder",
+            "num_filters": 4,
+            "depths": [1] * 7,
+            "hidden_size": size,
+        }
+        for kind, size in (("acoustic", 64), ("semantic", 128))
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
     "zaya": {"num_experts_per_tok": 1},

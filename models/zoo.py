@@ -20,8 +20,6 @@ NOT_BUILT: dict[tuple[Task, str], str] = {
     ("causal", "gemma4_assistant"): "drafts for another model and reads that model's cache",
     ("causal", "gemma4_unified_assistant"): "drafts for another model and reads that model's cache",
     ("encoder", "perceiver"): "reads bytes of any kind as `inputs`",
-    ("seq2seq", "nemo_speechlm"): "its audio tower constrains its sizes in its own way",
-    ("seq2seq", "vibevoice_asr"): "688 M weights after shrinking",
     ("seq2seq", "voxtral_realtime"): "needs audio",
 }
 

@@ -13,12 +13,14 @@ from gaudicc.passes.recognize_attention import RecognizeAttention
 from gaudicc.passes.recognize_norm import RecognizeNorm
 from gaudicc.passes.specialize import Specialize
 from gaudicc.passes.split_attention import SplitAttention
+from gaudicc.passes.static_state import StaticState
 from gaudicc.pipeline import Pass
 
 # Once, on symbolic shapes. Recognition comes before decomposition, which would destroy what it looks for.
 SYMBOLIC: tuple[Pass, ...] = (
     RecognizeAttention(),  # SDPA or matmul-softmax-matmul -> gaudicc.attention
     RecognizeNorm(),  # written-out RMS norm -> gaudicc.rms_norm
+    StaticState(),  # caches that grow by cat -> whole buffers, written by row; where compile is told to
     BoundDynamicOps(),  # lengths that only data knows -> largest lengths and counts
     Decompose(),  # composites the target does not register -> their parts
     CleanUp(),  # no-ops, repeats, constants
@@ -56,4 +58,5 @@ __all__ = [
     "RecognizeNorm",
     "Specialize",
     "SplitAttention",
+    "StaticState",
 ]

@@ -17,7 +17,7 @@ from gaudicc.padding.rules.pointwise import pointwise
 from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import InputKind, OutputKind, OutputSpec, Program
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.bounded import Number, Refused, Rows, first, values
+from gaudicc.rules.bounded import Number, Refused, Rows, ends, first, refuse_known_lengths, values
 from gaudicc.rules.bounded_forms import FORMS, NUMBERS
 from gaudicc.rules.ranges import INF, range_of
 
@@ -34,11 +34,13 @@ class BoundDynamicOps:
     A Gaudi replays graphs of fixed shape, and runs `nonzero` and boolean selection on the host. The largest length of what
     a mask selects is the mask's size: rows are moved to the front by a running count, and their number goes along; ops that
     would mix them with what lies behind mask it first. Numbers read by `.item()` stay tensors of no dims, asserts on them
-    become flags that the host raises, and outputs are cut by the host.
+    become flags that the host raises, and outputs are cut by the host. Where sizes are dynamic besides, a largest length is one
+    of them.
 
         %2 = aten.nonzero(%1)    ->    %n = aten.select(aten.cumsum(%1, 0), 0, -1); %2 = aten.scatter(%0, 0, %slots, %places)
 
-    Refuses by line an op that has no form on such tensors, a length that nothing bounds, and sizes that are dynamic besides.
+    Refuses by line an op that has no form on such tensors, a length that nothing bounds, and, beside dynamic sizes, a result of
+    unknown length.
     """
 
     name: ClassVar[str] = "bound-dynamic-ops"
@@ -101,6 +103,9 @@ class _Walk:
     flags: list[tuple[Raise, fx.Node]] = field(default_factory=list)
     bounded: int = 0
 
+    def __post_init__(self) -> None:
+        self._inline = _Inline(self)
+
     def run(self, program: Program) -> Program:
         graph = self.rewriter.graph
         for node in list(graph.nodes):
@@ -138,18 +143,25 @@ class _Walk:
         if node.target is aten.sym_size.int and isinstance(args[0], Rows):
             rows: Rows = args[0]
             is_length = args[1] % val(rows.value).dim() == rows.dim
-            return Number(rows.length, 0, rows.bound) if is_length else int(val(rows.value).shape[args[1]])
+            return Number(rows.length, 0, ends(rows.bound)[1]) if is_length else self._size(rows.value, args[1])
         if node.target is aten.sym_storage_offset.default:  # torch only asserts that it is not negative
             return Number(None, 0)
-        if node.target in NUMBERS and all(isinstance(arg, (int, Number)) for arg in args):
+        if node.target in NUMBERS and all(isinstance(arg, (int, Number)) or _is_size(arg) for arg in args):
             return self._arithmetic(node.target, args)
         if node.target is torch.sym_not and isinstance(args[0], Number):
             return Number(self._inline(aten.logical_not.default, args[0].node), 0, 1)
         raise Refused("it has no form on a number read from a tensor")
 
+    def _size(self, tensor: fx.Node, dim: int) -> Any:
+        """A size that no data decides."""
+        size = val(tensor).shape[dim]
+        return size if isinstance(size, int) else self.rewriter.emit(aten.sym_size.int, tensor, dim, like=self.node)
+
     def _arithmetic(self, function: Any, args: list[Any]) -> Any:
         if all(isinstance(arg, int) for arg in args):
             return function(*args)
+        if not any(isinstance(arg, Number) for arg in args):
+            return self.rewriter.emit(function, *args, like=self.node)
         (low, high), (low2, high2) = (_ends(arg) for arg in args)
         name = getattr(function, "__name__", "")
         compared = {"ge": (low >= high2, high < low2), "le": (high <= low2, low > high2)}.get(name, (False, False))
@@ -183,8 +195,6 @@ class _Walk:
         dims = _unknown_dims(result if isinstance(result, torch.Tensor) else result[0])
         if len(dims) > 1 or not isinstance(node.target, torch._ops.OpOverload):
             raise Refused("it has several lengths that only data knows")
-        if any(isinstance(size, torch.SymInt) for arg in values(_flat(args)) for size in _sizes(arg)):
-            raise Refused("it meets sizes that are dynamic besides")
         dim = dims[0] if dims else None
         form = FORMS.get(node.target)
         if form is None and pointwise(node.target):
@@ -201,8 +211,11 @@ class _Walk:
             self.bounded += 1
         elif isinstance(result, tuple):
             for user in list(node.users):
-                part, item = result[user.args[1]], val(user)  # type: ignore[index]
-                self.rows[user] = replace(part, symbol=str(item.shape[part.dim]))
+                part = result[user.args[1]]  # type: ignore[index]
+                if isinstance(part, Rows):
+                    self.rows[user] = replace(part, symbol=str(val(user).shape[part.dim]))
+                else:
+                    self.rewriter.replace(user, part)
         else:
             self.rewriter.replace(node, result)
 
@@ -220,6 +233,7 @@ class _Walk:
                 else arg
                 for arg in args
             ]
+        refuse_known_lengths(args)
         made = self._inline(lambda *a: op(*a, **kwargs), *values(args))
         return made if dim is None else Rows(made, dim, first(args).length)
 
@@ -239,6 +253,8 @@ class _Walk:
                 continue
             if value in self.rows:
                 rows = self.rows[value]
+                if program.dimensions:
+                    raise Refused("it is a result, and sizes are dynamic besides")
                 output = sum(known.kind is OutputKind.USER for known in specs)
                 lengths.append((rows.length, OutputSpec(OutputKind.LENGTH, f"{output}:{rows.dim}")))
             found.append(self.rows[value].value if value in self.rows else value)
@@ -259,8 +275,18 @@ class _Walk:
             return {key: self._operand(item) for key, item in arg.items()}
         return arg
 
-    def _inline(self, function: Any, *args: Any) -> Any:
-        return self.rewriter.inline(function, *args, like=self.node)
+
+@dataclass
+class _Inline:
+    """See `bounded.Inline`."""
+
+    walk: _Walk
+
+    def __call__(self, function: Any, *args: Any) -> Any:
+        return self.walk.rewriter.inline(function, *args, like=self.walk.node)
+
+    def demand(self, failed: fx.Node, error: Exception) -> None:
+        self.walk.flags.append((Raise(error, source_of(self.walk.node) or ""), failed))
 
 
 def _as_tensor(value: Any) -> Any:
@@ -268,13 +294,10 @@ def _as_tensor(value: Any) -> Any:
 
 
 def _ends(value: Any) -> tuple[float, float]:
+    if isinstance(value, fx.Node):
+        return ends(val(value))
     return (value.low, value.high) if isinstance(value, Number) else (value, value)
 
 
-def _flat(args: Any) -> list[Any]:
-    return [leaf for arg in args for leaf in (_flat(arg) if isinstance(arg, list) else [arg])]
-
-
-def _sizes(arg: Any) -> Any:
-    value = arg.meta.get("val") if isinstance(arg, fx.Node) else None
-    return value.shape if isinstance(value, torch.Tensor) else ()
+def _is_size(arg: Any) -> bool:
+    return isinstance(arg, fx.Node) and isinstance(val(arg), torch.SymInt)

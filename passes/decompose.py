@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor, fx
+
 from gaudicc.invariants import DECOMPOSED, FUNCTIONAL, TYPED, WELL_FORMED, Invariant, needs_decomposition
-from gaudicc.nodes import is_op, op_name
+from gaudicc.nodes import is_op, op_name, val
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
+from gaudicc.rules.match import argument
+from gaudicc.targets.calls import without_onednn
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -35,15 +42,31 @@ class Decompose(GraphPass):
     def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
         """Breaks each composite into parts in one go, since tracing decomposes the parts' own composites too."""
         counts: dict[str, int] = {}
+        _copy_where_promised(rewriter)
         for node in [n for n in rewriter.graph.nodes if is_op(n) and needs_decomposition(n, program)]:
             counts[op_name(node)] = counts.get(op_name(node), 0) + 1
             call = partial(_call, node.target)
-            result = rewriter.inline(call, node.args, node.kwargs, like=node, composites=False)
+            with without_onednn():  # else an LSTM becomes one kernel that only the CPU has
+                result = rewriter.inline(call, node.args, node.kwargs, like=node, composites=False)
             if isinstance(result, tuple):
                 rewriter.replace_outputs(node, result)
             else:
                 rewriter.replace(node, result)
         yield from (f"{op} decomposed {count} times" for op, count in sorted(counts.items()))
+
+
+def _copy_where_promised(rewriter: Rewriter) -> None:
+    """Dropout that drops nothing gives its input, strides and all, while its fake value is a dense copy: makes it that copy."""
+    for node in rewriter.graph.find_nodes(op="call_function", target=aten.dropout.default):
+        source = node.args[0]
+        assert isinstance(source, fx.Node), "dropout of a literal does not type"
+        if not argument(node, 2, "train") and val(source).stride() != val(node).stride():
+            rewriter.replace(node, rewriter.inline(_dense, source, like=node))
+
+
+def _dense(x: Tensor) -> Tensor:
+    result: Tensor = aten.clone(x, memory_format=torch.contiguous_format)
+    return result
 
 
 def _call(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

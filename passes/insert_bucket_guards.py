@@ -36,11 +36,12 @@ class InsertBucketGuards:
         guards = list(program.guards)
         symbolic = {place: dim for dim in program.dimensions for place in dim.positions}
         placeholders = {node.name: node for node in program.root.graph.nodes if node.op == "placeholder"}
+        held = {program.calling.paths[cache.argument] for cache in program.calling.caches}  # guarded by who holds them
         for spec in program.user_inputs():
             for position, size in enumerate(val(placeholders[spec.name]).shape):
                 text = f"{spec.name}.shape[{position}]"
                 dim = symbolic.get((spec.name, position))
-                if dim is None and not isinstance(size, torch.SymInt):
+                if dim is None and not isinstance(size, torch.SymInt) and spec.source not in held:
                     guards.append(Guard(f"{text} == {size}", f"captured with this size of {spec.source}"))
                 elif dim is not None and dim.positions[0] == (spec.name, position):
                     bound = f" <= {dim.high}" if dim.high >= 0 else ""

@@ -14,25 +14,30 @@ from torch._decomp import decomposition_table
 
 from gaudicc.errors import UnsupportedOpError, Where
 from gaudicc.invariants import FUNCTIONAL, LEGAL_OPS, NO_COMPLEX, STATIC, TYPED, WELL_FORMED, Invariant, verdict_of
-from gaudicc.nodes import is_op, op_name, where
+from gaudicc.nodes import is_op, op_name, val, where
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules import (
     bags,
+    booleans,
     distances,
     elementwise,
     elimination,
+    gammas,
     histograms,
     index_generation,
     indexing,
+    integer_scatter,
     integers,
     order,
+    polynomials,
     pooling,
     reflections,
     resampling,
     scans,
     scattering,
+    segments,
     slicing,
     special,
     triangular,
@@ -44,13 +49,16 @@ ALL_RULES: tuple[Rule, ...] = (
     *index_generation.RULES,
     *slicing.RULES,
     *integers.RULES,
+    *booleans.RULES,
     *indexing.RULES,
     *scattering.RULES,
+    *integer_scatter.RULES,
     *scans.RULES,
     *histograms.RULES,
     *order.RULES,
     *distances.RULES,
     *bags.RULES,
+    *segments.RULES,
     *pooling.RULES,
     *resampling.RULES,
     *elementwise.RULES,
@@ -58,6 +66,8 @@ ALL_RULES: tuple[Rule, ...] = (
     *elimination.RULES,
     *reflections.RULES,
     *special.RULES,
+    *gammas.RULES,
+    *polynomials.RULES,
 )
 
 
@@ -136,6 +146,8 @@ class LegalizeOps(GraphPass):
             return False
         traced, operands = _preview(rewriter, node, decomposition_table[node.target])
         parts = [part for part in traced.graph.nodes if is_op(part)]
+        if any(part.target is node.target and _dtypes(part) == _dtypes(node) for part in parts):
+            return False  # it only broadcasts or promotes what it is given
         if any(part.target._schema.is_mutable for part in parts):
             raise ValueError("it writes to its arguments")
         if only_if_better and not all(self._can_stand(part, program) for part in parts):
@@ -166,6 +178,10 @@ def _splice(rewriter: Rewriter, node: fx.Node, traced: fx.GraphModule, operands:
 
 def _call(rewrite: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return rewrite(*args, **kwargs)
+
+
+def _dtypes(node: fx.Node) -> list[torch.dtype]:
+    return [value.dtype for arg in node.all_input_nodes if isinstance(value := val(arg), torch.Tensor)]
 
 
 def _is_random(node: fx.Node) -> bool:

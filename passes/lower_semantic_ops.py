@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gaudicc.invariants import LOWERED, TYPED, WELL_FORMED, Invariant, verdict_of
-from gaudicc.kernels import attention, merge_parts, rms_norm, softmax_part, softmax_tile
+from gaudicc.kernels import attention, grouped_linear, merge_parts, rms_norm, softmax_part, softmax_tile
 from gaudicc.kernels.attention import plain_attention
+from gaudicc.kernels.grouped import plain_grouped_linear
 from gaudicc.kernels.norm import plain_rms_norm
 from gaudicc.kernels.split import plain_merge_parts, plain_softmax_part, plain_softmax_tile
 from gaudicc.nodes import is_op, op_name
@@ -19,6 +20,7 @@ from gaudicc.targets import Support
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
     attention: plain_attention,
+    grouped_linear: plain_grouped_linear,
     rms_norm: plain_rms_norm,
     softmax_tile: plain_softmax_tile,
     softmax_part: plain_softmax_part,

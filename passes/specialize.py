@@ -20,7 +20,7 @@ from gaudicc.invariants import (
     WELL_FORMED,
     Invariant,
 )
-from gaudicc.nodes import call_region, op_name, val, where
+from gaudicc.nodes import CALLS, call_loop, op_name, operands_of, val, where
 from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import InputKind, Program
 from gaudicc.rewriter import Rewriter
@@ -133,7 +133,7 @@ def _drop_size_operands(module: fx.GraphModule) -> None:
     """Bodies took sizes as operands; now that they are numbers, the operands go."""
     calls: dict[str, list[fx.Node]] = {}
     for node in module.graph.nodes:
-        if node.target is call_region:
+        if node.target in CALLS:
             calls.setdefault(str(node.args[0].target), []).append(node)
     for name, sites in calls.items():
         body = getattr(module, name)
@@ -145,6 +145,8 @@ def _drop_size_operands(module: fx.GraphModule) -> None:
         rewriter.finish()
         _drop_size_operands(body)
         for site in sites:
-            operands: list[Any] = [arg for i, arg in enumerate(site.args[1:]) if i not in sizes]
-            site.args = (site.args[0], *operands)
+            first = len(site.args) - len(operands_of(site))  # what a loop says of itself comes before the operands
+            number = 1 if site.target is call_loop else 0  # and its body is given the number of the trip before them
+            operands: list[Any] = [arg for i, arg in enumerate(operands_of(site)) if i + number not in sizes]
+            site.args = (*site.args[:first], *operands)
     module.recompile()

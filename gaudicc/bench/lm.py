@@ -7,7 +7,6 @@ them: eager with a growing cache, `torch.compile` (Inductor) with transformers' 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from gaudicc.bench.lm_floors import Floors, measure_floors
-from gaudicc.bench.lm_peers import Contender, contenders
+from gaudicc.bench.lm_peers import Contender, contenders, installed
 from gaudicc.bench.turns import Turn, take_turns, timed
 from gaudicc.cli.options_lm import BenchLmOptions
 from gaudicc.cli.output import print_json, say
@@ -69,7 +68,9 @@ def measure(options: BenchLmOptions, threads: int) -> Result:
     """Measures in this process."""
     torch.set_num_threads(threads)
     model = build(options.model, task="causal")
-    peers = [peer for peer in options.peers if peer != "inductor" or _compiler()]
+    peers = [peer for peer in options.peers if installed(peer)]
+    if absent := [peer for peer in options.peers if peer not in peers]:
+        say(f"not installed, left out: {', '.join(absent)}")
     runs = contenders(model, peers, options)
     say(f"{threads} threads: the stream, first and second pass")
     stream = {run.name: _stream(run, options) for run in runs}
@@ -84,10 +85,6 @@ def measure(options: BenchLmOptions, threads: int) -> Result:
     tiny = take_turns({run.name: run.decode(64) for run in tiny_runs}, options.rounds, repeat=_STEPS)
     overhead = runs[0].overhead_us()
     return Result(threads, decode, prefill, stream, floors, overhead, tiny)
-
-
-def _compiler() -> bool:
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 def _stream(run: Contender, options: BenchLmOptions) -> Stream:

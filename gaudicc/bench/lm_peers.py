@@ -1,7 +1,8 @@
-"""Who is measured: gaudicc, eager transformers, and Inductor; each gives the same steps to time."""
+"""Who is measured: gaudicc, eager transformers, Inductor, onnxruntime, OpenVINO; each gives the same steps to time."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gaudicc.bench.lm_exported import OnnxRuntime, OpenVino
 from gaudicc.bench.turns import Work, timed
 from gaudicc.cli.options_lm import BenchLmOptions
 from gaudicc.lm import CompiledLM, GenerationOptions, Request, compile_lm
@@ -36,8 +38,18 @@ class Contender(Protocol):
 
 def contenders(model: Any, peers: Sequence[str], options: BenchLmOptions) -> list[Any]:
     """The peers asked for, behind gaudicc, on the same weights."""
-    known = {"eager": Eager, "inductor": Inductor}
+    known = {"eager": Eager, "inductor": Inductor, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
     return [Gaudicc(model, options), *(known[peer](model, options) for peer in peers)]
+
+
+def installed(peer: str) -> bool:
+    """Whether a peer can run here: Inductor needs a C++ compiler, the others their packages."""
+    needs = {"onnxruntime": OnnxRuntime.installed, "openvino": OpenVino.installed, "inductor": _has_compiler}
+    return peer not in needs or needs[peer]()
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 def _prompt(length: int) -> Tensor:

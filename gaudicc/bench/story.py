@@ -1,7 +1,7 @@
 """`gaudicc bench story`: a CUDA-style stack on a Gaudi, stage by stage, from "as is" to recorded graphs.
 
 Counts come from the emulated device, seconds per token from the machine model, CPU time is measured here. Each stage runs in
-a process of its own (`story_stages`). Nothing of it ever ran on a Gaudi.
+a process of its own (`story_stages`). On a Gaudi the device's own metrics count and its time is measured; nobody has done so yet.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gaudicc.bench import story_shape
 from gaudicc.bench.story_stages import STAGES
 from gaudicc.cli.options_story import BenchStoryOptions
 from gaudicc.cli.output import print_json, say
@@ -48,6 +49,7 @@ class Row:
         with_compiling: chip -> the same with what was compiled while serving.
         cpu_ms: milliseconds on this CPU: of the stack in eager PyTorch, or of gaudicc's CPU device where graphs are recorded.
         error: largest difference of a logit to eager on the CPU.
+        measured: microseconds a token on a real Gaudi; None on the emulated one.
     """
 
     stage: str
@@ -62,6 +64,7 @@ class Row:
     with_compiling: Mapping[str, float] | None = None
     cpu_ms: float = 0
     error: float = 0
+    measured: float | None = None
 
 
 def run(options: BenchStoryOptions) -> int:
@@ -73,6 +76,12 @@ def run(options: BenchStoryOptions) -> int:
     Raises:
         InputError: an option has no meaning.
     """
+    if options.shape is not None:
+        if options.json:
+            print_json([asdict(row) for row in story_shape.rows(options.shape)])
+        else:
+            print(story_shape.shape_table(options.shape))
+        return 0
     if options.requests < 1 or options.longest < 2 or options.layers < 1:
         raise InputError("requests, longest and layers are too small", hint="give 1, 2 and 1 or more")
     lengths, buckets = stream(options.requests, options.longest), sizes(options.longest)
@@ -84,7 +93,7 @@ def run(options: BenchStoryOptions) -> int:
     if options.json:
         print_json({"lengths": lengths, "buckets": buckets, "rows": [asdict(row) for row in rows]})
     else:
-        print(table(rows, len(lengths)))
+        print((measured_table if any(row.measured is not None for row in rows) else table)(rows, len(lengths)))
     return 0
 
 
@@ -128,6 +137,12 @@ def _row(stage: str, outcomes: Mapping[str, Mapping[str, Any]], lengths: Sequenc
     found, count = outcomes[stage], len(lengths)
     if "raised" in found:
         return Row(TITLES[stage], raised=str(found["raised"]))
+    if "measured" in found:
+        tokens, per_request = sum(lengths), found["fallback"] / count
+        return Row(
+            TITLES[stage], "", per_request, compiles=found["compile"], warm=found["warm"], cpu_ms=found["cpu"] / count * 1e3,
+            error=found["error"], measured=found["measured"] / tokens * 1e6,
+        )  # fmt: skip
     recorded = found["replay"] > 0
     priced = {name: _seconds(stage, outcomes, lengths, buckets, load_chip(name)) for name in CHIPS}
     tokens = sum(lengths)
@@ -178,6 +193,20 @@ def _seconds(
         "bytes"
     ] / host.pcie_bandwidth
     return max(device, driving) + crossing, found["compiled_ops"] * host.compile_seconds_per_node
+
+
+def measured_table(rows: Sequence[Row], requests: int) -> str:
+    """The story of a real Gaudi as Markdown."""
+    names = ["stage", "fallbacks", f"compiles in {requests}", "compiled before", "us a token, measured", "CPU here, ms",
+             "largest error"]  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    for row in rows:
+        if row.measured is None:
+            lines.append(f"| {row.stage} | does not run: {row.raised} |" + " |" * (len(names) - 2))
+            continue
+        cells = [row.stage, f"{row.fallbacks:.1f}", str(row.compiles), str(row.warm), f"{row.measured:.0f}"]
+        lines.append(f"| {' | '.join([*cells, f'{row.cpu_ms:.1f}', f'{row.error:.0e}'])} |")
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[Row], requests: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gaudicc.bundle.item import Item, error
-from gaudicc.nodes import call_region
+from gaudicc.nodes import CALLS, call_loop, call_region
 
 _ATEN = """
 abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
@@ -105,7 +105,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 }
 _UNARY = ("neg", "not_", "sym_not", "sym_int", "sym_float", "math.ceil", "math.floor", "math.trunc")
 ARITY: Mapping[str, int] = {name: 1 if name in _UNARY else 3 if name == "sym_ite" else 2 for name in FUNCTIONS}
-REGION_CALL = "call_region"
+REGION_CALLS = {"call_region": call_region, "call_loop": call_loop}
 # Ops that run graphs which are handed to them: the bodies are in the same file and checked like all others.
 CONTROL_FLOW = ("cond", "while_loop", "scan")
 
@@ -114,8 +114,8 @@ _NAMES = {function: name for name, function in FUNCTIONS.items()}
 
 def name_of(target: object) -> str | None:
     """The name of a call's target in a bundle, or None when no bundle can hold it."""
-    if target is call_region:
-        return REGION_CALL
+    if target in CALLS:
+        return str(target.__name__)
     if isinstance(target, torch._ops.OpOverload):
         return str(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
@@ -130,8 +130,8 @@ def resolve(item: Item) -> Callable[..., Any]:
         BundleError: the name is not on the allow-list, or this torch lacks the op.
     """
     name = item.text()
-    if name == REGION_CALL:
-        return call_region
+    if name in REGION_CALLS:
+        return REGION_CALLS[name]
     if name in FUNCTIONS:
         return FUNCTIONS[name]
     namespace, _, rest = name.partition(".")

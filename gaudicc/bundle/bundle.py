@@ -14,12 +14,14 @@ import torch
 
 from gaudicc.bundle import files, programs
 from gaudicc.bundle.item import Item, error, parse, render
-from gaudicc.bundle.tensors import TensorWriter, read_tensors
+from gaudicc.bundle.tensors import Region, TensorWriter, read_tensors
 from gaudicc.errors import BundleError
 from gaudicc.program import Program
 
 FORMAT = "gaudicc-bundle"
 VERSION = 1
+_PATIENCE = 100
+"""How often a load starts again because the bundle was saved over meanwhile."""
 _UNSAVED = "nothing was written; save the program as it was before this step, or without what is named here"
 
 JSON = Any  # what json.dumps takes: None, truth values, numbers, strings, lists and dicts with string keys
@@ -70,15 +72,26 @@ def read_bundle(path: Path) -> tuple[dict[str, Program], dict[str, JSON]]:
     Raises:
         BundleError: there is no bundle, or it is damaged, doctored or of another version.
     """
-    with files.opened(path) as bundle:
-        root = parse(bundle.text(), f"{path}: ")
-        fields = _top(root)
-        name = fields["tensors"].fields(("file", "storages", "views"))["file"]
-        if not files.TENSORS_NAME.fullmatch(name.text()):
-            name.fail(f"{name.text()[:80]!r} is no name of a tensors file")
-        region = bundle.tensors(name.text())
-    tensors = read_tensors(fields["tensors"], region, str(path / name.text()))
+    root, region, name = _open(path)
+    tensors = read_tensors(_top(root)["tensors"], region, str(path / name))
     return _decode(root, tensors)
+
+
+def _open(path: Path) -> tuple[Item, Region, str]:
+    """The JSON, and the tensors that it names with their file's name; read again if another process saves in between."""
+    for patience in range(_PATIENCE, -1, -1):
+        with files.opened(path) as bundle:
+            text = bundle.text()
+            root = parse(text, f"{path}: ")
+            name = _top(root)["tensors"].fields(("file", "storages", "views"))["file"]
+            if not files.TENSORS_NAME.fullmatch(name.text()):
+                name.fail(f"{name.text()[:80]!r} is no name of a tensors file")
+            try:
+                return root, bundle.tensors(name.text()), name.text()
+            except BundleError:
+                if not patience or bundle.text() == text:
+                    raise
+    raise AssertionError("the last round returns or raises")
 
 
 def _encode(path: Path, key: str, program: Program, tensors: TensorWriter) -> dict[str, object]:

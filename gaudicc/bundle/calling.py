@@ -10,7 +10,7 @@ from typing import Any
 from gaudicc.bundle import literals, trees
 from gaudicc.bundle.formulas import size_text
 from gaudicc.bundle.item import Item
-from gaudicc.calling import Calling, Parameter, Raise
+from gaudicc.calling import Calling, GrowingCache, Parameter, Raise
 from gaudicc.padding import Edit, OutputProof, PadCertificate
 from gaudicc.program import PadRecord
 
@@ -40,6 +40,17 @@ def encode(calling: Calling) -> dict[str, object]:
             for p in calling.parameters
         ],
         "raises": [_encode_raise(entry) for entry in calling.raises],
+        "caches": [
+            {
+                "state": c.state,
+                "argument": c.argument,
+                "result": c.result,
+                "dim": c.dim,
+                "dimension": c.dimension,
+                "grown": c.grown,
+            }
+            for c in calling.caches
+        ],
     }
 
 
@@ -49,7 +60,9 @@ def decode(item: Item) -> Calling:
     Raises:
         BundleError: the JSON is none, or its parts disagree.
     """
-    fields = item.fields(("in_spec", "paths", "static", "out_spec", "literals", "parameters", "raises"))
+    required = ("in_spec", "paths", "static", "out_spec", "literals", "parameters", "raises")
+    fields = item.fields(required, ("caches",))  # older bundles hold none
+    caches = fields["caches"].items() if "caches" in fields else []
     in_spec, out_spec = trees.decode(fields["in_spec"]), trees.decode(fields["out_spec"])
     paths = tuple(path.text() for path in fields["paths"].items())
     if len(paths) != in_spec.num_leaves:
@@ -62,6 +75,7 @@ def decode(item: Item) -> Calling:
         literals=_leaves(fields["literals"], out_spec.num_leaves),
         parameters=tuple(_parameter(entry) for entry in fields["parameters"].items()),
         raises=tuple(_decode_raise(entry) for entry in fields["raises"].items()),
+        caches=tuple(_cache(entry, in_spec.num_leaves, out_spec.num_leaves) for entry in caches),
     )
     try:
         _ = calling.signature
@@ -86,6 +100,18 @@ def _decode_raise(item: Item) -> Raise:
         return Raise(_EXCEPTIONS[kind](*args), fields["source"].text())
     except (TypeError, ValueError) as problem:
         fields["args"].fail(f"{kind} takes other arguments: {problem}")
+
+
+def _cache(item: Item, arguments: int, results: int) -> GrowingCache:
+    fields = item.fields(("state", "argument", "result", "dim", "dimension", "grown"))
+    return GrowingCache(
+        state=fields["state"].text(),
+        argument=fields["argument"].index(arguments, "leaf"),
+        result=fields["result"].index(results, "leaf"),
+        dim=fields["dim"].integer(0, 64),
+        dimension=fields["dimension"].text(),
+        grown=size_text(fields["grown"]),
+    )
 
 
 def _leaves(item: Item, count: int) -> Mapping[int, Any]:

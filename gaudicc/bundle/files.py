@@ -1,8 +1,8 @@
 """Bundle: the folder or zip on disk. Two files: `bundle.json` and the safetensors file that it names.
 
 A save is a rename: of the whole zip, or of a folder's `bundle.json`, once the tensors that it names lie beside it under
-a name of their own. Whatever interrupts a save, what `bundle.json` names is complete. One process writes a bundle at a
-time.
+a name of their own. Whatever interrupts a save, what `bundle.json` names is complete. Several processes may save and load
+one path: saves to a folder take turns, and the last one stays.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import stat
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,6 +23,9 @@ from typing import BinaryIO, cast
 from gaudicc.bundle.item import error
 from gaudicc.bundle.tensors import Region, TensorWriter
 from gaudicc.errors import BundleError
+
+if sys.platform != "win32":
+    import fcntl
 
 JSON_NAME = "bundle.json"
 MAX_JSON = 1 << 28
@@ -57,21 +60,38 @@ def save(path: Path, text: bytes, name: str, tensors: TensorWriter) -> None:
 
 
 def _save_folder(path: Path, text: bytes, name: str, tensors: TensorWriter) -> None:
-    is_new = not path.exists()
     path.mkdir(exist_ok=True)
-    before = set(path.iterdir())
     try:
-        _replace(path / name, lambda stream: tensors.write(stream, 0))
-        _replace(path / JSON_NAME, lambda stream: stream.write(text))
+        with _turn(path):
+            before = set(path.iterdir())
+            try:
+                _replace(path / name, lambda stream: tensors.write(stream, 0))
+                _replace(path / JSON_NAME, lambda stream: stream.write(text))
+            except BaseException:
+                if path / name not in before:
+                    (path / name).unlink(missing_ok=True)
+                raise
+            for old in before - {path / name}:
+                if TENSORS_NAME.fullmatch(old.name):
+                    old.unlink()
     except BaseException:
-        if path / name not in before:
-            (path / name).unlink(missing_ok=True)
-        if is_new:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.rmdir()  # only where nothing is in it
         raise
-    for old in before - {path / name}:
-        if TENSORS_NAME.fullmatch(old.name):
-            old.unlink()
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """A block that one process at a time is in; what removes a process ends its turn."""
+    if sys.platform == "win32":  # a folder cannot be locked there: one process saves at a time
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import fx
 
 from gaudicc.bundle import literals, values
-from gaudicc.bundle.allowed import ARITY, REGION_CALL, name_of, resolve
+from gaudicc.bundle.allowed import ARITY, REGION_CALLS, name_of, resolve
 from gaudicc.bundle.item import Item
 from gaudicc.bundle.sizes import SizeReader, SizeWriter
-from gaudicc.nodes import call_region, module_of, op_name, outputs_of, source_of
+from gaudicc.nodes import CALLS, call_loop, module_of, op_name, operands_of, outputs_of, source_of
 from gaudicc.targets.model import Engine
 
 _SOURCE = re.compile(r'[^"\r\n]{1,1024}:\d{1,9}')
@@ -132,7 +132,7 @@ def _decode_node(
         node = graph.create_node("placeholder", fields["input"].identifier(), name=name)
     node.name = name  # fx renames what shadows a builtin, such as `input`; capture keeps those names, and so do we
     _decode_remarks(fields, node, sizes)
-    if node.target is call_region:
+    if node.target in CALLS:
         _check_region_call(item, node, module)
     nodes[name] = node
 
@@ -143,7 +143,7 @@ def _decode_call(fields: Mapping[str, Item], graph: fx.Graph, nodes: Mapping[str
     kwargs = {}
     for key, arg in fields["kwargs"].entries().items() if "kwargs" in fields else ():
         kwargs[Item(key, arg.place).identifier()] = literals.decode(arg, nodes)
-    takes_bodies = fields["call"].text() == REGION_CALL or fields["call"].text().startswith("higher_order.")
+    takes_bodies = fields["call"].text() in REGION_CALLS or fields["call"].text().startswith("higher_order.")
     if not takes_bodies and any(_is_body(arg) for arg in (*args, *kwargs.values())):
         fields["call"].fail("a body can only be called")
     _check_signature(fields["call"], target, args, kwargs)
@@ -164,15 +164,29 @@ def _check_signature(item: Item, target: Any, args: tuple[Any, ...], kwargs: Map
 
 
 def _check_region_call(item: Item, node: fx.Node, module: fx.GraphModule) -> None:
-    if not node.args or node.kwargs or not _is_body(node.args[0]) or any(_is_body(arg) for arg in node.args[1:]):
+    if (
+        len(node.args) < (4 if node.target is call_loop else 1)
+        or node.kwargs
+        or not _is_body(node.args[0])
+        or any(_is_body(arg) for arg in node.args[1:])
+    ):
         item.fail("a region call has a body and then operands")
     body = getattr(module, str(node.args[0].target))  # type: ignore[union-attr]
     inputs = sum(other.op == "placeholder" for other in body.graph.nodes)
-    if len(node.args) - 1 != inputs:
-        item.fail(f"the body has {inputs} inputs, the call gives {len(node.args) - 1}")
+    given = len(operands_of(node)) + (node.target is call_loop)  # the number of the trip is no operand
+    if given != inputs:
+        item.fail(f"the body has {inputs} inputs, the call gives {given}")
+    if node.target is call_loop and not _is_loop(node, len(outputs_of(body.graph))):
+        item.fail("a loop has a limit, a number of trips or None, and a number of carried operands")
     value = node.meta.get("val")
     if value is not None and (not isinstance(value, tuple) or len(value) != len(outputs_of(body.graph))):
         item.fail(f"the body has {len(outputs_of(body.graph))} outputs, and the call another number of values")
+
+
+def _is_loop(node: fx.Node, results: int) -> bool:
+    limit, trips, carried = node.args[1:4]
+    plain = isinstance(carried, int) and 0 <= carried <= min(results, len(operands_of(node)))
+    return plain and isinstance(limit, (int, fx.Node)) and (trips is None or isinstance(trips, fx.Node))
 
 
 def _is_body(arg: object) -> bool:

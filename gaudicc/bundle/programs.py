@@ -103,6 +103,7 @@ def decode(item: Item, tensors: Sequence[torch.Tensor]) -> Program:
     _check_signature(fields, program)
     program.padded = calling.decode_padded(fields["padded"], len(program.user_inputs()), len(program.outputs))
     _check_bound(fields, program)
+    _check_caches(fields, program)
     return program
 
 
@@ -161,11 +162,22 @@ def _check_signature(fields: Mapping[str, Item], program: Program) -> None:
     if len(outputs_of(program.root.graph)) != len(program.outputs):
         fields["outputs"].fail("the outputs differ in number from those of the root graph")
     user = sum(spec.kind is OutputKind.USER for spec in program.outputs)
-    if user + len(program.calling.literals) != program.calling.out_spec.num_leaves:
+    inserted = {*program.calling.literals, *(cache.result for cache in program.calling.caches)}
+    if user + len(inserted) != program.calling.out_spec.num_leaves:
         fields["calling"].fail("the outputs do not fill the output's structure")
     for what, names in (("input", program.inputs), ("dimension", program.dimensions)):
         if len({spec.name for spec in names}) != len(names):
             fields[f"{what}s"].fail(f"two {what}s have the same name")
+
+
+def _check_caches(fields: Mapping[str, Item], program: Program) -> None:
+    """Every cache that is held is a state buffer with the dim that grows, and has a dimension for its rows."""
+    names = {dim.name for dim in program.dimensions}
+    state = {spec.source for spec in program.inputs if spec.kind is InputKind.STATE}
+    for cache in program.calling.caches:
+        known = cache.state in state and (cache.dimension in names or not names)  # a bucket's program has none left
+        if not known or cache.dim >= program.tensors[cache.state].dim():
+            fields["calling"].fail(f"{cache.state!r:.80} is no state that grows along {cache.dimension!r:.80}")
 
 
 def _check_bound(fields: Mapping[str, Item], program: Program) -> None:

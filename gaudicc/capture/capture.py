@@ -21,6 +21,7 @@ from gaudicc.capture import refusals
 from gaudicc.capture.convert import from_exported
 from gaudicc.capture.decisions import Decision, Ranges, refuse_decision, span
 from gaudicc.capture.exact_sizes import exact_sizes
+from gaudicc.capture.experts import experts_of
 from gaudicc.capture.fixed_sizes import noting_fixed_sizes
 from gaudicc.capture.mend import DECIDES, MendedExport, carry_flags, export_mending
 from gaudicc.capture.shapes import check_dims, grow_ones, separate, specialized
@@ -50,6 +51,7 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     autocast: torch.dtype | None = None,
+    experts: str = "dispatch",
 ) -> Program:
     """Captures a model as a Program.
 
@@ -60,6 +62,8 @@ def capture(
         example_kwargs: keyword arguments.
         dynamic_shapes: None for static shapes, "auto", or torch.export's form, by argument name.
         autocast: the dtype of an autocast region around the whole model; its casts become part of the program.
+        experts: `dispatch` sends each token to its experts, whatever implementation a transformers model names;
+            `as-written` captures that implementation.
 
     Returns:
         The program, regions found, shapes symbolic where `dynamic_shapes` says so.
@@ -68,7 +72,9 @@ def capture(
         CaptureError: or a subclass, each naming the user's line and the reason.
         InputError: the arguments do not fit the model.
     """
-    sides = capture_sides(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast)
+    sides = capture_sides(
+        model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast, experts=experts
+    )
     if len(sides) > 1:
         refuse_decision(sides[0].when[0][0])
     return sides[0].program
@@ -103,6 +109,7 @@ def capture_sides(
     *,
     dynamic_shapes: Any = None,
     autocast: torch.dtype | None = None,
+    experts: str = "dispatch",
 ) -> list[CapturedSide]:
     """Captures a model whose Python may decide on sizes: a program for every side of its decisions.
 
@@ -132,7 +139,7 @@ def capture_sides(
     leaves = refusals.leaf_paths(form.positional, args, kwargs)
     refusals.refuse_inputs(leaves)
     refusals.refuse_mixed_devices(module, leaves)
-    with cast(module, autocast):
+    with cast(module, autocast), experts_of(experts):
         return _capture_module(module, form, args, kwargs, tuple(path for path, _ in leaves), dynamic_shapes)
 
 
@@ -159,7 +166,13 @@ def _capture_module(
     check_dims(args, kwargs, form.positional, shapes)
     args, kwargs = grow_ones(*separate(args, kwargs), form.positional, shapes)
     with output_types(module), noting_fixed_sizes() as fixed, _errors(module, args, kwargs, fixed):
-        sides, ranges = export_every_side(partial(_export, module), args, kwargs, form.positional, shapes)
+        try:
+            sides, ranges = export_every_side(partial(_export, module), args, kwargs, form.positional, shapes)
+        except DynamicControlFlowError:
+            if not auto:
+                raise
+            export = partial(_export, module, keep_loops=False)  # a size that a loop fixes is listed, not refused
+            sides, ranges = export_every_side(export, args, kwargs, form.positional, shapes)
     captured = []
     for side in sides:
         exported = side.mended.exported
@@ -180,7 +193,9 @@ def _capture_module(
     return captured
 
 
-def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> MendedExport:
+def _export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, keep_loops: bool = True
+) -> MendedExport:
     with (
         torch.no_grad(),
         quiet(),
@@ -189,7 +204,7 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sh
         every_frame(),
         exact_sizes(),
     ):
-        return export_mending(module, args, kwargs, shapes)
+        return export_mending(module, args, kwargs, shapes, keep_loops=keep_loops)
 
 
 def _load_pt2(path: Path) -> ExportedProgram:
@@ -240,8 +255,8 @@ def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fi
             raise UnsupportedInputError(
                 f"a size declared dynamic is fixed by the model: {' '.join(broken) or _first_line(error)}",
                 where=Where(source=place.source or next(iter(fixed), None), stage="capture"),
-                hint="fix it in dynamic_shapes, or narrow its Dim to the sizes that the model allows; a loop over a size "
-                "is unrolled: compile once per size, or compute all steps at once",
+                hint="fix it in dynamic_shapes, or narrow its Dim to the sizes that the model allows; a loop that lists "
+                "a size otherwise than by range or row by row is unrolled: compile once per size, or compute all steps at once",
             ) from error
         raise CaptureError(f"torch.export failed: {type(error).__name__}: {_first_line(error)}", where=place) from error
 

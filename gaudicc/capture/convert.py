@@ -15,6 +15,7 @@ from torch.export.graph_signature import OutputKind as TorchOutput
 
 from gaudicc.calling import Calling, Parameter
 from gaudicc.capture.outline import outline
+from gaudicc.capture.outline_loops import outline_loops
 from gaudicc.capture.regions import split_regions
 from gaudicc.capture.shapes import bounds_of, settled
 from gaudicc.errors import CaptureError, DynamicControlFlowError
@@ -66,6 +67,7 @@ def from_exported(
     static = {i: value for i, value in enumerate(example) if not isinstance(value, torch.Tensor)}
     calling = Calling(exported.call_spec.in_spec, paths, static, exported.call_spec.out_spec, literals, parameters)
     by_path = dict(zip(paths, example, strict=True))
+    outline_loops(root)
     root.recompile()
     outline(root)
     split_regions(root)
@@ -204,6 +206,11 @@ def _outputs(
         elif spec.kind is TorchOutput.USER_INPUT_MUTATION:
             specs.append(OutputSpec(OutputKind.INPUT, user_paths[str(spec.target)]))
             values.append(value)
+        elif spec.kind.name == "PARAMETER_MUTATION":
+            raise CaptureError(
+                f"the model changes its weight {spec.target}",
+                hint="call it once before it is compiled, if it scales its weights then; otherwise make a buffer of it",
+            )
         else:
             raise CaptureError(f"the model returns a {spec.kind.name}", hint="return tensors")
     output_of(root.graph).args = (tuple(values),)

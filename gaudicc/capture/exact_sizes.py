@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 from torch.export import _trace
-from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, DimConstraints, ShapeEnv
 from torch.nn import functional
 
 from gaudicc.fake_values import ones_are_sizes
@@ -28,11 +28,13 @@ def exact_sizes() -> Iterator[None]:
         patches.enter_context(ones_are_sizes())
         patches.enter_context(patch.object(ShapeEnv, "create_symbol", _create_symbol))
         patches.enter_context(patch.object(_trace, _solve.__name__, _keep))
+        patches.enter_context(patch.object(DimConstraints, _own_words.__name__, _words))
         patches.enter_context(patch.object(functional, _attention.__name__, _settle))
         yield
 
 
 _solve = vars(_trace)["produce_guards_and_solve_constraints"]
+_own_words = DimConstraints.prettify_results
 _own_create_symbol = ShapeEnv.create_symbol
 _attention = functional.scaled_dot_product_attention
 
@@ -43,6 +45,14 @@ def _keep(fake_mode: Any, *args: Any, **kwargs: Any) -> None:
     except ConstraintViolationError:
         if any(value.is_number for value in fake_mode.shape_env.replacements.values()):
             raise
+
+
+def _words(solved: DimConstraints, *args: Any) -> str:
+    """What torch says of conditions that it cannot prove; it has no words where one of them leaves a single size."""
+    try:
+        return _own_words(solved, *args)
+    except AssertionError:
+        return ""
 
 
 def _create_symbol(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -12,18 +16,62 @@ import torch
 
 from gaudicc.capture.source_lines import running_line
 
+_RANGE = re.compile(r"\brange\(")
+
 
 @contextmanager
 def noting_fixed_sizes() -> Iterator[list[str]]:
     """Notes the `file:line` of the user's code at which a dynamic size becomes a plain number, and is fixed by that."""
     places: list[str] = []
+
+    def note(frame: FrameType) -> None:
+        if line := running_line():
+            places.append(line)
+
+    with _watching(note):
+        yield places
+
+
+@contextmanager
+def stopping_at_loops(stop: Callable[[FrameType], None]) -> Iterator[None]:
+    """Calls `stop` with the frame of the user's code that is about to list a dynamic size: as a range, or row by row."""
+
+    def look(frame: FrameType) -> None:
+        if _RANGE.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)):
+            stop(frame)
+
+    with _watching(look), _watching_rows("__iter__", stop), _watching_rows("unbind", stop):
+        yield
+
+
+def _watching_rows(name: str, found: Callable[[FrameType], None]) -> AbstractContextManager[Any]:
+    """Watches a method of tensors that gives a tensor for each row."""
+    plain = getattr(torch.Tensor, name)
+
+    @wraps(plain)
+    def rows(self: Any, *args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe(1)
+        dim = kwargs.get("dim", args[0] if args else 0)
+        size = self.shape[dim] if self.dim() else 0
+        dynamic = isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+        if dynamic and "/torch/" not in frame.f_code.co_filename:
+            found(frame)
+        return plain(self, *args, **kwargs)
+
+    return patch.object(torch.Tensor, name, rows)
+
+
+@contextmanager
+def _watching(found: Callable[[FrameType], None]) -> Iterator[None]:
     plain = torch.SymInt.__index__
 
     def index(self: Any) -> int:
-        asked_by_torch = "/torch/" in sys._getframe(1).f_code.co_filename
-        if not asked_by_torch and self.node.expr.free_symbols and (line := running_line()):
-            places.append(line)
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename == __file__:  # one watch around another
+            frame = frame.f_back
+        if frame is not None and "/torch/" not in frame.f_code.co_filename and self.node.expr.free_symbols:
+            found(frame)
         return int(plain(self))
 
     with patch.object(torch.SymInt, "__index__", index):
-        yield places
+        yield

@@ -149,7 +149,7 @@ def _type_key(value: Any) -> Any:
 
 
 def _outline(root: fx.GraphModule, runs: Sequence[_Run], moved: dict[fx.Node, fx.Node]) -> None:
-    body = _body(runs[0], moved)
+    body = _body(root, runs[0], moved)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", runs[0].kind).lower()
     taken = {child for child, _ in root.named_children()}
     name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, 10_000))) if n not in taken)
@@ -158,7 +158,7 @@ def _outline(root: fx.GraphModule, runs: Sequence[_Run], moved: dict[fx.Node, fx
         _call(root.graph, run, name, moved)
 
 
-def _body(run: _Run, moved: dict[fx.Node, fx.Node]) -> fx.GraphModule:
+def _body(root: fx.GraphModule, run: _Run, moved: dict[fx.Node, fx.Node]) -> fx.GraphModule:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for operand in run.operands:
@@ -170,7 +170,8 @@ def _body(run: _Run, moved: dict[fx.Node, fx.Node]) -> fx.GraphModule:
         values[node] = graph.node_copy(node, values.__getitem__)
     graph.output(tuple(values[node] for node in run.results))
     drop_dead_nodes(graph)
-    return fx.GraphModule({}, graph)
+    loops = {str(node.target): getattr(root, str(node.target)) for node in graph.nodes if node.op == "get_attr"}
+    return fx.GraphModule(loops, graph)
 
 
 def _operand_name(operand: fx.Node, path: str) -> str:

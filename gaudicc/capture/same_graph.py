@@ -24,10 +24,10 @@ def same_graph(one: ExportedProgram, other: ExportedProgram, at: Mapping[sympy.S
         or (isinstance(value, torch.Tensor) and torch.equal(value, other.constants[name]))
         for name, value in one.constants.items()
     )
-    return constants and _lines(one.graph_module, at) == _lines(other.graph_module, at)
+    return constants and graph_text(one.graph_module, at) == graph_text(other.graph_module, at)
 
 
-def _lines(module: fx.GraphModule, at: Mapping[sympy.Symbol, int]) -> list[str]:
+def graph_text(module: fx.GraphModule, at: Mapping[sympy.Symbol, int]) -> list[str]:
     """The graph as text: tensors by number, sizes as expressions wherever they were asked for."""
     names: dict[fx.Node, str] = {}
     lines: list[str] = []
@@ -44,7 +44,7 @@ def _lines(module: fx.GraphModule, at: Mapping[sympy.Symbol, int]) -> list[str]:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: _Bare(names[used]))
             lines.append(f"{node.op} {node.target} {args} {kwargs} {_type(value, at)}")
     for name, child in module.named_children():
-        lines += [f"{name}:", *(_lines(child, at) if isinstance(child, fx.GraphModule) else [])]
+        lines += [f"{name}:", *(graph_text(child, at) if isinstance(child, fx.GraphModule) else [])]
     return lines
 
 

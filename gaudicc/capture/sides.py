@@ -7,14 +7,18 @@ none; otherwise it is a side of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, product
 from typing import Any
+
+import sympy
 
 from gaudicc.capture.decisions import Decision, Ranges, decisions_of, refuse_decision, uncovered
 from gaudicc.capture.mend import MendedExport
 from gaudicc.capture.repeats import every_layer_traced
 from gaudicc.capture.same_graph import same_graph
+from gaudicc.capture.settled_sizes import settle_sizes
 from gaudicc.capture.shapes import names_of, ranges_of, resized, sizes_of, without
 from gaudicc.errors import UnsupportedInputError, Where
 
@@ -92,6 +96,8 @@ def export_every_side(
             if fixed:  # torch wrote the size as a number here and there: let it do so everywhere
                 other = replace(side_of(other.args, other.kwargs, without(shapes, fixed)), when=other.when)
             sides.append(other)
+    for side in sides:
+        settle_sizes(side.mended.exported, side.names, side.when, ranges)
     return sides, ranges
 
 
@@ -106,18 +112,23 @@ def _refuse_unequal(names: Mapping[str, str]) -> None:
 
 
 def _joins(other: Side, sides: Sequence[Side], sizes: Mapping[str, int]) -> bool:
-    """Lets a side that has the same graph stand for the sizes of another."""
-    for side in sides:
-        one, two = side.mended.exported, other.mended.exported
-        symbols = {name: symbol for symbol in one.range_constraints if (name := side.names.get(str(symbol)))}
-        if same_graph(one, two, {}):
-            side.when.extend(other.when)
-            return True
-        if sizes.keys() <= symbols.keys() and same_graph(one, two, {symbols[n]: size for n, size in sizes.items()}):
-            rest = tuple(d for d in other.when[0] if not sizes.keys() >= set(d.sizes))
-            side.when.append(rest + tuple(_exactly(*entry) for entry in sizes.items()))
-            return True
+    """Lets a side that has the same graph stand for the sizes of another, with as few of them fixed as will do."""
+    for count in range(len(sizes) + 1):
+        for fixed, side in product(combinations(sizes, count), sides):
+            exact = {name: sizes[name] for name in fixed}
+            at = {symbol: exact[name] for one in (side, other) for name, symbol in _symbols(one) if name in exact}
+            if same_graph(side.mended.exported, other.mended.exported, at):
+                rest = tuple(decision for decision in other.when[0] if not exact.keys() >= set(decision.sizes))
+                side.when.append(rest + tuple(_exactly(*entry) for entry in exact.items()))
+                return True
     return False
+
+
+def _symbols(side: Side) -> Iterator[tuple[str, sympy.Symbol]]:
+    """The names of a side's sizes, and their symbols."""
+    for symbol in side.mended.exported.range_constraints:
+        if name := side.names.get(str(symbol)):
+            yield name, symbol
 
 
 def _is_one_size(name: str, side: Side, sizes: Mapping[str, int], ranges: Ranges) -> bool:

@@ -109,12 +109,22 @@ class PassesOptions:
 
 @dataclass(frozen=True, slots=True)
 class DoctorOptions:
-    """Show versions, devices that answer, target tables, and whether this checkout is whole.
+    """Show versions, devices that answer, target tables, and whether this checkout is whole; or make or apply a kit.
 
     Attributes:
+        collect: on a machine with a Gaudi: probe its ops, time short runs, run the story, and write one .zip to send back.
+        ops: with --collect: the ops to probe, e.g. aten::mm; all if none is given.
+        apply: a .zip that --collect made: turn it into tables and constants of the chip.
+        into: with --apply: the folder to write; GAUDICC_TABLES=FOLDER then makes gaudicc use it.
+        allow_emulated: with --apply: take a kit that was made on the emulator.
         json: print JSON.
     """
 
+    collect: Path | None = None
+    ops: tuple[str, ...] = ()
+    apply: Path | None = None
+    into: Path = Path("gaudicc_tables")
+    allow_emulated: bool = False
     json: bool = False
 
 

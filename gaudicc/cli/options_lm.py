@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-Peer = Literal["eager", "inductor"]
+Peer = Literal["eager", "inductor", "onnxruntime", "openvino"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class BenchLmOptions:
         prompt: tokens of the prefill that is timed.
         requests: prompts of the stream, each of another length up to twice the context.
         rounds: turns of everything that is timed; medians are printed.
-        peers: what to measure beside gaudicc; inductor needs a C++ compiler.
+        peers: what to measure beside gaudicc; inductor needs a C++ compiler, the last two `pip install gaudicc[peers]`.
         save: also write the JSON to this file.
         json: print JSON instead of the Markdown table.
     """
@@ -66,6 +66,6 @@ class BenchLmOptions:
     prompt: int = 128
     requests: int = 40
     rounds: int = 15
-    peers: tuple[Peer, ...] = ("eager", "inductor")
+    peers: tuple[Peer, ...] = ("eager", "inductor", "onnxruntime", "openvino")
     save: Path | None = None
     json: bool = False

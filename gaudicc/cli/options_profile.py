@@ -23,6 +23,9 @@ class ProfileOptions:
         bucket: sizes to look at, DIM=SIZE[,DIM=SIZE], of those that vary.
         node_us: start of a node in microseconds, instead of the machine model's own value.
         read: traces of a device: Chrome JSON of torch.profiler, or a CSV of Gaudi's own profiler.
+        calibrate: a trace of the model at these sizes: fit the chip's constants to it, and show the model with them.
+        runs: with --calibrate: how many runs of the model the trace holds.
+        into: with --calibrate: the folder to write them to; GAUDICC_TABLES=FOLDER then makes gaudicc use them.
         trace: file to write in Chrome's trace format, for Perfetto.
         svg: file to draw the timelines to.
         trust: load a .pt2 file, which can run code from it.
@@ -37,6 +40,9 @@ class ProfileOptions:
     bucket: str | None = None
     node_us: float | None = None
     read: tuple[Path, ...] = ()
+    calibrate: Path | None = None
+    runs: int = 1
+    into: Path = Path("gaudicc_tables")
     trace: Path | None = None
     svg: Path | None = None
     trust: bool = False

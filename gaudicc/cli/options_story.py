@@ -13,10 +13,12 @@ class BenchStoryOptions:
         requests: prompts in the stream.
         longest: tokens of the longest prompt.
         layers: of the stack.
+        shape: instead, a large model by the dimensions alone, e.g. Llama-3.1-8B: modelled times of its calls by stage.
         json: print JSON.
     """
 
     requests: int = 200
     longest: int = 64
     layers: int = 4
+    shape: str | None = None
     json: bool = False

@@ -7,6 +7,7 @@ from gaudicc.cli.options_plan import PlanOptions
 from gaudicc.cli.output import live_passes, print_json, say
 from gaudicc.cli.source import open_source, parse_bucket_entries, parse_dynamic
 from gaudicc.errors import InputError
+from gaudicc.lower import lower
 from gaudicc.runtime.hpu_plan import plan_memory
 from gaudicc.targets import load_target
 
@@ -33,12 +34,13 @@ def run(options: PlanOptions) -> int:
             source.model, dict(source.inputs), dynamic_shapes=dynamic, target=options.target, buckets=buckets,
             observer=observer, device="cpu",
         )  # fmt: skip
-    plans = {bucket: compiled.plan(bucket) for bucket in compiled.buckets}
+    programs = {bucket: compiled.static_program(bucket) for bucket in compiled.buckets}
+    # A Gaudi records no loop.
+    plans = {bucket: lower(program, bucket, loops=False) for bucket, program in programs.items()}
     if not options.memory:
         texts = {str(bucket): str(plan) for bucket, plan in plans.items()}
         print_json(texts) if options.json else print("\n\n".join(texts.values()))
         return 0
-    programs = {bucket: compiled.static_program(bucket) for bucket in compiled.buckets}
     memory = plan_memory(programs, plans, options.target, options.cards)
     print_json(memory.as_json()) if options.json else print(memory)
     return 0

@@ -12,15 +12,18 @@ from gaudicc.cli.output import live_passes, print_json, say
 from gaudicc.cli.source import open_source, parse_bucket_entries, parse_dynamic
 from gaudicc.errors import InputError
 from gaudicc.machine import Chip, load_chip
+from gaudicc.machine.fit import fit_observations, observed_error, save_chip
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.pipeline import Pass
 from gaudicc.profile import Activity, Profile, profile_of
+from gaudicc.profile.calibrate import observations
 from gaudicc.profile.chrome import read_chrome, write_chrome
-from gaudicc.profile.modelled import ModelledRun, modelled_run
+from gaudicc.profile.modelled import modelled_run
 from gaudicc.profile.native import read_native
 from gaudicc.profile.show import as_json, table
 from gaudicc.profile.svg import write_svg
+from gaudicc.program import Program
 from gaudicc.targets import load_target
 
 _WHOLE, _SPLIT = "attention unsplit", "attention by cost"
@@ -37,12 +40,18 @@ def run(options: ProfileOptions) -> int:
     """
     runs: list[tuple[str, Sequence[Activity]]] = []
     profiles: list[Profile] = []
-    for file in options.read:
+    for file in (*options.read, *((options.calibrate,) if options.calibrate else ())):
         activities = read_native(file) if file.suffix == ".csv" else read_chrome(file)
         runs.append((file.name, activities))
         profiles.append(profile_of(activities, file.name, modelled=False))
+    if options.calibrate is not None and options.model is None:
+        raise InputError("--calibrate needs the model that was traced", hint="name it, with its sizes")
     if options.model is not None:
-        for title, modelled in _modelled(options, options.model):
+        chip = _chip(options)
+        programs = _programs(options, options.model)
+        if options.calibrate is not None:
+            chip = _calibrated(options, chip, programs[0][1], profiles[-1])
+        for title, modelled in ((title, modelled_run(program, chip)) for title, program in programs):
             runs.append((title, modelled.activities))
             profiles.append(profile_of(modelled.activities, title, modelled=True, bound=modelled.bound))
     if not profiles:
@@ -55,14 +64,29 @@ def run(options: ProfileOptions) -> int:
     return 0
 
 
-def _modelled(options: ProfileOptions, model: str) -> list[tuple[str, ModelledRun]]:
+def _calibrated(options: ProfileOptions, chip: Chip, program: Program, trace: Profile) -> Chip:
+    """The chip with the constants that the trace shows, which are written and said."""
+    if options.runs < 1:
+        raise InputError("a trace holds one run or more", hint="give --runs 1 or more")
+    shown = observations(modelled_run(program, chip).works, trace, options.runs)
+    fitted = fit_observations(chip, shown)
+    names = [name for each in shown for name in each.constants]
+    source = f"gaudicc profile {options.model} --calibrate {trace.title}"
+    path = save_chip(options.into, fitted, names, source)
+    for name in names:
+        say(f"{name}: {chip.value(name):.4g} -> {fitted.value(name):.4g}")
+    before, after = (observed_error(shown, each) for each in (chip, fitted))
+    say(f"error on {len(shown)} times of the trace: {before:.1%} -> {after:.1%}; wrote {path}")
+    return fitted
+
+
+def _programs(options: ProfileOptions, model: str) -> list[tuple[str, Program]]:
     """The bucket's program as it is without split-attention, and with it."""
     load_target(options.target)
     sizes = {"batch": options.batch, "sequence": options.sequence}
     source = open_source(model, **sizes, trust=options.trust)
     dynamic = parse_dynamic(options.dynamic, source, **sizes)
     buckets: BucketForm = parse_bucket_entries((options.bucket,) if options.bucket else ())
-    chip = _chip(options)
     found = []
     for title, step in ((_WHOLE, SplitAttention(most_slices=1)), (_SPLIT, SplitAttention())):
         say(f"compiling {model} for {options.target}: {title}")
@@ -72,7 +96,7 @@ def _modelled(options: ProfileOptions, model: str) -> list[tuple[str, ModelledRu
                 device="cpu", passes=_with(step), observer=observer,
             )  # fmt: skip
         bucket = next(iter(compiled.buckets))
-        found.append((title, modelled_run(compiled.static_program(bucket), chip)))
+        found.append((title, compiled.static_program(bucket)))
         for record in compiled.trace:
             if record.name == step.name and step.most_slices > 1:
                 say("\n".join(f"note: {note}" for note in record.notes))

@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
+from gaudicc.emulator.children import is_stand_in
 from gaudicc.emulator.tree import ROOT, TORCH, Finder, loaded
 from gaudicc.errors import DeviceError
 
@@ -32,7 +33,8 @@ def install() -> None:
     """
     if any(isinstance(finder, Finder) for finder in sys.meta_path):
         return
-    if loaded() or importlib.util.find_spec(ROOT) is not None:
+    found = importlib.util.find_spec(ROOT)
+    if loaded() or (found is not None and not is_stand_in(found)):
         raise DeviceError(
             "habana_frameworks is installed: emulated and real device cannot share a process",
             hint="run the program as it is, or use an environment without Gaudi's software",

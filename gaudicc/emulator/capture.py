@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gaudicc.emulator.ledger import Kind, Ledger
+from gaudicc.emulator.pricing import Price
 from gaudicc.emulator.tensor import FREED
 from gaudicc.targets import op_name
 from gaudicc.targets.calls import OpCall, tensors_in
@@ -42,11 +43,13 @@ class Capture:
         graphs: the recorded sub-graphs.
         user_inputs: what `mark_user_inputs` named.
         dry_run: see above.
+        prices: of the recipes recorded.
     """
 
     def __init__(self, ledger: Ledger, dry_run: bool) -> None:
         self.graphs: list[list[Node]] = [[]]
         self.user_inputs: list[Tensor] = []
+        self.prices: list[Price] = []
         self._ledger, self.dry_run = ledger, dry_run
         self._made: set[int] = set()
         self._views: dict[int, Tensor] = {}

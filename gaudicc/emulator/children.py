@@ -11,8 +11,10 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+_PREFIX = "gaudicc_emulator_"
 STAND_IN = '''"""Made by gaudicc for a child process: serves the emulated package instead of itself."""
 import importlib
 import sys
@@ -27,7 +29,7 @@ importlib.import_module(__name__)
 
 def serve_children() -> None:
     """Put the stand-in on `PYTHONPATH` of later child processes."""
-    folder = Path(tempfile.mkdtemp(prefix="gaudicc_emulator_"))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     (folder / "habana_frameworks").mkdir()
     text = STAND_IN.format(folder=str(folder))
     (folder / "habana_frameworks" / "__init__.py").write_text(text, encoding="utf-8")
@@ -35,3 +37,8 @@ def serve_children() -> None:
     sys.path.append(str(folder))  # what multiprocessing hands to a spawned child; here our own finder comes first
     parent = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == parent else None)
+
+
+def is_stand_in(spec: ModuleSpec) -> bool:
+    """Whether a spec of `habana_frameworks` is the stand-in that a parent put there."""
+    return spec.origin is not None and Path(spec.origin).parents[1].name.startswith(_PREFIX)

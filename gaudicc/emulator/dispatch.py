@@ -95,8 +95,10 @@ def _compute(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs
     else:
         if emulation.capture is not None:
             emulation.capture.before(call)
+        fallbacks = len(emulation.judge.fallbacks)
         result = emulation.judge.again(call) if emulation.clustered else emulation.judge.whole(call)
-        _gather(emulation, call, result, computes=True)
+        if len(emulation.judge.fallbacks) == fallbacks:  # else the host made it: an input of what is gathered next
+            _gather(emulation, call, result, computes=True)
     if asked is not None and torch.device(asked).type != DEVICE:
         return map_values(result, lambda leaf: leaf.to(asked) if isinstance(leaf, Tensor) else leaf)
     return _wrap(emulation, given, result)
@@ -104,7 +106,7 @@ def _compute(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs
 
 def _gather(emulation: Emulation, call: OpCall, result: object, *, computes: bool) -> None:
     """Add the op to the graph that is being gathered and, inside a capture, to the capture."""
-    emulation.recipes.add(op_name(call.op), (call.args, call.kwargs), result, computes=computes)
+    emulation.recipes.add(op_name(call.op), call.args, call.kwargs, result, computes=computes)
     if emulation.capture is not None:
         emulation.capture.add(call, result)
     elif not emulation.settings.lazy and not emulation.clustered:
@@ -167,7 +169,7 @@ def _check_devices(emulation: Emulation, call: OpCall) -> None:
         if tensor.dim() > 0:
             if emulation.capture is not None:
                 emulation.flush("a copy to the device")
-            emulation.ledger.add(Kind.MIXED, name, tensor.nbytes)
+            emulation.ledger.add(Kind.MIXED, name, tensor.nbytes, emulation.clock.send(tensor.nbytes))
 
 
 def _repoint(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HpuTensor:

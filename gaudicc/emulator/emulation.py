@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
+from gaudicc.emulator.clock import Clock
+from gaudicc.emulator.constants import ConstantSections
 from gaudicc.emulator.events import EventDispatcher, EventId
 from gaudicc.emulator.judge import DeviceJudge
 from gaudicc.emulator.ledger import Kind, Ledger
 from gaudicc.emulator.memory import Memory
+from gaudicc.emulator.pricing import GatheredOp, Price, price_of
 from gaudicc.emulator.recipes import Recipes
 from gaudicc.emulator.settings import Settings, flag, read_settings
 from gaudicc.errors import DeviceError
+from gaudicc.machine import load_chip
 from gaudicc.targets import Target, load_target
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ class Emulation:
     Attributes:
         ledger: what happened so far.
         memory: what tensors hold.
+        clock: modelled time.
+        constants: where marked constants are written.
         recipes: the graph being gathered, and those compiled.
         judge: the rules.
         capture: the HPU graph being captured, if any.
@@ -41,10 +47,12 @@ class Emulation:
         self.settings = settings
         self.ledger = Ledger()
         self.memory = Memory(settings.memory)
-        self.recipes = Recipes(self.ledger, settings.max_ops)
+        self.constants = ConstantSections()
+        self.clock = Clock(load_chip(settings.target), lazy=settings.lazy)
+        self.recipes = Recipes(self.ledger, settings.max_ops, self._price, self._compiled, self._launch)
         target = read_target(settings.target, settings.overlay)
         self.judge = DeviceJudge(
-            target, settings, self.ledger, self.flush, lambda: self.capture is not None, self._is_dry
+            target, settings, self.ledger, self.clock, self.flush, lambda: self.capture is not None, self._is_dry
         )
         self.capture: Capture | None = None
         self.acquired = False
@@ -53,6 +61,26 @@ class Emulation:
 
     def _is_dry(self) -> bool:
         return self.capture is not None and self.capture.dry_run
+
+    def _price(self, ops: Sequence[GatheredOp]) -> Price:
+        return price_of(ops, self.clock.chip, int64=self.settings.int64)
+
+    def _compiled(self, price: Price) -> float:
+        self.constants.compiled()
+        return self.clock.compile(price.nodes)
+
+    def _launch(self, price: Price) -> None:
+        """The host sends a recipe; in a dry run and when only compiling, the chip does not run it."""
+        self.clock.issue(price.nodes)
+        if self.capture is not None:
+            self.capture.prices.append(price)
+        if not self._is_dry() and not flag("PT_COMPILE_ONLY_MODE", False):
+            self.run(price)
+
+    def run(self, price: Price) -> None:
+        """The chip runs a recipe: modelled time passes, and its ops are counted."""
+        self.clock.run(price.seconds)
+        self.ledger.run(price, here=not self.settings.lazy and not self.clustered)
 
     def acquire(self) -> None:
         """Open the device, once."""
@@ -71,6 +99,11 @@ class Emulation:
             self.clustered = before
             if not before:
                 self.recipes.flush()
+
+    def synchronize(self, reason: str) -> None:
+        """Flush, and wait for the chip."""
+        self.flush(reason)
+        self.clock.wait()
 
     def flush(self, reason: str = "") -> None:
         """Run what lazy mode has gathered; inside a capture this ends one recorded graph and begins the next.

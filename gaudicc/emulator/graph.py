@@ -55,7 +55,8 @@ class HPUGraph:
         emulation.flush()
         emulation.capture = None
         self._capture.finish()
-        emulation.ledger.add(Kind.CAPTURE, f"{len(self._capture.graphs)} sub-graphs")
+        seconds = emulation.clock.record(sum(price.nodes for price in self._capture.prices))
+        emulation.ledger.add(Kind.CAPTURE, f"{len(self._capture.graphs)} sub-graphs", seconds=seconds)
 
     def replay(self, asynchronous: bool = False) -> None:
         """Run the recorded work again, on the captured memory."""
@@ -114,7 +115,10 @@ class HPUGraph:
             raise RuntimeError("GRAPH:: Capture in progress")
         emulation.flush()
         if self._capture is not None and self._capture.graphs:
-            emulation.ledger.add(Kind.REPLAY, f"{len(self._capture.graphs)} sub-graphs")
+            seconds = emulation.clock.issue_replay(len(self._capture.prices))
+            emulation.ledger.add(Kind.REPLAY, f"{len(self._capture.graphs)} sub-graphs", seconds=seconds)
+            for price in self._capture.prices:
+                emulation.run(price)
             self._capture.replay(emulation.judge.again, binding)
 
 

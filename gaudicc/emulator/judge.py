@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from gaudicc.emulator.clock import Clock
 from gaudicc.emulator.events import EventDispatcher, EventId
 from gaudicc.emulator.kernels import execute
 from gaudicc.emulator.ledger import Kind, Ledger
@@ -33,6 +34,7 @@ class DeviceJudge(Judge):
         target: the chip.
         settings: what the environment says.
         ledger: where fallbacks and host reads are counted.
+        clock: modelled time, which they take.
         flush: runs what lazy mode has gathered.
         capturing: whether an HPU graph is being captured.
         dry: whether that capture launches nothing.
@@ -43,12 +45,13 @@ class DeviceJudge(Judge):
         target: Target,
         settings: Settings,
         ledger: Ledger,
+        clock: Clock,
         flush: Callable[[], object],
         capturing: Callable[[], bool],
         dry: Callable[[], bool],
     ) -> None:
         super().__init__(target, Mode.LAZY, "host")
-        self.settings, self.ledger = settings, ledger
+        self.settings, self.ledger, self.clock = settings, ledger, clock
         self._flush, self._capturing, self._dry = flush, capturing, dry
 
     def run(self, call: OpCall) -> object:
@@ -98,7 +101,7 @@ class DeviceJudge(Judge):
             return self.run(call)
         if verdict.dynamic and not complex_values and row is not None and row.lazy is not Lazy.FALLBACK:
             self._flush()
-            self.ledger.add(Kind.HOST_READ, name)
+            self.ledger.add(Kind.HOST_READ, name, seconds=self.clock.fetch(0))
             self.calls += 1
             return self.run(call)
         return self._fall_back(call, verdict)
@@ -114,10 +117,15 @@ class DeviceJudge(Judge):
             raise RuntimeError(f"cpu fallback is not supported during hpu graph capturing ({name}: {verdict.reason})")
         self._flush()
         result = execute(call)
-        moved = sum(tensor.nbytes for tensor in (*call.tensors(), *tensors_in(result)))
-        self.fallbacks.append(Fallback(name, verdict.reason, moved))
+        out, back = call.tensors(), list(tensors_in(result))
+        read, written = (sum(tensor.nbytes for tensor in tensors) for tensors in (out, back))
+        self.fallbacks.append(Fallback(name, verdict.reason, read + written))
+        elements = max((tensor.numel() for tensor in (*out, *back)), default=0)
         self.ledger.add(
-            Kind.FALLBACK, verdict.reason if verdict.reason.startswith(name) else f"{name}: {verdict.reason}", moved
+            Kind.FALLBACK,
+            verdict.reason if verdict.reason.startswith(name) else f"{name}: {verdict.reason}",
+            read + written,
+            self.clock.fall_back(elements, read, written),
         )
         return map_values(result, lambda leaf: self._narrow(leaf, name))
 

@@ -78,7 +78,7 @@ class Metric:
 
 
 class GraphCompilation(Metric):
-    """Recipes compiled. Times are in ops compiled: compile time is not modelled."""
+    """Recipes compiled. Times are microseconds, as on the device, and modelled."""
 
     label = "graph_compilation"
     events = (EventId.GRAPH_COMPILATION,)

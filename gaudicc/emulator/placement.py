@@ -7,6 +7,7 @@ goes where. The vendor asks its closed library about most ops; here "registered,
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -88,7 +89,22 @@ def partition(graph: fx.GraphModule, eager: set[fx.Node]) -> fx.GraphModule:
     partitioner = CapabilityBasedPartitioner(
         graph, _InCluster(eager), allows_single_node_partition=True, non_compute_ops=[]
     )
-    return partitioner.partition_and_fuse()
+    clusters = partitioner.propose_partitions()
+    output = graph.graph.output_node()
+    order = {node: at for at, node in enumerate(graph.graph.nodes)}
+    # torch before 2.13 cannot fuse nodes whose results nobody reads, such as writes to inputs: the output reads them meanwhile.
+    written = [max(cluster.nodes, key=order.__getitem__) for cluster in clusters if not _is_read(cluster.nodes)]
+    output.args = ((output.args[0], tuple(written)),)
+    fused = partitioner.fuse_partitions(clusters)
+    output = fused.graph.output_node()
+    kept: Any = output.args[0]
+    output.args = (kept[0],)
+    return fused
+
+
+def _is_read(nodes: Collection[fx.Node]) -> bool:
+    """Whether any node outside reads what one of these gives."""
+    return any(user not in nodes for node in nodes for user in node.users)
 
 
 def jit_ir(graph: fx.GraphModule) -> str:

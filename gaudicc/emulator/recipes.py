@@ -9,17 +9,32 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from gaudicc.emulator.events import EventDispatcher, EventId
-from gaudicc.emulator.ledger import Kind, Ledger
+from gaudicc.emulator.ledger import Kind, Ledger, user_line
+from gaudicc.emulator.pricing import Form, GatheredOp, Price
 from gaudicc.targets.calls import tensors_in
 
 Signature = tuple[Hashable, ...]
 IDENTITIES = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh"})
 """Ops that give their input back: no node of a graph."""
+
+
+class Given(NamedTuple):
+    """The n-th input of a graph."""
+
+    number: int
+    form: Form
+
+
+class Made(NamedTuple):
+    """The n-th result in a graph."""
+
+    number: int
 
 
 class Step:
@@ -30,37 +45,64 @@ class Step:
 
     def __init__(self) -> None:
         self._entries: list[Signature] = []
+        self._forms: list[Form] = []
+        self._computing: list[tuple[str, Hashable, int, int, str]] = []
         self._serial = object()
         self._inputs = 0
-        self._results = 0
-        self.computes = False
+
+    @property
+    def computes(self) -> bool:
+        """Whether the device has work to do."""
+        return bool(self._computing)
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, name: str, arguments: object, results: object, *, computes: bool) -> None:
+    def add(
+        self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object], results: object, *, computes: bool
+    ) -> None:
         """Gather one op.
 
         Args:
             name: the op.
-            arguments: what it was called with, raw CPU tensors in place of the device's.
+            args: what it was called with, raw CPU tensors in place of the device's.
+            kwargs: the same.
             results: what it gave; a tensor that it wrote to counts as a new result.
             computes: whether the device has work to do; a view is none.
         """
         if name in IDENTITIES:
-            inputs = list(tensors_in(arguments))
-            self._name(next(tensors_in(results)), self._describe(inputs[0]))
+            self._name(next(tensors_in(results)), self._describe(next(tensors_in(args))))
             return
-        entry = (name, self._describe(arguments))
+        described, first = self._describe(args), len(self._forms)
+        self._entries.append((name, described, self._describe(kwargs)))
         for tensor in tensors_in(results):
-            self._name(tensor, ("result", self._results))
-            self._results += 1
-        self._entries.append(entry)
-        self.computes = self.computes or computes
+            self._name(tensor, Made(len(self._forms)))
+            self._forms.append(_form(tensor))
+        if computes:
+            self._computing.append((name, described, first, len(self._forms), user_line()))
 
     def signature(self) -> Signature:
         """What decides whether a recipe can be used again."""
         return tuple(self._entries)
+
+    def ops(self) -> list[GatheredOp]:
+        """What computes in it, in order."""
+        return [
+            GatheredOp(name, self._resolved(args), tuple(self._forms[first:end]), source)
+            for name, args, first, end, source in self._computing
+        ]
+
+    def _resolved(self, described: object) -> Any:
+        """An argument as a `Form`, True or a tuple of these; any other as None."""
+        if isinstance(described, Given):
+            return described.form
+        if isinstance(described, Made):
+            return self._forms[described.number]
+        if described == ("bool", "True"):
+            return True
+        if isinstance(described, tuple) and not (described and isinstance(described[0], str)):
+            return tuple(map(self._resolved, described))
+        return None
 
     def _name(self, tensor: torch.Tensor, name: Hashable) -> None:
         tensor._gaudicc_name = (self._serial, name)  # type: ignore[attr-defined]
@@ -69,7 +111,7 @@ class Step:
         if isinstance(value, torch.Tensor):
             owner, name = getattr(value, "_gaudicc_name", (None, None))
             if owner is not self._serial:
-                name = ("input", self._inputs, tuple(value.shape), value.dtype, _strides(value))
+                name = Given(self._inputs, _form(value))
                 self._name(value, name)
                 self._inputs += 1
             return name
@@ -82,28 +124,52 @@ class Step:
         return (type(value).__name__, repr(value))
 
 
+class Recipe(NamedTuple):
+    """A compiled graph.
+
+    Attributes:
+        name: in metrics and events.
+        price: what a run of it costs, modelled.
+    """
+
+    name: str
+    price: Price
+
+
 class Recipes:
     """The recipe cache, and the step whose graph comes next.
 
     Args:
         ledger: where compiles and hits are counted.
         max_ops: ops after which a step flushes by itself.
+        price: what a graph costs; asked once for each recipe.
+        compiled: told of each new recipe, gives the seconds that compiling it took.
+        launch: told of each recipe that is to run.
     """
 
-    def __init__(self, ledger: Ledger, max_ops: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        max_ops: int,
+        price: Callable[[Sequence[GatheredOp]], Price],
+        compiled: Callable[[Price], float],
+        launch: Callable[[Price], None],
+    ) -> None:
         self.step = Step()
-        self.known: dict[Signature, str] = {}
-        self.on_flush: Callable[[], None] = lambda: None
+        self.known: dict[Signature, Recipe] = {}
         self._ledger, self._max_ops = ledger, max_ops
+        self._price, self._compiled, self._launch = price, compiled, launch
 
-    def add(self, name: str, arguments: object, results: object, *, computes: bool) -> None:
-        """Gather one op, and flush if the step is full."""
-        self.step.add(name, arguments, results, computes=computes)
+    def add(
+        self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object], results: object, *, computes: bool
+    ) -> None:
+        """Gather one op, and flush if the step is full; arguments as for `Step.add`."""
+        self.step.add(name, args, kwargs, results, computes=computes)
         if len(self.step) >= self._max_ops:
             self.flush()
 
     def flush(self) -> bool:
-        """Look up the gathered graph, compile it if it is new, and start the next step.
+        """Look up the gathered graph, compile it if it is new, run it, and start the next step.
 
         Returns:
             Whether there was anything to run.
@@ -111,28 +177,26 @@ class Recipes:
         step, self.step = self.step, Step()
         if not step.computes:
             return False
-        self.look_up(step.signature(), len(step))
-        self.on_flush()
+        self._launch(self._look_up(step).price)
         return True
 
-    def look_up(self, signature: Signature, ops: int) -> None:
-        """Count a hit, or a miss and a compilation, and tell the event dispatcher.
-
-        Args:
-            signature: of the graph.
-            ops: how many ops it has. Compile time is not modelled: this number stands for the duration.
-        """
-        dispatcher = EventDispatcher.instance()
+    def _look_up(self, step: Step) -> Recipe:
+        """Count a hit, or a miss and a compilation, and tell the event dispatcher."""
+        dispatcher, signature, ops = EventDispatcher.instance(), step.signature(), len(step)
         recipe = self.known.get(signature)
         if recipe is not None:
-            self._ledger.add(Kind.HIT, recipe)
-            dispatcher.publish(EventId.CACHE_HIT, [("recipe_id", recipe)])
-            return
-        recipe = self.known[signature] = f"recipe_{len(self.known)}"
-        self._ledger.add(Kind.COMPILE, "a graph of 1 op" if ops == 1 else f"a graph of {ops} ops")
-        dispatcher.publish(EventId.CACHE_MISS, [("recipe_id", recipe)])
-        dispatcher.publish(EventId.GRAPH_COMPILATION, [("duration", str(max(ops, 1))), ("recipe", recipe)])
+            self._ledger.add(Kind.HIT, recipe.name)
+            dispatcher.publish(EventId.CACHE_HIT, [("recipe_id", recipe.name)])
+            return recipe
+        recipe = self.known[signature] = Recipe(f"recipe_{len(self.known)}", self._price(step.ops()))
+        seconds = self._compiled(recipe.price)
+        self._ledger.add(Kind.COMPILE, "a graph of 1 op" if ops == 1 else f"a graph of {ops} ops", seconds=seconds)
+        dispatcher.publish(EventId.CACHE_MISS, [("recipe_id", recipe.name)])
+        microseconds = str(max(round(seconds * 1e6), 1))
+        dispatcher.publish(EventId.GRAPH_COMPILATION, [("duration", microseconds), ("recipe", recipe.name)])
+        return recipe
 
 
-def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    return tuple(tensor.stride()) if tensor.layout is torch.strided else ()
+def _form(tensor: torch.Tensor) -> Form:
+    strides = tuple(tensor.stride()) if tensor.layout is torch.strided else ()
+    return Form(tuple(tensor.shape), tensor.dtype, strides)

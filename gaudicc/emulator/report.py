@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gaudicc.emulator.clock import Clock
 from gaudicc.emulator.emulation import Emulation, current, started
 from gaudicc.emulator.ledger import Entry, Kind
 from gaudicc.targets.target import RELEASE
@@ -15,7 +16,7 @@ NOTHING = "the program never imported habana_frameworks.torch: no device was emu
 
 
 def render() -> str:
-    """The account as text: totals, then the lines of each kind, the most frequent first."""
+    """The account as text: totals, then the lines of each kind, the costliest first; all times are modelled."""
     if not started():
         return NOTHING
     emulation = current()
@@ -26,14 +27,22 @@ def render() -> str:
         entries = emulation.ledger.entries(kind)
         if not entries:
             continue
-        moved = emulation.ledger.bytes(kind)
-        total = emulation.ledger.count(kind)
-        lines.append(f"{kind.value}: {total}" + (f", {_size(moved)} moved" if moved else ""))
+        moved, seconds = emulation.ledger.bytes(kind), emulation.ledger.seconds(kind)
+        total = f"{kind.value}: {emulation.ledger.count(kind)}"
+        total += (f", {_size(moved)} moved" if moved else "") + (f", {_time(seconds)} modelled" if seconds else "")
+        lines.append(total)
         if kind is not Kind.HIT:
             lines.extend(_lines(entries))
     if len(lines) == 1:
         lines.append("nothing but work on the device that needed no compilation")
-    return "\n".join(lines)
+    return "\n".join([*lines, _modelled(emulation.clock)])
+
+
+def _modelled(clock: Clock) -> str:
+    """The modelled time of the program."""
+    overlapped = f"the chip ran ops for {_time(clock.busy)} of it, the host issued them for {_time(clock.issuing)}"
+    waited = f"and waited for the chip for {_time(clock.waiting)}"
+    return f"Modelled time: {_time(clock.now)} without the program's own Python; {overlapped} {waited}"
 
 
 def as_json() -> dict[str, object]:
@@ -49,11 +58,21 @@ def as_json() -> dict[str, object]:
             "source": entry.source,
             "count": entry.count,
             "bytes": entry.bytes,
+            "modelled_seconds": entry.seconds,
         }
         for entry in emulation.ledger.entries()
     ]
     settings = emulation.settings
-    return {"emulated": True, "target": settings.target, "lazy": settings.lazy, "release": RELEASE, "entries": rows}
+    clock = emulation.clock
+    modelled = {"all": clock.now, "chip": clock.busy, "issuing": clock.issuing, "waiting": clock.waiting}
+    return {
+        "emulated": True,
+        "target": settings.target,
+        "lazy": settings.lazy,
+        "release": RELEASE,
+        "modelled_seconds": modelled,
+        "entries": rows,
+    }
 
 
 def _finish(emulation: Emulation) -> None:
@@ -66,12 +85,23 @@ def _finish(emulation: Emulation) -> None:
 
 
 def _lines(entries: Iterable[Entry]) -> list[str]:
-    ordered = sorted(entries, key=lambda entry: (-entry.count, entry.what, entry.source))
+    """The costliest first, then the most frequent."""
+    ordered = sorted(entries, key=lambda entry: (-entry.seconds, -entry.count, entry.what, entry.source))
     shown = [
-        f"  {entry.count:>6} x  {entry.what}" + (f"  [{entry.source}]" if entry.source else "") for entry in ordered
+        f"  {entry.count:>6} x  {entry.what}"
+        + (f"  {_time(entry.seconds)}" if entry.seconds else "")
+        + (f"  [{entry.source}]" if entry.source else "")
+        for entry in ordered
     ]
     rest = len(shown) - SHOWN
     return [*shown[:SHOWN], f"          and {rest} more"] if rest > 0 else shown
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
 
 
 def _size(count: int) -> str:

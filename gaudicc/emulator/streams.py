@@ -1,18 +1,19 @@
 """Streams and events. Work is done at once, so every stream is idle and every event has happened: no race ever shows.
 
-Source of names and forms: HabanaAI/gaudi-pytorch-bridge 1.19.0, `hpu/streams.py`, `hpu/events.py`.
+Events carry modelled time; all streams share the one chip's time line. Source of names and forms:
+HabanaAI/gaudi-pytorch-bridge 1.19.0, `hpu/streams.py`, `hpu/events.py`, `backend/habana_device/HPUEvent.cpp`.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
 from typing import Any
 
 import torch
 
 from gaudicc.emulator.emulation import current
 
+_TICK = 1e-9
 _stream_ids = itertools.count(1)
 _event_ids = itertools.count(1)
 
@@ -73,7 +74,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """Waits for the work, which flushes what lazy mode has gathered."""
-        current().flush("a stream synchronises")
+        current().synchronize("a stream synchronises")
 
     def __enter__(self) -> Stream:
         self._before = current_stream()
@@ -103,7 +104,7 @@ class Event:
     def __init__(self, enable_timing: bool = False, **_: Any) -> None:
         self.enable_timing = enable_timing
         self.event_id = next(_event_ids)
-        self._recorded: int | None = None
+        self._recorded: float | None = None
 
     @property
     def hpu_event(self) -> int:
@@ -111,8 +112,10 @@ class Event:
         return self.event_id if self._recorded is not None else 0
 
     def record(self, stream: Stream | None = None) -> None:
-        """Marks the present end of a stream, the current one by default."""
-        self._recorded = time.perf_counter_ns()
+        """Marks the present end of a stream, the current one by default; in that one it flushes what lazy mode gathers."""
+        if stream is None or stream == current_stream():
+            current().flush()
+        self._recorded = current().clock.now
 
     def wait(self, stream: Stream | None = None) -> None:
         """Later work of the stream waits for the mark."""
@@ -123,17 +126,17 @@ class Event:
 
     def synchronize(self) -> None:
         """Waits for the work before the mark."""
-        current().flush("an event synchronises")
+        current().synchronize("an event synchronises")
 
     def elapsed_time(self, end_event: Event) -> float:
-        """Milliseconds between two marks: of the host, not of a device.
+        """Milliseconds of modelled time between two marks; never 0, as on the device.
 
         Raises:
             RuntimeError: one of them was not recorded.
         """
         if self._recorded is None or end_event._recorded is None:
             raise RuntimeError("Both events must be recorded before calculating elapsed time.")
-        return max(end_event._recorded - self._recorded, 1) / 1e6
+        return max(end_event._recorded - self._recorded, _TICK) * 1e3
 
     def __repr__(self) -> str:
         return f"<torch.hpu.Event {self.event_id:#x}>" if self.hpu_event else "<torch.hpu.Event uninitialized>"

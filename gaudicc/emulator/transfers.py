@@ -32,7 +32,7 @@ def copy(emulation: Emulation, compute: Compute, args: tuple[Any, ...], kwargs: 
         return destination
     raw = _values(source)
     emulation.flush("a copy to the host")
-    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), raw.nbytes)
+    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), raw.nbytes, emulation.clock.fetch(raw.nbytes))
     host: Tensor = destination.copy_(raw)
     return host
 
@@ -52,7 +52,7 @@ def to_device(emulation: Emulation, source: Tensor, into: Tensor) -> None:
         emulation.ledger.add(Kind.OVERFLOW, "a copy to the device")
     emulation.flush("a copy to the device")
     emulation.memory.note(into)
-    emulation.ledger.add(Kind.TO_DEVICE, str(tuple(source.shape)), into.nbytes)
+    emulation.ledger.add(Kind.TO_DEVICE, str(tuple(source.shape)), into.nbytes, emulation.clock.send(into.nbytes))
     into.copy_(narrowed)
 
 
@@ -60,7 +60,7 @@ def to_host(emulation: Emulation, source: HpuTensor, kwargs: dict[str, Any]) -> 
     """`tensor.cpu()`, `tensor.to("cpu", dtype)`."""
     raw = _values(source)
     emulation.flush("a copy to the host")
-    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), raw.nbytes)
+    emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), raw.nbytes, emulation.clock.fetch(raw.nbytes))
     rest = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     copied: Tensor = torch.ops.aten._to_copy.default(raw, **rest)
     return copied
@@ -71,7 +71,8 @@ def read(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: di
     name = op_name(op)
     emulation.flush(f"{name} reads a value on the host")
     raw = [raw_of(arg) for arg in args]
-    emulation.ledger.add(Kind.HOST_READ, name, sum(arg.element_size() for arg in raw if isinstance(arg, Tensor)))
+    moved = sum(arg.element_size() for arg in raw if isinstance(arg, Tensor))
+    emulation.ledger.add(Kind.HOST_READ, name, moved, emulation.clock.fetch(moved))
     return op(*raw, **kwargs)
 
 

@@ -6,14 +6,14 @@ mask between them. How they are stored, and which rows are pads, is decided here
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from gaudicc.lm.state import Memory
+from gaudicc.lm.state import LmState, Memory
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """Of positions of queries and keys, broadcast against each other: whether the query may attend the key."""
@@ -64,23 +64,41 @@ class _Written:
         memory: the state.
         positions: see `Cache`.
         keys: see `Cache`.
-        rows: int64 `[batch * queries]`, the buffer row that each new key goes to.
+        rows: heads of a layer -> int64 `[batch * queries * heads]`, the buffer row that each new key goes to.
     """
 
     memory: Memory
     positions: Tensor
     keys: Tensor
-    rows: Tensor
+    rows: Mapping[int, Tensor]
 
     def _write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        parts = (("keys", keys), ("values", values))
-        whole = [self.memory.write(f"{n}_{layer}", self.rows, new.transpose(1, 2).flatten(0, 1)) for n, new in parts]
-        return whole[0], whole[1]
+        rows, parts = self.rows[self.memory.state.heads[layer]], (("keys", keys), ("values", values))
+        whole = [self.memory.write(f"{name}_{layer}", rows, new.transpose(1, 2).flatten(0, 2)) for name, new in parts]
+        return self._by_slot(layer, whole[0]), self._by_slot(layer, whole[1])
 
-    def _by_slot(self, buffer: Tensor) -> Tensor:
-        """A buffer as `[slots, context + 1, heads, width]`."""
-        limits = self.memory.state.limits
-        return buffer.view(limits.slots, limits.context + 1, *buffer.shape[1:])
+    def _by_slot(self, layer: int, buffer: Tensor) -> Tensor:
+        """A buffer as `[slots, heads, context + 1, width]`."""
+        limits, heads = self.memory.state.limits, self.memory.state.heads[layer]
+        return buffer.view(limits.slots, heads, limits.context + 1, -1)
+
+
+def rows_by_heads(state: LmState, slots: Tensor, columns: Tensor) -> dict[int, Tensor]:
+    """The buffer rows of new keys, for every number of heads that a layer has.
+
+    Args:
+        state: the buffers.
+        slots: int64 `[batch]`, below the number of slots.
+        columns: int64 `[batch, queries]`, the position of each key, or the dump row's.
+
+    Returns:
+        heads -> int64 `[batch * queries * heads]`.
+    """
+    rows = {}
+    for heads in sorted(set(state.heads)):
+        head = slots[:, None] * heads + torch.arange(heads, device=slots.device)
+        rows[heads] = (head[:, None, :] * (state.limits.context + 1) + columns[:, :, None]).flatten()
+    return rows
 
 
 class FreshCache(_Written):
@@ -98,9 +116,8 @@ class FirstSlotsCache(_Written):
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cache.update`."""
         batch, length = self.positions.shape[0], self.keys.shape[1]
-        whole = self._write(layer, keys, values)
-        read_keys, read_values = (self._by_slot(buffer)[:batch, :length].transpose(1, 2) for buffer in whole)
-        return read_keys, read_values
+        all_keys, all_values = self._write(layer, keys, values)
+        return all_keys[:batch, :, :length], all_values[:batch, :, :length]
 
 
 @dataclass(frozen=True)
@@ -116,8 +133,6 @@ class AnySlotsCache(_Written):
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cache.update`."""
         length = self.keys.shape[1]
-        whole = self._write(layer, keys, values)
-        read_keys, read_values = (
-            torch.index_select(self._by_slot(buffer)[:, :length], 0, self.slots).transpose(1, 2) for buffer in whole
-        )
-        return read_keys, read_values
+        all_keys, all_values = self._write(layer, keys, values)
+        keys, values = all_keys[:, :, :length], all_values[:, :, :length]
+        return torch.index_select(keys, 0, self.slots), torch.index_select(values, 0, self.slots)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from gaudicc.lm.cache import AnySlotsCache, Cache, FirstSlotsCache, FreshCache
+from gaudicc.lm.cache import AnySlotsCache, Cache, FirstSlotsCache, FreshCache, rows_by_heads
 from gaudicc.lm.sampling import Choice, greedy, sample
 from gaudicc.lm.state import CacheShape, LmState, Memory
 
@@ -130,8 +130,8 @@ class Decode(_Step):
         memory, state, limits, batch = Memory(self.state), self.state, self.state.limits, slots.shape[0]
         position, live = state.position[:batch], state.live[:batch]
         ids = torch.gather(state.history.view(-1, limits.context + 1)[:batch], 1, position[:, None])
-        rows = slots * (limits.context + 1) + torch.where(live > 0, position, limits.context)
-        cache = FirstSlotsCache(memory, position[:, None], context[None], rows)
+        column = torch.where(live > 0, position, limits.context)
+        cache = FirstSlotsCache(memory, position[:, None], context[None], rows_by_heads(state, slots, column[:, None]))
         logits: Tensor = self.model(ids, cache, None)
         how = Admission(*(getattr(state, name)[:batch] for name in Admission._fields))
         return self._advance(memory, logits, slots, position, live, how)
@@ -139,10 +139,10 @@ class Decode(_Step):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The tokens of a prefill: where each one stands, and the buffer row of its key."""
+    """The tokens of a prefill: where each one stands, and the buffer rows of its keys."""
 
     positions: Tensor
-    rows: Tensor
+    rows: dict[int, Tensor]
 
 
 class Prefill(_Step):
@@ -188,8 +188,7 @@ class Prefill(_Step):
         positions = starts[:, None] + columns
         real = (columns < lengths[:, None]) & (slots < limits.slots)[:, None]
         stored = torch.clamp(slots, max=limits.slots - 1)
-        rows = stored[:, None] * (limits.context + 1) + torch.where(real, positions, limits.context)
-        return _Chunk(positions, rows.flatten())
+        return _Chunk(positions, rows_by_heads(self.state, stored, torch.where(real, positions, limits.context)))
 
     def _finish(
         self,

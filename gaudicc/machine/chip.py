@@ -16,6 +16,7 @@ from typing import Any
 
 from gaudicc.errors import TargetError, Where
 from gaudicc.machine.specs import DmaSpec, HostSpec, MemorySpec, MmeSpec, NetworkSpec, TpcSpec
+from gaudicc.own_tables import own_table
 
 CHIPS = ("gaudi2", "gaudi3")
 
@@ -168,9 +169,8 @@ def _number(name: str, entry: Mapping[str, Any], sources: dict[str, Source]) -> 
     return value
 
 
-@cache
 def load_chip(name: str) -> Chip:
-    """The chip of this name, from the data file beside this module.
+    """The chip of this name: of the folder `GAUDICC_TABLES` if it has one (`gaudicc doctor --apply`), else as shipped.
 
     Args:
         name: `gaudi2` or `gaudi3`.
@@ -179,9 +179,13 @@ def load_chip(name: str) -> Chip:
         The chip.
 
     Raises:
-        TargetError: there is no such chip.
+        TargetError: there is no such chip, or the folder's file is malformed.
     """
     if name not in CHIPS:
         raise TargetError(f"no chip called {name!r}", hint=f"one of: {', '.join(CHIPS)}")
-    path = Path(__file__).with_name(f"{name}.json")
+    return _read_chip(own_table(f"{name}.chip.json") or Path(__file__).with_name(f"{name}.json"))
+
+
+@cache
+def _read_chip(path: Path) -> Chip:
     return parse_chip(path.read_text(), where=path.name)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from gaudicc.machine.chip import Chip
 from gaudicc.machine.gemm import Gemm
 from gaudicc.machine.mme import cycles_at_rate
 from gaudicc.machine.mme_choice import DEFAULT_PIPELINE_DEPTH, choose
+from gaudicc.machine.specs import MmeSpec
 
 
 class Engine(Enum):
@@ -153,7 +155,11 @@ def op_cost(op: OpWork, chip: Chip, *, on_chip: bool = False) -> OpCost:
 
 def gemm_seconds(gemm: Gemm, chip: Chip) -> float:
     """Compute time of a GEMM on the MME: the vendor's cycles, at the rate of its dtype and the clock that lasts."""
-    mme = chip.mme
+    return _mme_seconds(gemm, chip.mme)
+
+
+@lru_cache(maxsize=8192)
+def _mme_seconds(gemm: Gemm, mme: MmeSpec) -> float:
     depth = DEFAULT_PIPELINE_DEPTH if mme.generation == 2 else 1
     chosen = choose(gemm, mme, pipeline_depth=depth)
     return cycles_at_rate(chosen, gemm.k, mme.dtype_rate[gemm.dtype], mme) / (mme.clock_mhz * 1e6 * mme.sustained)

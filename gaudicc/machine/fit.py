@@ -13,15 +13,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gaudicc.errors import InputError
 from gaudicc.machine.chip import CHIPS, Chip, load_chip
 from gaudicc.machine.runs import Run, predicted_seconds, published_runs
+from gaudicc.own_tables import own_table
 
 # Constants that are a fraction of something.
-_FRACTIONS = ("mme.sustained", "memory.cache_efficiency", "network.efficiency")
+_FRACTIONS = ("mme.sustained", "memory.cache_efficiency", "memory.hbm_efficiency", "network.efficiency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,42 @@ def fit(chip: Chip, runs: Sequence[Run]) -> Chip:
     for stage in STAGES:
         rows = [run for run in calibration if stage.rows(run)]
         if rows and stage.chip in (None, chip.name):
-            chip = _search(chip, stage.names, rows)
+            chip = _search(chip, stage.names, lambda tried, rows=rows: mean_error(rows, tried))  # type: ignore[misc]
     return chip
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One time measured on a device, by whoever has one.
+
+    Attributes:
+        name: what was measured.
+        constants: names of the constants that it shows.
+        seconds: the time.
+        predict: what a chip's model says of it.
+    """
+
+    name: str
+    constants: tuple[str, ...]
+    seconds: float
+    predict: Callable[[Chip], float]
+
+
+def fit_observations(chip: Chip, observations: Sequence[Observation]) -> Chip:
+    """Fits what the observations show: in their order, those with the same constants together, from the chip's own values.
+
+    Returns:
+        The chip with these constants replaced.
+    """
+    for names in dict.fromkeys(each.constants for each in observations):
+        shown = [each for each in observations if each.constants == names]
+        chip = _search(chip, names, lambda tried, shown=shown: observed_error(shown, tried))  # type: ignore[misc]
+    return chip
+
+
+def observed_error(observations: Sequence[Observation], chip: Chip) -> float:
+    """Mean absolute relative error."""
+    return sum(abs(each.predict(chip) / each.seconds - 1) for each in observations) / len(observations)
 
 
 def fit_all() -> dict[str, Chip]:
@@ -101,21 +137,48 @@ def fit_all() -> dict[str, Chip]:
     return fitted
 
 
-def _search(chip: Chip, names: tuple[str, ...], rows: Sequence[Run]) -> Chip:
-    """Pattern search on the mean absolute error: multiply or divide one constant at a time by a shrinking factor."""
-    best, step = mean_error(rows, chip), 0.2
+def _search(chip: Chip, names: tuple[str, ...], error_of: Callable[[Chip], float]) -> Chip:
+    """Pattern search on an error: multiply or divide one constant at a time by a shrinking factor."""
+    best, step = error_of(chip), 0.2
     while step > 0.002:
         improved = False
         for name in names:
             for factor in (1 + step, 1 / (1 + step)):
                 value = chip.value(name) * factor
                 tried = chip.with_value(name, min(value, 1.0) if name in _FRACTIONS else value)
-                error = mean_error(rows, tried)
+                error = error_of(tried)
                 if error < best - 1e-9:
                     best, chip, improved = error, tried, True
         if not improved:
             step /= 2
     return chip
+
+
+def chip_json(chip: Chip, constants: Iterable[str], source: str) -> str:
+    """The chip's data file, the user's own if there is one, with some constants as this chip has them, marked as fitted."""
+    file = own_table(f"{chip.name}.chip.json") or Path(__file__).with_name(f"{chip.name}.json")
+    data = json.loads(file.read_text())
+    for name in constants:
+        entry = data
+        for part in name.split("."):
+            entry = entry[part]
+        entry.update(value=float(f"{chip.value(name):.4g}"), evidence="fitted", source=source)
+    return json.dumps(data, indent=1) + "\n"
+
+
+def save_chip(folder: Path, chip: Chip, constants: Iterable[str], source: str) -> Path:
+    """Writes `chip_json` into a folder for `GAUDICC_TABLES`, which is made if it is not there.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = folder / f"{chip.name}.chip.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(chip_json(chip, constants, source), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error}", hint="give another folder with --into") from error
+    return path
 
 
 def write(chip: Chip) -> None:

@@ -13,13 +13,16 @@ from torch import fx
 
 from gaudicc.errors import InternalError, PaddingError
 from gaudicc.fake_values import fake_mode_of, propagate
-from gaudicc.nodes import call_region, op_name, output_of, outputs_of, val, where
+from gaudicc.nodes import CALLS, call_region, op_name, operands_of, output_of, outputs_of, val, where
 from gaudicc.padding.certificate import PadCertificate, proof_of
+from gaudicc.padding.held import claims_on_caches
 from gaudicc.padding.layout import Pads, constant, weaker
+from gaudicc.padding.loops import give_length, handed_on, stacked, started
 from gaudicc.padding.padder import Claims, Journal, Padder
 from gaudicc.padding.resources import BodyResources, Key, Resources, RootResources
 from gaudicc.padding.rules import factories, pointwise, views
 from gaudicc.padding.rules.table import rule_of
+from gaudicc.padding.settled import with_settled_sizes
 from gaudicc.padding.sizes import expression, text
 from gaudicc.program import InputKind, InputSpec, PadRecord, Program
 from gaudicc.rewriter import Rewriter
@@ -50,9 +53,9 @@ class Analysis:
     """
 
     def __init__(self, program: Program, *, strict: bool) -> None:
-        self.source = program
+        self.source = with_settled_sizes(program)
         self.strict = strict
-        self.ones = frozenset(dim.symbol for dim in program.dimensions if dim.low < 2)
+        self.ranges = {dim.symbol: (dim.low, dim.high) for dim in program.dimensions}
         self.names = {dim.symbol: dim.name for dim in program.dimensions}
         self.assumed: dict[Any, tuple[Claims, ...]] = {}
 
@@ -89,11 +92,12 @@ class Analysis:
         anchor.meta["val"] = val(next(iter(lengths.values())))
         claims[anchor] = Pads(())
         resources = RootResources(rewriter, self.names, claims, lengths, sizes, anchor)
-        padder = Padder(rewriter, resources, self.journal, strict=self.strict, ones=self.ones)
+        padder = Padder(rewriter, resources, self.journal, strict=self.strict, ranges=self.ranges)
         padder.claims = claims
         for node in [n for n in root.graph.nodes if n.op == "placeholder" and n not in lengths.values()]:
             padder.node = node
             claims[node] = Pads(padder.dims_of(val(node), constant(_zero(val(node)), strong=True)))
+        claims.update(claims_on_caches(program, sizes, claims))
         results = self._walk(padder, root)
         record = self._record(program, inputs, padder, results)
         rewriter.modified = True
@@ -181,7 +185,7 @@ class Analysis:
     def _claims(self, padder: Padder, module: fx.GraphModule, node: fx.Node) -> Claims:
         if node.target is operator.getitem and isinstance(padder.claims.get(node.args[0]), tuple):  # type: ignore[arg-type]
             return padder.claims[node.args[0]][node.args[1]]  # type: ignore[index]
-        if node.target is call_region:
+        if node.target in CALLS:
             return self._call(padder, module, node)
         op = node.target
         if not isinstance(op, torch._ops.OpOverload) or not _tensors(val(node)):
@@ -201,13 +205,26 @@ class Analysis:
     # -- region bodies ---------------------------------------------------------------------------------------------
 
     def _call(self, padder: Padder, module: fx.GraphModule, node: fx.Node) -> Claims:
+        operands = tuple(padder.claims.get(arg) if isinstance(arg, fx.Node) else None for arg in operands_of(node))
+        if node.target is call_region:
+            return self._entered(padder, module, node, operands)[1]
+        count, rows = int(node.args[3]), give_length(padder, node)  # type: ignore[arg-type]
+        key, results = self._entered(padder, module, node, started(operands, count))
+        before = self.assumed[key]
+        after = self.assumed[key] = handed_on(padder, before, results[:count])
+        self.stable = self.stable and after == before  # else once more, from claims that hold after a trip too
+        return (*after[1 : count + 1], *(stacked(claims, rows) for claims in results[count:]))
+
+    def _entered(
+        self, padder: Padder, module: fx.GraphModule, node: fx.Node, operands: tuple[Claims, ...]
+    ) -> tuple[Any, tuple[Claims, ...]]:
+        """Pads the body of a call once for all calls of one layout; gives its key and the claims on its results."""
         body_node = node.args[0]
         assert isinstance(body_node, fx.Node), "a region call names its body"
         name = str(body_node.target)
-        operands = tuple(padder.claims.get(arg) if isinstance(arg, fx.Node) else None for arg in node.args[1:])
         key = (name, tuple(claims.layout if isinstance(claims, Pads) else None for claims in operands))
         known = self.assumed.get(key)
-        joined = operands if known is None else tuple(_weaker(a, b) for a, b in zip(known, operands, strict=True))
+        joined = operands if known is None else tuple(map(_weaker, known, operands))
         if known is not None and joined != known:
             self.stable = self.stable and key not in self.done
         self.assumed[key] = joined
@@ -218,7 +235,7 @@ class Analysis:
             with padder.rewriter.graph.inserting_before(node):
                 body_node = padder.rewriter.graph.get_attr(body.name)
         node.args = (body_node, *node.args[1:], *(padder.resources.get(need) for need in body.keys))
-        return body.results
+        return key, body.results
 
     def _body(
         self, caller: Resources, module: fx.GraphModule, name: str, key: Any, operands: tuple[Claims, ...]
@@ -230,7 +247,7 @@ class Analysis:
         rewriter = Rewriter(body)
         claims: dict[fx.Node, Claims] = {}
         resources = BodyResources(rewriter, self.names, claims, caller)
-        padder = Padder(rewriter, resources, self.journal, strict=self.strict, ones=self.ones)
+        padder = Padder(rewriter, resources, self.journal, strict=self.strict, ranges=self.ranges)
         padder.claims = claims
         placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
         claims.update(zip(placeholders, operands, strict=True))

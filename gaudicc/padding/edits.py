@@ -15,7 +15,7 @@ from gaudicc.nodes import op_name, source_of, val, where
 from gaudicc.padding.certificate import Edit
 from gaudicc.padding.layout import GARBAGE, Content, Dim, Factor, Kind, Number, Pads, mapped
 from gaudicc.padding.resources import Resources
-from gaudicc.padding.sizes import expression, grows, text
+from gaudicc.padding.sizes import Ranges, expression, grows, text
 from gaudicc.rewriter import Rewriter
 
 aten = torch.ops.aten
@@ -38,17 +38,17 @@ class Edits:
         resources: gives masks, lengths and sizes to this graph.
         journal: shared by all graphs of a program.
         strict: never rely on finite contents.
-        ones: the symbols whose logical length may be 1.
+        ranges: symbol -> smallest and largest value.
     """
 
     def __init__(
-        self, rewriter: Rewriter, resources: Resources, journal: Journal, *, strict: bool, ones: frozenset[str]
+        self, rewriter: Rewriter, resources: Resources, journal: Journal, *, strict: bool, ranges: Ranges
     ) -> None:
         self.rewriter = rewriter
         self.resources = resources
         self.journal = journal
         self.strict = strict
-        self.ones = ones
+        self.ranges = ranges
         self.claims: dict[fx.Node, Claims] = {}
         self.node: fx.Node = next(iter(rewriter.graph.nodes))
         self.judge: Callable[[fx.Node], Claims] = lambda node: None
@@ -79,7 +79,7 @@ class Edits:
             return (Factor(expr),)
         if stranger := next((s for s in expr.free_symbols if str(s) not in self.resources.names), None):
             raise self.refuse(f"size {expr} is known from data only ({stranger})")
-        if not grows(expr):
+        if not grows(expr, self.ranges):
             raise self.refuse(f"size {expr} is not known to grow with the sizes it is made of")
         return (Factor(expr, content),)
 
@@ -90,7 +90,7 @@ class Edits:
     def may_be_one(self, size: Any) -> bool:
         """Whether a dynamic size is 1 at some lengths."""
         expr = expression(size)
-        least = expr.xreplace({s: sympy.Integer(1 if str(s) in self.ones else 2) for s in expr.free_symbols})
+        least = expr.xreplace({s: sympy.Integer(max(1, min(2, self.ranges[str(s)][0]))) for s in expr.free_symbols})
         return bool(expr.free_symbols) and bool(least <= 1)
 
     def finite(self, content: Content) -> bool:
@@ -130,6 +130,11 @@ class Edits:
             self._became[self.node] = new
         self.rewriter.replace(self.node, new)
         return claims
+
+    def become_all(self, new: tuple[fx.Node, ...]) -> Claims:
+        """Replaces the current node, of several results."""
+        self.rewriter.replace_outputs(self.node, new)
+        return tuple(self.claims[result] for result in new)
 
     def log(self, what: str, reason: str) -> None:
         """Writes down an edit of the current node."""

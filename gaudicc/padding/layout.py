@@ -105,11 +105,13 @@ class Pads:
         dims: one entry per dim.
         uniform: the value of every element, if all are the same.
         iota: the dim along which each element equals its position, if there is one.
+        zeros: a dim without pads and the (logical) position in it from which on every element is 0, if there is one.
     """
 
     dims: tuple[Dim, ...]
     uniform: Number = None
     iota: int | None = None
+    zeros: tuple[int, sympy.Expr] | None = None
 
     def padded(self, dim: int) -> bool:
         """Whether a dim has pads."""
@@ -168,4 +170,5 @@ def weaker(a: Pads, b: Pads) -> Pads:
         )
         for da, db in zip(a.dims, b.dims, strict=True)
     )
-    return Pads(dims, a.uniform if a.uniform == b.uniform else None, a.iota if a.iota == b.iota else None)
+    iota, zeros = (a.iota if a.iota == b.iota else None), (a.zeros if a.zeros == b.zeros else None)
+    return Pads(dims, a.uniform if a.uniform == b.uniform else None, iota, zeros)

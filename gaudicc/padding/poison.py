@@ -16,7 +16,8 @@ import torch
 from torch import fx
 
 from gaudicc.errors import NumericsError
-from gaudicc.nodes import call_region, output_of, where
+from gaudicc.nodes import CALLS, call_loop, call_region, output_of, where
+from gaudicc.padding.held import with_zeros
 from gaudicc.padding.host import HostPadding
 from gaudicc.padding.layout import Content, Kind, Pads
 from gaudicc.program import InputKind, OutputKind, Program
@@ -57,6 +58,7 @@ class Runner:
     def run(self, module: fx.GraphModule, feed: Iterable[Any]) -> tuple[Any, ...]:
         """The outputs of a graph on these values of its placeholders."""
         known: dict[fx.Node, Any] = {}
+        readers = {node: len(node.users) for node in module.graph.nodes}  # what is read no more is let go
         values = iter(feed)
         for node in module.graph.nodes:
             if node.op == "placeholder":
@@ -67,13 +69,23 @@ class Runner:
                 continue
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = (
-                    self.run(args[0], args[1:]) if node.target is call_region else node.target(*args, **kwargs)
-                )
+                known[node] = self._call(node, args) if node.target in CALLS else node.target(*args, **kwargs)
                 if isinstance(known[node], torch.Tensor):
                     known[node] = self._poisoned(node, known[node])
+                for arg in node.all_input_nodes:
+                    readers[arg] -= 1
+                    if not readers[arg]:
+                        del known[arg]
         results: Any = fx.map_arg(output_of(module.graph).args[0], known.__getitem__)
         return tuple(results)
+
+    def _call(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if node.target is call_region:
+            return self.run(args[0], args[1:])
+        body, limit, trips, *rest = args
+        if not int(limit if trips is None else trips):
+            return call_loop(*args)
+        return call_loop(lambda *given: self.run(body, given), limit, trips, *rest)  # type: ignore[arg-type]
 
     def _poisoned(self, node: fx.Node, value: torch.Tensor) -> torch.Tensor:
         pads = node.meta.get("pads")
@@ -214,6 +226,7 @@ class _Run:
             for spec in program.inputs
             if spec.kind is InputKind.STATE and spec.source in self.state
         }
+        feed |= with_zeros(self.program, self.state, lengths)
         raw = Runner(symbols, logical, self.poison).run(program.root, program.feed(feed))
         kinds = [spec.kind for spec in program.outputs]
         returned = tuple(value for value, kind in zip(raw, kinds, strict=True) if kind is not OutputKind.STATE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -35,9 +35,9 @@ class Rows:
     symbol: str = ""
 
     @property
-    def bound(self) -> int:
-        """The largest length."""
-        return int(val(self.value).shape[self.dim])
+    def bound(self) -> Any:
+        """The largest length: a number, or a size that is dynamic."""
+        return val(self.value).shape[self.dim]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,36 @@ class Refused(Exception):
     """An op has no form on rows; the text says why."""
 
 
-Inline = Callable[..., Any]
+def fixed(size: Any) -> int:
+    """A size that is a number.
+
+    Raises:
+        Refused: it is dynamic.
+    """
+    if isinstance(size, torch.SymInt):
+        raise Refused("it meets sizes that are dynamic besides")
+    return int(size)
+
+
+def ends(size: Any) -> tuple[float, float]:
+    """The smallest and the largest value of a size, infinity where nothing bounds it."""
+    if not isinstance(size, torch.SymInt):
+        return float(size), float(size)
+    known = size.node.shape_env.bound_sympy(size.node.expr)
+    low, high = (float(end) if end.is_Integer else float("inf") for end in (known.lower, known.upper))
+    return low if low < float("inf") else -low, high
+
+
+class Inline(Protocol):
+    """What forms build their nodes with."""
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Traces a function of tensors, and puts its ops where the op stood."""
+
+    def demand(self, failed: fx.Node, error: Exception) -> None:
+        """Has the host raise what the op would have raised, where a bool of no dims is True."""
+
+
 Form = Callable[[Inline, Any, Any, int | None], Any]
 """(inline, arguments with `Rows` in them, keyword arguments, dim of the result whose length is unknown) -> Rows or node."""
 
@@ -104,8 +133,22 @@ def first(tree: Any) -> Rows:
     return found[0]
 
 
+def refuse_known_lengths(args: Any) -> None:
+    """Refuses operands of which some have the unknown length, and others a known one that is not its bound.
+
+    Raises:
+        Refused: there are such.
+    """
+    for rows in (arg for arg in args if isinstance(arg, Rows)):
+        back = rows.dim - val(rows.value).dim()
+        for arg in args:
+            shape = val(arg).shape if isinstance(arg, fx.Node) and isinstance(val(arg), Tensor) else ()
+            if len(shape) >= -back and str(shape[back]) not in ("1", str(rows.bound)):
+                raise Refused("its operands have known and unknown lengths")
+
+
 def _same_length(a: Rows, b: Rows) -> bool:
-    return a.bound == b.bound and (a.length is b.length or (bool(a.symbol) and a.symbol == b.symbol))
+    return str(a.bound) == str(b.bound) and (a.length is b.length or (bool(a.symbol) and a.symbol == b.symbol))
 
 
 def _collect(tree: Any, into: list[Rows]) -> None:

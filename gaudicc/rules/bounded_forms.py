@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gaudicc.nodes import val
 from gaudicc.rules import compaction
-from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, filled, first, same_op, values
+from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, filled, first, fixed, same_op, values
 from gaudicc.rules.bounded_indexing import (
     index,
     index_add,
@@ -19,6 +20,7 @@ from gaudicc.rules.bounded_indexing import (
     masked_select,
     nonzero,
     picked,
+    pieces,
     selected_by,
     sliced,
     to_rows,
@@ -53,6 +55,7 @@ def unique(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`unique(x, return_inverse, return_counts)`; all three results are made, those that nobody reads are dropped."""
     if isinstance(args[0], Rows):
         raise Refused("its input is of unknown length")
+    fixed(val(args[0]).numel())
     values_, inverse, counts, length = inline(compaction.unique, args[0])
     return Rows(values_, 0, length), inverse, Rows(counts, 0, length)
 
@@ -86,7 +89,7 @@ def repeated(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     high = kwargs["high"]
     if isinstance(args[0], Rows) or not 0 <= high < 2**31:
         raise Refused("nothing bounds how often a row is repeated; clamp the repeats")
-    size = int(high) * int(val(args[0]).numel())
+    size = int(high) * fixed(val(args[0]).numel())
     return Rows(*to_rows(inline(lambda r: compaction.repeated(r, size), args[0])))
 
 
@@ -97,11 +100,13 @@ def counted(op: Any, place: int = 0) -> Form:
         before, args = args[:place], args[place:]
         shape = args[0] if isinstance(args[0], list) else [args[0]]
         numbers = [size for size in shape if isinstance(size, Number)]
+        if not numbers and dim is None:
+            return inline(lambda *x: op(*x, **kwargs), *values(before), *args)
         if len(numbers) != 1 or dim is None or not 0 <= numbers[0].high < 2**31:
             raise Refused("nothing bounds the size; clamp the number that it is read from")
-        largest = [int(size.high) if isinstance(size, Number) else size for size in shape]
-        size = largest if isinstance(args[0], list) else largest[0]
-        made = inline(lambda *x: op(*x, size, *args[1:], **kwargs), *values(before))
+        sizes = [int(size.high) if isinstance(size, Number) else size for size in shape]
+        whole = sizes if isinstance(args[0], list) else sizes[0]
+        made = inline(lambda *x: op(*x, **kwargs), *values(before), whole, *args[1:])
         return Rows(made, dim, inline(lambda n: aten.clamp.default(n, 0), numbers[0].node))
 
     return form
@@ -119,7 +124,8 @@ def reduced(kind: str, op: Any) -> Form:
             total = inline(
                 lambda t, *rest: aten.sum.dim_IntList(t, *rest), filled(inline, rows, 0), *_dims(args, x.dim())
             )
-            others = x.numel() // rows.bound if not args[1:] else _others(args[1], rows.dim, x)
+            sizes = [fixed(size) for i, size in enumerate(x.shape) if i != rows.dim]
+            others = math.prod(sizes) if not args[1:] else _others(args[1], rows.dim, x)
             return inline(lambda t, n: aten.div.Tensor(t, aten.mul.Tensor(n, others)), total, rows.length)
         whole = filled(inline, rows, _identity(kind, x.dtype))
         return inline(lambda t, *rest: op(t, *rest, **kwargs), whole, *args[1:])
@@ -158,8 +164,13 @@ def reshaped(op: Any) -> Form:
         rows: Rows = args[0]
         if dim is None:
             raise Refused("a dim of unknown length is merged or split")
-        shape = [rows.bound if i == dim else size for i, size in enumerate(args[1])]
-        return Rows(inline(lambda x: op(x, shape), rows.value), dim, rows.length)
+
+        def reshape(x: Tensor, *shape: Any) -> Tensor:
+            made: Tensor = op(x, [x.shape[rows.dim] if i == dim else size for i, size in enumerate(shape)])
+            return made
+
+        shape = [-1 if i == dim else size for i, size in enumerate(args[1])]
+        return Rows(inline(reshape, rows.value, *shape), dim, rows.length)
 
     return form
 
@@ -226,6 +237,7 @@ FORMS: dict[Any, Form] = {
     aten.masked_select.default: masked_select,
     aten.index_put.default: index_put,
     aten.index_add.default: index_add,
+    aten.split_with_sizes.default: pieces,
     aten.index_select.default: picked(aten.index_select.default),
     aten.embedding.default: picked(aten.embedding.default),
     aten.view.default: reshaped(aten.reshape.default),

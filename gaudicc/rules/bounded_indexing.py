@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from gaudicc.nodes import val
 from gaudicc.rules import compaction
-from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, filled, first, mask, same_op
+from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, filled, first, fixed, mask, same_op
 
 aten = torch.ops.aten
 
@@ -74,9 +74,9 @@ def index_put(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
         if accumulate or isinstance(indices[0], Rows):
             raise Refused("it adds up, or its mask is of unknown length")
         return inline(compaction.written, x, indices[0], new.value if isinstance(new, Rows) else new)
-    size = int(val(x).shape[0])
 
     def write(t: Tensor, at: Tensor, length: Tensor, v: Tensor) -> Tensor:
+        size: Any = t.shape[0]
         at = aten.where.self(aten.lt.Scalar(at, 0), aten.add.Tensor(at, size), at)
         at = aten.where.self(mask(at, length, 0), at, aten.full.default([], size, dtype=at.dtype))
         dump = aten.cat.default([t, aten.full.default([1, *t.shape[1:]], 0, dtype=t.dtype)], 0)
@@ -89,9 +89,16 @@ def index_put(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
 def index_add(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`index_add(x, dim, index, source)`: what is not valid adds 0 to the first row."""
     x, along, at, source = args[:4]
-    if isinstance(x, Rows) or not isinstance(at, Rows) or not isinstance(source, Rows):
-        raise Refused("the index and the source must have the unknown length, the target a known one")
-    at_node, source_node = filled(inline, at, 0), filled(inline, source, 0)
+    if isinstance(x, Rows) or not isinstance(source, Rows) or source.dim != along % val(x).dim():
+        raise Refused("the source must have the unknown length in the dim of the index, the target a known one")
+    source_node = filled(inline, source, 0)
+    if isinstance(at, Rows):
+        at_node = filled(inline, at, 0)
+    else:  # the source is as long as the index, or eager would raise
+        at_node = at
+        differs = inline(lambda i, n: aten.ne.Scalar(n, i.shape[0]), at, source.length)
+        inline.demand(differs, RuntimeError("index_add(): the source is not as long as the index"))
+        source_node = inline(lambda s, i: aten.slice.Tensor(s, source.dim, 0, i.shape[0]), source_node, at)
     return inline(lambda t, i, s: aten.index_add.default(t, along, i, s, **kwargs), x, at_node, source_node)
 
 
@@ -99,6 +106,8 @@ def picked(op: Any) -> Form:
     """`index_select`, `embedding`: rows of a known tensor by an index of unknown length."""
 
     def form(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+        if op is aten.index_select.default and isinstance(args[0], Rows) and not isinstance(args[2], Rows):
+            return _picked_rows(inline, *args)
         if isinstance(args[0], Rows) or dim is None:
             raise Refused("rows of unknown length are indexed")
         found = first(args)
@@ -108,21 +117,63 @@ def picked(op: Any) -> Form:
     return form
 
 
+def _picked_rows(inline: Inline, x: Rows, along: int, at: fx.Node) -> fx.Node:
+    """Rows of a tensor of unknown length by an index of known length."""
+    if along % val(x.value).dim() != x.dim:
+        raise Refused("an inner dim is indexed")
+    outside = inline(
+        lambda i, n: aten.any.default(aten.logical_or.default(aten.lt.Scalar(i, 0), aten.ge.Tensor(i, n))), at, x.length
+    )
+    inline.demand(outside, IndexError("index out of range in self"))
+
+    def pick(t: Tensor, i: Tensor) -> Tensor:
+        safe = aten.clamp.default(i, 0, t.shape[x.dim] - 1)
+        return aten.index_select.default(t, x.dim, safe)  # type: ignore[no-any-return]
+
+    node: fx.Node = inline(pick, x.value, at)
+    return node
+
+
 def selected_by(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`x.select(dim, i)`, where `i` is read from a tensor."""
     x, along, at = args
     if not isinstance(at, Number):
         return same_op(aten.select.int)(inline, args, kwargs, dim)
-    size = 0 if isinstance(x, Rows) else int(val(x).shape[along])
+    size = 0 if isinstance(x, Rows) else fixed(val(x).shape[along])
+    if not size:
+        raise Refused("a dim of unknown length, or without elements, is indexed")
     if not -size <= at.low <= at.high < size:
-        raise Refused("nothing keeps the index in range; clamp it")
+        outside = inline(lambda i: aten.logical_or.default(aten.lt.Scalar(i, -size), aten.ge.Scalar(i, size)), at.node)
+        inline.demand(outside, IndexError(f"select(): index out of range for size {size} at dimension {along}"))
 
     def pick(t: Tensor, i: Tensor) -> Tensor:
         i = aten.where.self(aten.lt.Scalar(i, 0), aten.add.Tensor(i, size), i)
-        row = aten.index_select.default(t, along, aten.reshape.default(i, [1]))
+        row = aten.index_select.default(t, along, aten.clamp.default(aten.reshape.default(i, [1]), 0, size - 1))
         return aten.squeeze.dim(row, along)  # type: ignore[no-any-return]
 
     return inline(pick, x, at.node)
+
+
+def pieces(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`split_with_sizes(x, sizes, dim)`, sizes read from tensors: each piece is moved to the front."""
+    x, sizes, along = args[0], args[1], args[2] if len(args) > 2 else 0
+    if isinstance(x, Rows) or not all(isinstance(size, Number) for size in sizes):
+        raise Refused("rows of unknown length are split, or by sizes of which only some are read")
+    along %= val(x).dim()
+    lengths = [size.node for size in sizes]
+    ends = [
+        inline(lambda *n: aten.sum.default(aten.stack.default(list(n))), *lengths[: i + 1]) for i in range(len(sizes))
+    ]
+    wrong = inline(lambda t, n: aten.ne.Scalar(n, t.shape[along]), x, ends[-1])
+    inline.demand(wrong, RuntimeError("split_with_sizes expects split_sizes to sum to the size of the dim"))
+
+    def piece(t: Tensor, end: Tensor, length: Tensor) -> Tensor:
+        places = aten.add.Tensor(aten.arange.default(t.shape[along]), aten.sub.Tensor(end, length))
+        safe = aten.clamp.default(places, 0, t.shape[along] - 1)
+        return aten.index_select.default(t, along, safe)  # type: ignore[no-any-return]
+
+    made = [inline(piece, x, *entry) for entry in zip(ends, lengths, strict=True)]
+    return tuple(Rows(part, along, length) for part, length in zip(made, lengths, strict=True))
 
 
 def sliced(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
@@ -135,7 +186,7 @@ def sliced(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
         return same_op(aten.slice.Tensor)(inline, args, kwargs, dim)
     if step != 1:
         raise Refused("it takes every so many rows")
-    size = int(val(node).shape[along])
+    size = fixed(val(node).shape[along])
     end = None if isinstance(end, int) and end >= size and not isinstance(x, Rows) else end
     end = None if isinstance(end, int) and end > 2**62 else end
     total = x.length if isinstance(x, Rows) else inline(lambda: aten.full.default([], size, dtype=torch.int64))

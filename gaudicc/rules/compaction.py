@@ -23,7 +23,11 @@ def places(mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     size = mask.shape[0]
     count = aten.cumsum.default(aten._to_copy.default(mask, dtype=torch.int64), 0)
-    number = aten.select.int(count, 0, size - 1) if size else aten.full.default([], 0, dtype=torch.int64)
+    number = (
+        aten.full.default([], 0, dtype=torch.int64)
+        if isinstance(size, int) and not size
+        else aten.select.int(count, 0, -1)
+    )
     dump = aten.full.default([size], size, dtype=torch.int64)
     slot = aten.where.self(mask, aten.sub.Tensor(count, 1), dump)
     kept = aten.full.default([size + 1], 0, dtype=torch.int64)
@@ -38,9 +42,11 @@ def nonzero(x: Tensor) -> tuple[Tensor, Tensor]:
     position, number = places(mask)
     columns, rest = [], position
     for size in reversed(x.shape):
-        columns.append(aten.remainder.Scalar(rest, max(size, 1)))
-        rest = aten.div.Tensor_mode(rest, max(size, 1), rounding_mode="floor")
-    return aten.stack.default(columns[::-1], 1), number
+        size = size if isinstance(size, torch.SymInt) else max(size, 1)  # of a dynamic size of 0 nothing is kept
+        columns.append(aten.remainder.Scalar(rest, size))
+        rest = aten.div.Tensor_mode(rest, size, rounding_mode="floor")
+    found = aten.stack.default(columns[::-1], 1) if columns else aten.slice.Tensor(aten.unsqueeze(position, 1), 1, 0, 0)
+    return found, number
 
 
 def selected(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +62,8 @@ def written(x: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
     rank = mask.dim()
     flat = aten.reshape.default(mask, [-1])
     order = aten.sub.Tensor(aten.cumsum.default(aten._to_copy.default(flat, dtype=torch.int64), 0), 1)
-    picked = aten.index_select.default(rows, 0, aten.clamp.default(order, 0, max(rows.shape[0] - 1, 0)))
+    last = rows.shape[0] - 1 if isinstance(rows.shape[0], torch.SymInt) else max(rows.shape[0] - 1, 0)
+    picked = aten.index_select.default(rows, 0, aten.clamp.default(order, 0, last))
     new = aten.reshape.default(picked, list(x.shape))
     wide = aten.reshape.default(mask, [*mask.shape, *[1] * (x.dim() - rank)])
     result: Tensor = aten.where.self(aten.expand.default(wide, list(x.shape)), new, x)

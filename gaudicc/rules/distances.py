@@ -1,4 +1,4 @@
-"""Rules for distances between rows: `cdist`, `pdist`."""
+"""Rules for distances between rows, `cdist` and `pdist`, and for slices of bounded norm, `renorm`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,26 @@ def _small_pairs(x: Tensor, p: float = 2.0) -> str | None:
     return f"its table of differences has {entries} entries, more than {MOST}" if entries > MOST else None
 
 
+def renorm(x: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
+    """Slices whose norm is larger scaled down to it; norms in float32, the factor in the dtype of the tensor, as eager has it."""
+    others = [d for d in range(x.dim()) if d != dim % x.dim()]
+    norm = aten.linalg_vector_norm(x, p, others, True, dtype=torch.float32)
+    scaled = aten.mul.Tensor(aten.reciprocal(aten.add.Tensor(norm, 1e-7)), maxnorm)
+    one = aten.full([], 1.0, dtype=torch.float32, device=x.device)
+    factor = aten.where.self(aten.gt.Scalar(norm, maxnorm), scaled, one)
+    result: Tensor = aten.mul.Tensor(x, aten._to_copy(factor, dtype=x.dtype))
+    return result
+
+
+def _half(x: Tensor, p: float, dim: int, maxnorm: float) -> str | None:
+    return None if x.dtype in (torch.bfloat16, torch.float16) else "PyTorch's decomposition does"
+
+
 RULES = (
+    Rule(
+        "renorm", (aten.renorm.default,), renorm, check=_half, numerics=Numerics.ROUNDING,
+        cost="reads the tensor twice",
+    ),
     Rule(
         "cdist", (aten.cdist.default, aten._cdist_forward.default), cdist, check=_small, numerics=Numerics.ROUNDING,
         cost="a table of all differences, rows times rows times width; none where a matrix product serves",

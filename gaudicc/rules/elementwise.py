@@ -1,4 +1,4 @@
-"""Rules for single entries: integer `abs`, `neg`, `gcd`, `lcm`; `angle` of reals; casts to narrow integers; small leftovers."""
+"""Rules for single entries: integer `abs`, `neg`, `sign`, `gcd`, `lcm`; `angle` of reals; narrow casts; small leftovers."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def absolute(x: Tensor) -> Tensor:
     return result
 
 
+def sign(x: Tensor) -> Tensor:
+    """Of integers: 1 where above zero, -1 where below."""
+    above, below = (aten._to_copy(compare(x, 0), dtype=x.dtype) for compare in (aten.gt.Scalar, aten.lt.Scalar))
+    result: Tensor = aten.add.Tensor(above, negative(below))
+    return result
+
+
 def _integers(x: Tensor, *args: Any) -> str | None:
     if x.dtype.is_floating_point or x.dtype in (torch.bool, torch.uint8):
         return "it is no signed integer"
@@ -57,8 +64,8 @@ def lcm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _two_integers(a: Tensor, b: Tensor) -> str | None:
-    if a.dtype != b.dtype or a.dtype not in (torch.int8, torch.int32):
-        return "Euclid's algorithm is spelled out for int8 and int32 only"
+    if a.dtype != b.dtype or a.dtype not in (torch.int8, torch.int32, torch.int64):
+        return "Euclid's algorithm is spelled out for int8, int32 and int64 only"
     return None
 
 
@@ -148,7 +155,8 @@ def cauchy(x: Tensor, median: float = 0, sigma: float = 1, *, generator: None = 
 RULES = (
     Rule("integer-neg", (aten.neg.default,), negative, check=_integers, cost="nothing"),
     Rule("integer-abs", (aten.abs.default,), absolute, check=_integers, cost="two more elementwise ops"),
-    Rule("gcd", (aten.gcd.default,), gcd, check=_two_integers, cost="10 (int8) or 45 (int32) steps of four elementwise ops"),
+    Rule("integer-sign", (aten.sign.default,), sign, check=_integers, cost="five more elementwise ops"),
+    Rule("gcd", (aten.gcd.default,), gcd, check=_two_integers, cost="10 (int8), 45 (int32), 91 (int64) steps of four ops"),
     Rule("lcm", (aten.lcm.default,), lcm, check=_two_integers, cost="a gcd, a division and a product"),
     Rule("angle", (aten.angle.default,), angle, check=_floats, cost="two more elementwise ops"),
     Rule("narrow-cast", (aten._to_copy.default,), narrow_cast, check=_narrow, cost="a copy in int32 first"),

@@ -119,12 +119,11 @@ def mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tenso
         return aten.clone(x), aten.full([], 0, dtype=torch.int64, device=x.device)
     dim %= x.dim()
     size = x.shape[dim]
-    values, _ = aten.sort(x, dim)
+    values, _ = aten.sort(x, dim) if x.dtype.is_floating_point else sort(x, dim)
     runs = ascending_runs(values, dim)
-    # here NaN differs from NaN
-    runs = aten.add.Tensor(
-        runs, aten.cumsum(aten._to_copy(aten.isnan(values), dtype=torch.int32), dim, dtype=torch.int32)
-    )
+    if x.dtype.is_floating_point:  # here NaN differs from NaN
+        missing = aten._to_copy(aten.isnan(values), dtype=torch.int32)
+        runs = aten.add.Tensor(runs, aten.cumsum(missing, dim, dtype=torch.int32))
     counts = aten.scatter_add(
         aten.full(list(x.shape), 0, dtype=torch.float32, device=x.device), dim,
         aten.clamp(aten._to_copy(runs, dtype=torch.int64), 0, size - 1),
@@ -140,11 +139,14 @@ def mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tenso
 
 
 def _has_mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> str | None:
-    if not x.dtype.is_floating_point or x.dtype.itemsize > 4:
-        return "the device sorts floats only"
     if x.dim() and not x.numel():
         return "there is nothing to choose from"
-    return None
+    return _sortable(x, dim) if x.dtype in (torch.int32, torch.int64) else _is_float(x)
+
+
+def _is_float(x: Tensor) -> str | None:
+    fits = x.dtype.is_floating_point and x.dtype.itemsize <= 4
+    return None if fits else "the device sorts floats, and bytes have no mode here"
 
 
 def nanmedian_dim(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
@@ -168,7 +170,7 @@ def nanmedian(x: Tensor) -> Tensor:
 
 
 def _has_median(x: Tensor, dim: int = 0, keepdim: bool = False) -> str | None:
-    return _has_mode(x) if x.numel() else "there is nothing to choose from"
+    return _is_float(x) if x.numel() else "there is nothing to choose from"
 
 
 RULES = (
@@ -178,7 +180,10 @@ RULES = (
     ),
     Rule("integer-sort", (aten.sort.default,), sort, check=_sortable, cost="two float sorts per 16-bit digit"),
     Rule("integer-topk", (aten.topk.default,), topk, check=_integers, cost="a whole sort: two float sorts per 16-bit digit"),
-    Rule("mode", (aten.mode.default,), mode, check=_has_mode, cost="a sort, a running count and one addition by index"),
+    Rule(
+        "mode", (aten.mode.default,), mode, check=_has_mode,
+        cost="a sort (of integers two per 16-bit digit), a running count and one addition by index",
+    ),
     Rule("nanmedian", (aten.nanmedian.default,), nanmedian, check=_has_median, cost="a whole sort"),
     Rule("nanmedian-dim", (aten.nanmedian.dim,), nanmedian_dim, check=_has_median, cost="a whole sort"),
 )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from gaudicc.nodes import val
+from gaudicc.rules.bounded import ends
 
 aten = torch.ops.aten
 INF = float("inf")
@@ -36,7 +37,7 @@ def range_of(node: Any, constants: Mapping[str, torch.Tensor]) -> tuple[float, f
         fill = {aten.zeros_like.default: 0, aten.scalar_tensor.default: args[0]}.get(node.target, args[-1])
         return (fill, fill) if isinstance(fill, (int, float)) else (-INF, INF)
     if node.target in (aten.sum.default, aten.sum.dim_IntList) and _is_bool(args[0]):
-        return 0, val(args[0]).numel()  # type: ignore[arg-type]
+        return 0, ends(val(args[0]).numel())[1]  # type: ignore[arg-type]
     if node.target is aten.clamp.default:
         low, high = (*args[1:], None, None)[:2]
         below, above = range_of(args[0], constants)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +53,6 @@ def _joined(whole: Tensor, tail: Tensor, dim: int, shift: int) -> Tensor:
     return result
 
 
-def _is_real(x: Tensor, *args: Any) -> str | None:
-    return "bool has no running extreme on the device" if x.dtype is torch.bool else None
-
-
 def running_count(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """`cumsum` of flags and bytes, which the device counts as int32."""
     result: Tensor = aten.cumsum(aten._to_copy(x, dtype=torch.int32), dim, dtype=dtype or torch.int64)
@@ -71,11 +66,11 @@ def _narrow(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> str | N
 RULES = (
     Rule("running-count", (aten.cumsum.default,), running_count, check=_narrow, cost="one cast to int32"),
     Rule(
-        "cummax", (aten.cummax.default,), partial(running, aten.ge.Tensor), check=_is_real,
+        "cummax", (aten.cummax.default,), partial(running, aten.ge.Tensor),
         cost="ceil(log2(n)) rounds over values and indices instead of one pass",
     ),
     Rule(
-        "cummin", (aten.cummin.default,), partial(running, aten.le.Tensor), check=_is_real,
+        "cummin", (aten.cummin.default,), partial(running, aten.le.Tensor),
         cost="ceil(log2(n)) rounds over values and indices instead of one pass",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rules for special functions of float32: Bessel functions, digamma and trigamma, the quantile of the normal distribution.
+"""Rules for special functions of float32: Bessel functions, the quantile of the normal distribution.
 
 Each function is split where its nature changes: a polynomial near zero, with the logarithm of the second kind taken out, and
 amplitude and phase, or the exponential, taken out far away.
@@ -150,59 +150,6 @@ def spherical_j0(x: Tensor) -> Tensor:
     return choose([(zero, constant(x, 1.0)), (aten.isinf(x), constant(x, 0.0))], value)
 
 
-def digamma(x: Tensor) -> Tensor:
-    """Reflected to the right, moved up to 10, then the asymptotic series, term by term as eager's kernel has it."""
-    whole = aten.trunc(x)
-    negative = aten.lt.Scalar(x, 0)
-    turn = aten.mul.Tensor(aten.sub.Tensor(x, aten.round(x)), math.pi)  # exact, and the tangent has period pi
-    safe = aten.where.self(negative, turn, constant(x, 1.0))
-    result = aten.where.self(negative, aten.div.Tensor(constant(x, -math.pi), aten.tan(safe)), constant(x, 0.0))
-    y = aten.where.self(negative, aten.add.Tensor(aten.mul.Tensor(x, -1), 1.0), x)
-    for _ in range(10):
-        small = aten.lt.Scalar(y, 10.0)
-        result = aten.where.self(small, aten.sub.Tensor(result, aten.reciprocal(y)), result)
-        y = aten.where.self(small, aten.add.Tensor(y, 1.0), y)
-    square = aten.reciprocal(aten.mul.Tensor(y, y))
-    series = aten.full_like(x, 0.0)
-    for term in (1 / 12, -691 / 32760, 1 / 132, -1 / 240, 1 / 252, -1 / 120, 1 / 12):
-        series = aten.mul.Tensor(aten.add.Tensor(series, term), square)
-    tail = aten.sub.Tensor(aten.log(y), aten.add.Tensor(aten.mul.Tensor(aten.reciprocal(y), 0.5), series))
-    value = aten.add.Tensor(result, tail)
-    pole = aten.logical_and(negative, aten.eq.Tensor(x, whole))
-    at_zero = aten.where.self(aten.signbit(x), constant(x, math.inf), constant(x, -math.inf))
-    return choose([(aten.eq.Scalar(x, 0), at_zero), (pole, constant(x, math.nan))], value)
-
-
-def trigamma(x: Tensor) -> Tensor:
-    """Reflected where below 1/2, moved up by 6, then the asymptotic series."""
-    low = aten.lt.Scalar(x, 0.5)
-    sine = aten.sin(aten.mul.Tensor(x, math.pi))
-    pole = aten.div.Tensor(constant(x, -(math.pi**2)), aten.mul.Tensor(sine, sine))
-    result = aten.where.self(low, pole, constant(x, 0.0))
-    y = aten.where.self(low, aten.add.Tensor(aten.mul.Tensor(x, -1), 1.0), x)
-    for _ in range(6):
-        result = aten.add.Tensor(result, aten.reciprocal(aten.mul.Tensor(y, y)))
-        y = aten.add.Tensor(y, 1.0)
-    inverse = aten.reciprocal(y)
-    square = aten.mul.Tensor(inverse, inverse)
-    series = aten.mul.Tensor(square, 1 / 42)
-    for term in (1 / 30, 1 / 6):
-        series = aten.mul.Tensor(aten.add.Tensor(aten.mul.Tensor(series, -1), term), square)
-    tail = aten.mul.Tensor(aten.add.Tensor(aten.add.Tensor(series, 1.0), aten.mul.Tensor(inverse, 0.5)), inverse)
-    value = aten.add.Tensor(result, tail)
-    reflected: Tensor = aten.where.self(low, aten.mul.Tensor(value, -1), value)
-    return reflected
-
-
-def polygamma(n: int, x: Tensor) -> Tensor:
-    """Of order 0 and 1."""
-    return digamma(x) if n == 0 else trigamma(x)
-
-
-def _low_order(n: int, x: Tensor) -> str | None:
-    return _float32(x) if n in (0, 1) else f"order {n} of a negative number is a sum whose length depends on it"
-
-
 MIDDLE = piece(lambda z: _s.ndtri(z.sqrt() + 0.5) / z.sqrt(), 1e-12, (0.5 - math.exp(-2)) ** 2)
 
 
@@ -237,8 +184,7 @@ def _float32(x: Tensor) -> str | None:
 
 
 def _rule(name: str, op: Any, rewrite: Callable[..., Tensor], ops: int) -> Rule:
-    check = _low_order if op is aten.polygamma.default else _float32
-    return Rule(name, (op,), rewrite, check=check, numerics=Numerics.ROUNDING, cost=f"about {ops} elementwise ops")
+    return Rule(name, (op,), rewrite, check=_float32, numerics=Numerics.ROUNDING, cost=f"about {ops} elementwise ops")
 
 
 _i, _k, _j, _y = (partial(partial, function) for function in (bessel_i, bessel_k, bessel_j, bessel_y))
@@ -258,7 +204,5 @@ RULES = (
     _rule("bessel-y0", aten.special_bessel_y0.default, _y(0), 140),
     _rule("bessel-y1", aten.special_bessel_y1.default, _y(1), 140),
     _rule("spherical-bessel-j0", aten.special_spherical_bessel_j0.default, spherical_j0, 8),
-    _rule("digamma", aten.digamma.default, digamma, 70),
-    _rule("polygamma", aten.polygamma.default, polygamma, 70),
     _rule("ndtri", aten.special_ndtri.default, ndtri, 90),
 )

@@ -1,7 +1,7 @@
 """The CPU device: records a static segment once and replays it with as little Python as can be.
 
 Recording, in the order of the steps: `cpu_flatten` inlines regions into one graph; `cpu_semantic`, `cpu_fuse`,
-`cpu_linear` and `cpu_tidy` rewrite it to the fewest and fastest calls; `cpu_plan` decides where every value lives;
+`cpu_attention`, `cpu_linear`, `cpu_tidy` rewrite it to the fewest and fastest calls; `cpu_plan` decides where every value lives;
 `cpu_emit` writes one straight-line Python function.
 """
 
@@ -12,12 +12,14 @@ import threading
 import torch
 
 from gaudicc.errors import AutocastError, InputError, LoweringError, StateError, Where
+from gaudicc.runtime.cpu_attention import lower_attention
 from gaudicc.runtime.cpu_calls import below_autograd
 from gaudicc.runtime.cpu_edit import Editor
-from gaudicc.runtime.cpu_emit import Emitter
+from gaudicc.runtime.cpu_emit import Emitter, Run
 from gaudicc.runtime.cpu_flatten import byte_extent, flatten
 from gaudicc.runtime.cpu_fuse import fuse
 from gaudicc.runtime.cpu_linear import lower_linears
+from gaudicc.runtime.cpu_loop import Loop
 from gaudicc.runtime.cpu_plan import plan
 from gaudicc.runtime.cpu_semantic import lower_semantic
 from gaudicc.runtime.cpu_tidy import drop_copies, join_rotations
@@ -75,6 +77,7 @@ class CpuRecording:
             lower_semantic(editor, weights)
             editor.finish()
             fuse(editor, weights)
+            lower_attention(editor)
             editor.finish()
             lower_linears(editor, weights)
             editor.finish()
@@ -82,6 +85,10 @@ class CpuRecording:
             join_rotations(editor)
             editor.finish()
             editor.collapse_views()
+            loops = [node for node in flat.graph.nodes if isinstance(node.target, Loop)]
+            for node in loops:
+                known = {i: flat.bound[arg] for i, arg in enumerate(node.args[1:]) if arg in flat.bound}
+                node.target.record(lambda body: CpuRecording(body, weights, borrow=True), known)
             planned = plan(flat, borrow=borrow)
             self._emitter = Emitter(flat, planned)
             self._emitter.emit()
@@ -92,6 +99,7 @@ class CpuRecording:
         self.bytes_held = planned.arena_bytes + sum(
             tensor.numel() * tensor.element_size() for node, tensor in flat.bound.items() if "hoisted" in node.meta
         )
+        self.bytes_held += sum(node.target.bytes_held for node in loops)
         self._weights = weights
         self._held = editor.held
         self._prepared = {node: editor.prepared[node] for node in editor.prepared if node.users}
@@ -123,9 +131,13 @@ class CpuRecording:
         if self._state:
             self._check_overlap(inputs)
         with self._lock, below_autograd():
-            if [source._version for source in self._sources] != self._versions:
-                self._prepare()
-            return replayed(self._run, inputs)
+            return replayed(self.runner(), inputs)
+
+    def runner(self) -> Run:
+        """What a replay runs, with weights as they are now; for a recording that holds this one and runs it by itself."""
+        if [source._version for source in self._sources] != self._versions:
+            self._prepare()
+        return self._run
 
     def _prepare(self) -> None:
         """Derives again what changed weights were derived into."""

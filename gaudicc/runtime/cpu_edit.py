@@ -70,6 +70,12 @@ class Editor:
         """Whether writes to the tensor are counted, so that what is derived from it can be made again."""
         return not tensor.is_inference()
 
+    @property
+    def point(self) -> fx.Node:
+        """What the next calls are put before."""
+        assert self._point is not None
+        return self._point
+
     def before(self, node: fx.Node) -> Editor:
         """Puts the next calls before `node`."""
         self._point = node
@@ -158,6 +164,11 @@ class Editor:
             if _strides(before) != _strides(node.meta["val"]):
                 moved.add(node)
         self._moved.clear()
+
+
+def is_call(node: Any, target: Any, uses: int = 1) -> bool:
+    """Whether a node calls `target` and is read by so many others."""
+    return isinstance(node, fx.Node) and node.target is target and len(node.users) == uses
 
 
 def _view_or_reshape(value: torch.Tensor, size: Any) -> Any:

@@ -230,10 +230,10 @@ class Emitter:
 
 
 def _short_name(target: Any) -> str:
-    """What a call is named in the source: `aten_add` for `aten.add.Tensor`."""
+    """What a call is named in the source: `aten_add` for `aten.add.Tensor`, never as a node is."""
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.replace("::", "_")
-    return str(getattr(target, "__name__", "function"))
+    return f"cpu_{getattr(target, '__name__', 'function')}"
 
 
 def _indices(node: fx.Node) -> list[tuple[fx.Node, int, int]]:

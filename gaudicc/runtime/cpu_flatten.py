@@ -14,10 +14,14 @@ import torch
 from torch import fx
 
 from gaudicc.errors import LoweringError, Where
+from gaudicc.nodes import call_loop
+from gaudicc.runtime.cpu_loop import Loop
 from gaudicc.runtime.device import Segment
 
 HOIST_LIMIT = 1 << 24  # bytes; a larger constant is cheaper to compute again than to keep
 _aten = torch.ops.aten
+_KNOWN: dict[Any, Any] = {}
+_MOST_KNOWN = 4096
 _DROPPED = frozenset({_aten._assert_tensor_metadata.default})
 _FILLED = {_aten.zeros_like.default: 0, _aten.ones_like.default: 1}  # they read a shape, no data
 _IDENTITIES = frozenset({_aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default})
@@ -85,10 +89,26 @@ def is_dense(value: torch.Tensor) -> bool:
 
 
 def propagate(node: fx.Node) -> None:
-    """Computes `meta["val"]` of a call from its arguments'."""
+    """Computes `meta["val"]` of a call from its arguments'; layers repeat, so that most calls were computed before."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     kwargs = {key: "meta" if key == "device" else value for key, value in kwargs.items()}
-    node.meta["val"] = as_meta(node.target(*args, **kwargs))  # type: ignore[operator]
+    key = (node.target, _key(args), _key(list(kwargs.items())))
+    if key not in _KNOWN:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[key] = as_meta(node.target(*args, **kwargs))  # type: ignore[operator]
+    node.meta["val"] = _KNOWN[key]
+
+
+def _key(value: Any) -> Any:
+    """What a meta kernel's result depends on; the types tell 1, 1.0 and True apart."""
+    if isinstance(value, torch.Tensor):
+        return torch.Tensor, value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_key, value))
+    if isinstance(value, slice):
+        return slice, value.start, value.stop, value.step
+    return type(value), value
 
 
 def flatten(segment: Segment) -> Flat:
@@ -156,6 +176,9 @@ def _copy_call(flat: Flat, node: fx.Node, environment: dict[fx.Node, Any]) -> An
         body, *operands = args
         inner = dict(zip(body.graph.find_nodes(op="placeholder"), operands, strict=True))
         return _inline(flat, body, inner)
+    if target is call_loop:
+        body, limit, trips, carried, *operands = args
+        target, args = Loop(body, limit, carried), (trips, *operands)
     if target is operator.getitem and isinstance(args[0], tuple):
         return args[0][args[1]]
     if target in _IDENTITIES:

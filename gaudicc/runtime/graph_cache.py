@@ -8,6 +8,7 @@ Cherkasova, HP Labs 1998).
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -160,6 +161,12 @@ class GraphCache(Generic[G]):
         graph, seconds = self._timed(key, record)
         if len(self.stats.dropped) > dropped:  # the device holds less than was planned
             self.budget = self.stats.bytes_held + graph.bytes_held
+            warnings.warn(
+                f"the device holds less than was planned: {', '.join(self.stats.dropped[dropped:])} went for {key.label}, "
+                f"to be recorded again when used; graphs may hold {self.budget} bytes from now on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.stats.misses += 1
         self.stats.seconds += seconds
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gaudicc.errors import LoweringError, StateError, Where
-from gaudicc.plan import Barrier, BufferKind, HostBranch, HostLoop, HostOp, Plan, Record, Ref, Step
+from gaudicc.plan import Barrier, BufferKind, HostBranch, HostLoop, HostOp, HostTrips, Plan, Record, Ref, Step
 from gaudicc.runtime.device import Device, Recording, Segment
 
 
@@ -117,6 +117,8 @@ class Runner:
             return self._branch_step(step, device)
         if isinstance(step, HostLoop):
             return self._loop_step(step, device)
+        if isinstance(step, HostTrips):
+            return self._trips_step(step, device)
         if isinstance(step, Barrier):
             return lambda values: None  # the CPU device is synchronous
         raise LoweringError(f"unknown step {type(step).__name__}", where=Where(stage="the runner"))
@@ -166,6 +168,29 @@ class Runner:
             raise StateError(f"a loop did not end within {step.limit} repetitions", hint="raise the declared maximum")
 
         return loop
+
+    def _trips_step(self, step: HostTrips, device: Device) -> Callable[[Values], None]:
+        replay = self._replay_step(step.body, device)
+        number, *inputs = step.body.inputs
+        carried = inputs[: len(step.start)]
+
+        def trips(values: Values) -> None:
+            count = int(values[step.trips]) if isinstance(step.trips, str) else step.trips
+            inside = {
+                **values,
+                **{name: values[start].contiguous() for name, start in zip(carried, step.start, strict=True)},
+            }
+            stacks = [torch.zeros(shape, dtype=dtype, device=place) for shape, dtype, place in step.stacks]
+            for trip in range(count):
+                inside[number] = torch.tensor(trip)
+                replay(inside)
+                results = [inside[name] for name in step.body.outputs]
+                inside.update(zip(carried, (value.contiguous() for value in results), strict=False))
+                for stack, row in zip(stacks, results[len(carried) :], strict=True):
+                    stack[trip] = row
+            values.update(zip(step.outputs, [*(inside[name] for name in carried), *stacks], strict=True))
+
+        return trips
 
 
 def _resolve(arg: Any, values: Values) -> Any:

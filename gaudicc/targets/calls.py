@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -167,10 +168,22 @@ def reads_host(op: OpOverload) -> bool:
     return takes and bool(gives & {"number", "bool", "int", "float", "Scalar"}) and op_name(op) not in METADATA
 
 
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Keeps torch from kernels that only its CPU build has; `mkldnn.flags` would warn about its other settings."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
 def run_parts(call: OpCall) -> object:
     """Run a composite through its own kernel, so that a dispatch mode that is active sees its parts."""
-    # Upstream picks an attention kernel by device; Gaudi has none of its own, so there it is matmul, softmax, matmul.
-    with sdpa_kernel(SDPBackend.MATH):
+    # Upstream picks kernels by device: Gaudi has none of its own for attention, which there is matmul, softmax, matmul, and
+    # not the CPU's kernel for a whole LSTM.
+    with sdpa_kernel(SDPBackend.MATH), without_onednn():
         if call.op._can_decompose():
             return call.op.decompose(*call.args, **call.kwargs)
         return call.op._op_dk(DispatchKey.CompositeExplicitAutograd, *call.args, **call.kwargs)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gaudicc.errors import TargetError, Where
+from gaudicc.own_tables import own_table
 from gaudicc.targets.conditions import CONDITIONS, Call, Condition, Sizes
 from gaudicc.targets.dtypes import COMPLEX, DEVICE, accepts, code, narrowed
 from gaudicc.targets.model import Compile, Engine, Kind, Lazy, Mode, OverlayRow, Row, Support, Verdict
@@ -89,12 +90,14 @@ class Target:
         return replace(verdict, composite=hasattr(op, "_can_decompose") and op._can_decompose())
 
 
-def load_target(name: str, overlay: str | Path | None = None) -> Target:
+def load_target(name: str, overlay: str | Path | None = None, *, shipped: bool = False) -> Target:
     """Load a target by name.
 
     Args:
         name: `gaudi2` or `gaudi3`.
-        overlay: a JSON file with the user's own rows, which win over all others (docs/targets.md).
+        overlay: a JSON file with the user's own rows, which win over all others (docs/targets.md), those of the folder
+            `GAUDICC_TABLES` included.
+        shipped: leave that folder out.
 
     Raises:
         TargetError: the name is unknown, or a file is malformed.
@@ -107,7 +110,8 @@ def load_target(name: str, overlay: str | Path | None = None) -> Target:
             hint=f"known targets: {', '.join(known)}",
         )
     chip, rows = read_table(TABLES / f"{name}.json")
-    files = [TABLES / file for file in SHIPPED_OVERLAYS] + ([Path(overlay)] if overlay else [])
+    own = None if shipped else own_table(f"{name}.overlay.json")
+    files = [TABLES / file for file in SHIPPED_OVERLAYS] + [Path(file) for file in (own, overlay) if file]
     overlays: dict[str, tuple[OverlayRow, ...]] = {}
     for file in files:
         for row in read_overlay(file):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gaudicc.bundle import read_bundle, write_bundle
+from gaudicc.bundle import files, read_bundle, write_bundle
 from gaudicc.capture import capture
 from gaudicc.errors import BundleError
 from gaudicc.program import Program
@@ -121,3 +121,79 @@ def test_a_path_that_cannot_be_a_bundle(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="cannot be written"):
             write_bundle(path, {"p": program}, {})
     assert (tmp_path / "file").read_text() == "x"
+
+
+# Saves and loads one path many times, each save with another value.
+SAVE_AND_LOAD = """
+import sys
+from pathlib import Path
+import torch
+from gaudicc.bundle import read_bundle, write_bundle
+from gaudicc.capture import capture
+path, first, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+class Model(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
+programs = []
+for value in range(first, first + 3):
+    model = Model(64, 64).eval()
+    torch.nn.init.constant_(model.weight, value)
+    programs.append(capture(model, (torch.zeros(1, 64),)))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(rounds):
+    write_bundle(path, {"p": programs[number % 3]}, {"value": first + number % 3})
+    loaded, manifest = read_bundle(path)
+    assert loaded["p"].tensors["weight"].unique().tolist() == [manifest["value"]]
+"""
+
+
+@pytest.mark.parametrize("name", ["b.zip", "b"])
+def test_processes_may_share_a_path(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    command = [sys.executable, "-c", SAVE_AND_LOAD, str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    writers = [
+        subprocess.Popen([*command, first, "25"], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+        for first in ("1", "4")
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, said = writer.communicate()
+        assert writer.returncode == 0, said
+    assert saved_value(path) in range(1, 7)
+    files = list(tmp_path.rglob("*.*"))
+    assert len(files) == (1 if name == "b.zip" else 2), files
+
+
+def test_a_process_that_was_killed_keeps_nobody_waiting(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SAVE_AND_DIE, "fsync", "2", str(tmp_path / "b")]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    write_bundle(tmp_path / "b", {"p": make(1.0)}, {"value": 1})
+    assert saved_value(tmp_path / "b") == 1.0
+
+
+def test_a_load_that_meets_a_save_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new, path = make(1.0), make(2.0), tmp_path / "b"
+    write_bundle(path, {"p": old}, {"value": 1})
+    read, reads = files.Folder.text, []
+
+    def met(folder: files.Folder) -> bytes:
+        text = read(folder)
+        reads.append(text)
+        if len(reads) == 1:
+            write_bundle(path, {"p": new}, {"value": 2})
+        return text
+
+    monkeypatch.setattr(files.Folder, "text", met)
+    assert saved_value(path) == 2.0
+    (next(path.glob("*.safetensors"))).unlink()
+    with pytest.raises(BundleError, match="missing"):
+        read_bundle(path)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import Dim
 
 import gaudicc
-from gaudicc.capture import capture
+from gaudicc.capture import capture, capture_sides
 from gaudicc.capture.decisions import Decision, uncovered
 from gaudicc.errors import UnsupportedInputError
 
@@ -108,6 +108,36 @@ def test_a_decision_on_two_sizes_together() -> None:
         capture(both_sizes, (torch.ones(3, 3),), dynamic_shapes=sizes)
     large = {"x": {0: Dim("n", min=3, max=8), 1: Dim("m", min=3, max=8)}}
     assert len(capture(both_sizes, (torch.ones(3, 3),), dynamic_shapes=large).dimensions) == 2
+
+
+def rows_of_one(x: Tensor) -> Tensor:
+    y = x * 2 if x.shape[1] % 4 == 0 else x * 3
+    return y * x.shape[0] if x.shape[0] > 1 else y * 1
+
+
+def test_one_size_joins_a_side_for_all_others_at_once() -> None:
+    sizes = {"x": {0: Dim("n", min=1, max=4), 1: Dim("m", min=1, max=64)}}
+    sides = capture_sides(rows_of_one, (torch.ones(2, 8),), dynamic_shapes=sizes)
+    assert len(sides) == 2
+    for n, m in product((1, 2, 4), range(1, 65)):
+        x = torch.randn(n, m)
+        (side,) = [side for side in sides if side.serves({"n": n, "m": m})]
+        assert torch.equal(side.program.run({"x": x})[0], rows_of_one(x))
+
+
+def in_blocks(x: Tensor) -> Tensor:
+    pad = (4 - x.shape[0] % 4) % 4
+    y = torch.nn.functional.pad(x, (0, 0, 0, pad)).view(-1, 4, 2).cumsum(1).view(-1, 2)
+    if pad > 0:
+        y = y[: x.shape[0]]
+    return y.reshape(x.shape[0], -1) * 2
+
+
+def test_what_a_side_settles_is_padded() -> None:
+    compiled = gaudicc.compile(in_blocks, (torch.randn(8, 2),), dynamic_shapes=shapes(high=16), buckets=[{"n": 16}])
+    for size in range(1, 17):
+        x = torch.randn(size, 2)
+        torch.testing.assert_close(compiled(x), in_blocks(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_size_without_a_bound_is_refused_too() -> None:

@@ -57,7 +57,7 @@ class Model(nn.Module):
         self.seen.add_(x.sum(0))
         for layer in self.first:
             x = layer(x)
-        x = torch.polygamma(2, x.abs() + 1)
+        x = x + torch.linalg.eigvalsh(x.t() @ x)
         for layer in self.second:
             x = layer(x)
         return Answer(x * scale + self.seen, {"calls": self.calls + 0, "name": "answer"})

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from gaudicc.capture import capture
-from gaudicc.errors import InternalError
+from gaudicc.errors import InternalError, UnsupportedOpError
 from gaudicc.fake_values import fake_mode_of, propagate
 from gaudicc.nodes import call_region, module_of, op_name, outputs_of, source_of, val
 from gaudicc.program import Program
@@ -89,6 +89,19 @@ def test_inline_passes_literals_and_nested_arguments_and_returns_tuples() -> Non
     )  # fmt: skip
     assert tuple(val(first).shape) == (3, 8)
     assert tuple(val(second).shape) == (3, 4)
+
+
+def test_parts_that_depend_on_a_dynamic_size_are_refused() -> None:
+    """They would be right on the example's side of the decision only, and nothing would say so."""
+
+    def decides(x: Tensor) -> Tensor:
+        return x + 1 if x.shape[0] % 3 else x - 1
+
+    program, node = captured(dynamic=True)
+    with pytest.raises(UnsupportedOpError, match="decided by the example's sizes"):
+        Rewriter(program.root).inline(decides, node, like=node)
+    static, node = captured()
+    Rewriter(static.root).inline(decides, node, like=node)
 
 
 def test_replace_keeps_every_user() -> None:
@@ -226,8 +239,8 @@ FILES = sorted([*TOP.glob("passes/*.py"), *TOP.glob("gaudicc/rules/*.py")])
 def test_passes_and_rules_create_nodes_through_the_rewriter_only(file: Path) -> None:
     calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     methods = [call for call in calls if isinstance(call, ast.Attribute)]
-    # A folded constant becomes an input of the root, which no line of the user's stands for.
-    allowed = {"placeholder"} if file.name == "clean_up.py" else set()
+    # A folded constant, a state buffer and a size become inputs, which no line of the user's stands for.
+    allowed = {"placeholder"} if file.name in ("clean_up.py", "holding.py") else set()
     creating = [f"line {call.lineno}: {call.attr}" for call in methods if call.attr in CREATORS - allowed]
     assert not creating
 

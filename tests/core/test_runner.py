@@ -198,7 +198,7 @@ class Swap(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         old = self.a.clone()
         self.a.copy_(self.b)
-        self.b.copy_(old + torch.polygamma(2, x.abs() + 1))
+        self.b.copy_(old + torch.polygamma(9, x.abs() + 1))
         return old, self.b
 
 

@@ -1,5 +1,6 @@
-"""Rules 28, 29, 31 to 33: streams, events, random numbers, memory, autocast."""
+"""Rules 13, 14, 28, 29, 31 to 33: streams, events, random numbers, memory, autocast."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +121,29 @@ def test_constants_are_marked_and_are_no_part_of_the_graph() -> None:
         _check_params_as_const(model)
         results.append(model(x).tolist())
     assert results[0] != results[1]
+
+
+# rule 14
+def test_constants_are_written_one_file_each_when_a_graph_compiles(tmp_path: Path) -> None:
+    from habana_frameworks.torch import core as htcore
+
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "old").write_text("of another model")
+    th.hpu.enable_const_section_serialization(str(tmp_path), True, True)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).eval().to("hpu")
+    htcore.hpu_inference_initialize(model)
+    files = tmp_path / "0"
+    assert not list(files.iterdir()), "written when a graph compiles; what was there is cleared"
+    x = torch.ones(1, 3).to("hpu")
+    with torch.no_grad():
+        for _ in range(2):
+            model(x)
+            htcore.mark_step()
+            assert sorted(file.stat().st_size for file in files.iterdir()) == [8, 16, 32, 48]
+        th.hpu.disable_const_section_serialization()
+        htcore.hpu_inference_initialize(torch.nn.Linear(5, 5).eval().to("hpu"))
+        (x + 1).cpu()
+    assert len(list(files.iterdir())) == 4
 
 
 # rules 21 and 30

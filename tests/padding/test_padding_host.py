@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim
-from torch.utils._sympy.functions import FloorDiv, Max, Min
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
 from gaudicc.capture import capture
 from gaudicc.errors import BundleError, InputError
 from gaudicc.padding import HostPadding
 from gaudicc.padding.host import size_function
-from gaudicc.padding.sizes import grows
+from gaudicc.padding.sizes import grows, never_below_zero, only_value
 from gaudicc.passes.pad import Pad
 from gaudicc.program import Program
 
@@ -99,13 +99,27 @@ GROWING: tuple[Any, ...] = (
     Min(S, 4) + Max(T, 2),
     1 - Max(0, 1 - S),
     -FloorDiv(-2 * S, 3),
+    S + Mod(8 - Mod(S, 8), 8),
+    FloorDiv(S + PythonMod(-S, 8), 8) * T,
+    sympy.expand(T * (S + PythonMod(-S, 8))),
 )
-OTHERS = (64 - S, S - T, -S * T, -FloorDiv(S, 2), (S - 3) * (T - 3), Max(0, 3 - S))
+RANGES = {"s": (1, 60), "t": (1, 60)}
+OTHERS = (64 - S, Mod(S, 8), S - PythonMod(-S, 8), S - T, -S * T, -FloorDiv(S, 2), (S - 3) * (T - 3), Max(0, 3 - S))
 
 
 def test_sizes_that_may_shrink_are_told_apart() -> None:
-    assert all(grows(size) for size in GROWING)
-    assert not any(grows(size) for size in OTHERS)
+    assert all(grows(size, RANGES) for size in GROWING)
+    assert not any(grows(size, RANGES) for size in OTHERS)
+
+
+def test_a_size_that_is_one_number_at_every_length_is_found() -> None:
+    rounded = S + Mod(8 - Mod(S, 8), 8)
+    assert only_value(FloorDiv(rounded, FloorDiv(rounded, 8)), RANGES) == 8
+    assert only_value(rounded, {"s": (1, 8)}) == 8
+    assert only_value(rounded, {"s": (1, 9)}) is None
+    assert never_below_zero(4 - Mod(S, 5), RANGES)
+    assert not never_below_zero(3 - Mod(S, 5), RANGES)
+    assert only_value(FloorDiv(S * T, S), {"s": (1, 10**5), "t": (1, 10**5)}) is None, "too many to try"
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 9), st.integers(0, 9))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gaudicc.kernels import rms_norm
-from gaudicc.padding.rules import contractions, convolutions, norms
+from gaudicc.kernels import grouped_linear, rms_norm
+from gaudicc.padding.rules import contractions, convolutions, experts, norms, transforms
 
 ops = torch.ops.aten
 
@@ -37,6 +37,31 @@ CASES: dict[str, tuple[Any, ...]] = {
     "max-pool2d": (lambda x: F.max_pool2d(x - 9, 2, 1, padding=1), "1 2 s:4 t f"),
     "avg-pool": (lambda x: F.avg_pool1d(x.cos(), 3, 2, padding=1), "b 2 s:4 f"),
     "avg-pool-valid": (lambda x: F.avg_pool2d(x.cos(), (2, 1), 1), "1 2 s:4 t f"),
+    "windows": (lambda x: F.unfold(x.cos(), (3, 1), padding=(1, 0)), "b 2 s 1 f"),
+    "windows-stride": (lambda x: F.unfold(x.cos(), (2, 2), padding=(0, 1), stride=(1, 2)).sum(2), "2 3 s:4 t f"),
+    "fft": (lambda x: torch.fft.fftn(x.cos().to(torch.complex64), dim=(1, 2)).real, "b s 4 f"),
+    "fft-static": (lambda x: torch.fft.fft(x.cos()).real.sum(1), "b s 4 f"),
+    "fft-real": (lambda x: torch.fft.irfft(torch.fft.rfft(x.cos()), 4).sum(1), "b s 4 f"),
+    "fft-back": (lambda x: torch.view_as_real(torch.fft.ifft(torch.complex(x, x.cos()), dim=1)), "b s 2 f"),
+    "fft-ortho": (lambda x: torch.fft.fft2(torch.complex(x, x.cos()), norm="ortho").abs(), "s t f"),
+    "sdpa-heads": (
+        lambda q, k: F.scaled_dot_product_attention(q.cos(), k.exp(), k.exp()),
+        "b s 3 4 f",
+        "b s 5 4 f",
+    ),
+    "sdpa-heads-mask": (
+        lambda q, k, m: F.scaled_dot_product_attention(q.cos(), k.exp(), k.exp(), m),
+        "b s 3 4 f",
+        "b s t 4 f",
+        "b s 3 t m",
+    ),
+    "sdpa-merged-heads": (
+        lambda q, k: F.scaled_dot_product_attention(
+            q.flatten(1, 2).cos(), k.flatten(1, 2).exp(), k.flatten(1, 2).exp()
+        ),
+        "2 s t 3 4 f",
+        "2 s t 5 4 f",
+    ),
     "mm": (lambda x, y: x.exp().mm(y.exp()), "b s f", "s t f"),
     "mv": (lambda x, y: x.exp().mv(y.exp()), "b s f", "s f"),
     "dot": (lambda x, y: x.exp().dot(y.exp()), "s f", "s f"),
@@ -47,6 +72,21 @@ CASES: dict[str, tuple[Any, ...]] = {
         ),
         "b t 2 s f",
         "b t s 3 f",
+    ),
+    "experts": (lambda x, w, i: grouped_linear(x.exp(), w, 3 - i), "s 3 f", "4 5 3 f", "s i"),
+    "experts-merged": (
+        lambda x, w, i: grouped_linear(x.flatten(0, 1).exp(), w, 3 - i.flatten()).unflatten(0, i.shape).cos(),
+        "b s 3 f",
+        "4 5 3 f",
+        "b s i",
+    ),
+    "experts-of-repeated-rows": (
+        lambda x, w, i: (
+            grouped_linear(x[:, None].expand(-1, 2, -1).reshape(-1, 3), w, (3 - i).flatten()).view(-1, 2, 5).sum(1)
+        ),
+        "s 3 f",
+        "4 5 3 f",
+        "s 2 i",
     ),
     "rms-norm": (lambda x, w: rms_norm(x, w, 1e-5, False), "b s 4 f", "4 f"),
     "batch-norm": (
@@ -79,7 +119,9 @@ def test_every_rule_has_a_case(brute_force: Callable[..., set[Any]]) -> None:
     met = set().union(*(brute_force(*case, composites=name in WHOLE) for name, case in {**CASES, **WHOLE}.items()))
     table = (
         *contractions.RULES,
+        *experts.RULES,
         *convolutions.RULES,
         *norms.RULES,
+        *transforms.RULES,
     )
     assert sorted(str(op) for rule in table for op in rule.ops if op not in met) == []

@@ -23,7 +23,7 @@ from gaudicc.models import transformers_models as families
 from gaudicc.models.transformers_models import Task
 from gaudicc.padding import certificate_of
 from gaudicc.padding.poison import check
-from gaudicc.passes import CleanUp, Decompose, RecognizeAttention, RecognizeNorm
+from gaudicc.passes import BoundDynamicOps, CleanUp, Decompose, RecognizeAttention, RecognizeNorm
 from gaudicc.passes.pad import Pad
 from gaudicc.pipeline import Pipeline
 from gaudicc.program import Program
@@ -52,6 +52,8 @@ class Plain(nn.Module):
         self.eval()
 
     def call(self, **inputs: torch.Tensor) -> torch.Tensor:
+        if inputs["input_ids"].dim() == 3:  # one row of ids per codebook, `[batch, codebooks, sequence]`
+            inputs["input_ids"] = inputs["input_ids"].flatten(0, 1)
         output = self.model(**inputs, **self.fixed)
         tensors = (value for value in output.values() if isinstance(value, torch.Tensor) and value.is_floating_point())
         return next(tensors)
@@ -62,18 +64,24 @@ def symbolic(name: str, task: Task) -> tuple[list[CapturedSide], nn.Module]:
     model = families.build(name, task=task)
     inputs = families.example_inputs(model)
     tensors = {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    codebooks = getattr(model, "num_codebooks", 1)
+    if codebooks > 1:
+        tensors["input_ids"] = tensors["input_ids"].unflatten(0, (-1, codebooks))
     names = ", ".join(tensors)
     scope: dict[str, Any] = {}  # export reads the names of dynamic arguments off the signature
     exec(f"def forward(self, {names}):\n    return self.call({', '.join(f'{name}={name}' for name in tensors)})", scope)
     plain = type("Model", (Plain,), {"forward": scope["forward"]})(model, inputs)
     batch, sequence, target = Dim("batch", min=1, max=16), Dim("sequence", min=1, max=64), Dim("target", min=1, max=32)
-    shapes = {key: {0: batch, 1: target if key.startswith("decoder") else sequence} for key in tensors}
+    shapes = {
+        key: {0: batch, given.dim() - 1: target if key.startswith("decoder") else sequence}
+        for key, given in tensors.items()
+    }
     return [prepared(side) for side in capture_sides(plain, tensors, dynamic_shapes=shapes)], plain
 
 
 def prepared(side: CapturedSide) -> CapturedSide:
     side.program.target = load_target("gaudi3")
-    passes = (RecognizeAttention(), RecognizeNorm(), Decompose(), CleanUp())
+    passes = (RecognizeAttention(), RecognizeNorm(), BoundDynamicOps(), Decompose(), CleanUp())
     return replace(side, program=Pipeline(passes).run(side.program, level=Level.STRUCTURE)[0])
 
 
@@ -99,7 +107,8 @@ def calls(side: CapturedSide) -> Calls:
                 ] = 0
                 inputs[spec.name] = mask
             else:
-                rows = (batch, target if spec.name.startswith("decoder") else sequence)
+                inner = program.example[spec.name].shape[1:-1]
+                rows = (batch, *inner, target if spec.name.startswith("decoder") else sequence)
                 inputs[spec.name] = torch.randint(3, 90, rows, generator=generator)
         sizes = dict(zip(("batch", "sequence", "target"), bucket, strict=True))
         physical = Bucket.of({dim.name: sizes[dim.name] for dim in program.dimensions})

@@ -235,10 +235,6 @@ def nothing_bounds(x: Tensor) -> Tensor:
     return torch.ones(int(x.sum().nan_to_num())).sum() + x  # refused
 
 
-def out_of_range(x: Tensor) -> Tensor:
-    return x[int(x.sum().nan_to_num())]  # refused
-
-
 def every_second(x: Tensor) -> Tensor:
     return x[x > 0][::2]  # refused
 
@@ -255,7 +251,6 @@ def sorted_rows(x: Tensor) -> Tensor:
     ("body", "op", "why"),
     [
         (nothing_bounds, "aten.ones", "nothing bounds the size"),
-        (out_of_range, "aten.select.int", "nothing keeps the index in range"),
         (every_second, "aten.slice.Tensor", "every so many rows"),
         (contracted, "aten.matmul", "summed over"),
         (sorted_rows, "aten.sort", "no form on tensors of unknown length"),

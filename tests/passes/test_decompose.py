@@ -127,3 +127,30 @@ def test_any_shape(shape: tuple[int, int], name: str, capture_of: Any, alone: An
     after, _ = alone(Decompose(), program)
     numerics(program, after, "decompose", bitwise=True)
     assert not composites(after)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"num_layers": 2, "batch_first": True}, {"bias": False}]
+)
+def test_a_recurrent_layer_falls_apart_into_products_not_into_a_kernel_of_the_cpu(
+    kind: Any, options: dict[str, Any], alone: Any
+) -> None:
+    captured = capture(kind(3, 2, **options).eval(), (torch.randn(3, 2, 3),))
+    captured.target = load_target("gaudi3")
+    program, _ = alone(Decompose(), captured)
+    used = {op_name(node) for _, module in program.graphs() for node in module.graph.nodes if is_op(node)}
+    assert not any("rnn" in op or "lstm" in op or "gru" in op for op in used)
+    assert used & {"aten.linear", "aten.addmm", "aten.mm"}
+
+
+def test_a_dropout_of_a_repeated_row_that_drops_nothing_is_the_copy_that_its_fake_value_promises(
+    capture_of: Any, alone: Any
+) -> None:
+    def function(x: Tensor) -> Tensor:
+        rows = torch.nn.functional.dropout(x.expand(3, 2, 4), 0.1, training=False)
+        return torch.einsum("ibh,hd->ibd", rows, torch.ones(4, 2))
+
+    program, _ = alone(Decompose(), capture_of(function, torch.randn(3, 1, 4)))
+    (ours,) = program.run(dict(program.example))
+    assert torch.equal(ours, function(*program.example.values()))

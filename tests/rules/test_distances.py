@@ -36,3 +36,13 @@ def test_many_rows_are_compared_by_a_product(mode: int | None, same: Callable[..
 @given(p=NORMS, rows=st.integers(1, 5), width=st.integers(1, 3))
 def test_pdist(p: float, rows: int, width: int, same: Callable[..., None]) -> None:
     same(aten._pdist_forward.default, torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)), p)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@given(p=st.sampled_from([1.0, 2.0, 3.0, math.inf]), data=st.data(), maxnorm=st.sampled_from([0.5, 2.0, 100.0]))
+def test_renorm(
+    dtype: torch.dtype, p: float, data: st.DataObject, maxnorm: float, same: Callable[..., None],
+    tensors: Callable[..., st.SearchStrategy[torch.Tensor]],
+) -> None:  # fmt: skip
+    x = data.draw(tensors((dtype,), rank=(2, 3), sizes=(1, 4), wild=False))
+    same(aten.renorm.default, x, p, data.draw(st.integers(0, x.dim() - 1)), maxnorm, scale=1000)

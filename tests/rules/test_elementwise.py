@@ -17,7 +17,7 @@ SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @pytest.mark.parametrize("dtype", SIGNED)
-@pytest.mark.parametrize("op", [aten.neg.default, aten.abs.default])
+@pytest.mark.parametrize("op", [aten.neg.default, aten.abs.default, aten.sign.default])
 def test_signs_wrap_at_the_lowest_number(op: Any, dtype: torch.dtype, same: Callable[..., None]) -> None:
     info = torch.iinfo(dtype)
     same(op, torch.tensor([info.min, info.max, 0, -1, 1], dtype=dtype))
@@ -60,6 +60,11 @@ def test_index_reduce(
     dim = data.draw(st.integers(-x.dim(), x.dim() - 1))
     index = torch.randint(0, x.shape[dim], (3,), generator=torch.Generator().manual_seed(0))
     same(aten.index_reduce.default, x, dim, index, x.index_select(dim, index) + 1, reduce, include_self=include)
+
+
+def test_a_draw_from_the_cauchy_distribution_runs_on_evidence(legally: Callable[..., Any]) -> None:
+    (drawn,) = legally(lambda x: torch.ops.aten.cauchy(x, 1.0, 2.0), torch.empty(4))
+    assert drawn.shape == (4,)
 
 
 def test_quartiles_of_the_cauchy_distribution() -> None:

@@ -51,6 +51,16 @@ def test_mode(data: st.DataObject, keepdim: bool, same: Callable[..., None], ten
     same(aten.mode.default, x, data.draw(st.integers(-max(x.dim(), 1), max(x.dim(), 1) - 1)), keepdim)
 
 
+@pytest.mark.parametrize("dtype", INTEGERS)
+@given(data=st.data(), rows=st.integers(1, 3), keepdim=st.booleans(), turned=st.booleans())
+def test_mode_of_integers(
+    dtype: torch.dtype, data: st.DataObject, rows: int, keepdim: bool, turned: bool, same: Callable[..., None]
+) -> None:
+    values = data.draw(st.lists(st.sampled_from(INTEGERS[dtype]), min_size=rows * 5, max_size=rows * 5))
+    x = torch.tensor(values, dtype=dtype).reshape(rows, 5)
+    same(aten.mode.default, x.t() if turned else x, 0 if turned else 1, keepdim)
+
+
 @given(data=st.data(), keepdim=st.booleans())
 def test_nanmedian(data: st.DataObject, keepdim: bool, same: Callable[..., None], tensors: Callable[..., Any]) -> None:
     x = data.draw(tensors(rank=(1, 3), sizes=(1, 6)))

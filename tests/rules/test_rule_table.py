@@ -31,6 +31,7 @@ CALLS: list[tuple[Any, tuple[Any, ...], str | None]] = [
     (aten.slice.Tensor, (FLOATS, 1, 0, 2, 2), "strided-slice"),
     (aten.slice.Tensor, (FLOATS, 0, None, None, 1), None),
     (aten.sub.Tensor, (INTS, INTS.t()), "integer-subtract"),
+    (aten.sub.Tensor, (INTS.long(), INTS.t().long()), "integer-subtract"),
     (aten.sub.Scalar, (INTS, 3), "integer-subtract"),
     (aten.sub.Tensor, (FLOATS, INTS), None),
     (aten.sub.Tensor, (INTS, FLOATS), None),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from gaudicc.kernels import attention, rms_norm
@@ -56,10 +59,43 @@ def test_attention_equals_its_reference(queries: int, groups: int) -> None:
     mask = torch.rand(2, 1, queries, 6) > 0.3
     mask[..., 0] = True
     recording = CpuDevice().record(segment_of(Attend(), q, k, v, mask))
-    assert "flash_attention_for_cpu" in recording.source
+    assert ("flash_attention_for_cpu" in recording.source) == (queries > 1)
     torch.testing.assert_close(recording.replay(q, k, v, mask)[0], Attend()(q, k, v, mask))
     causal = CpuDevice().record(segment_of(AttendBefore(), q, k, v))
     torch.testing.assert_close(causal.replay(q, k, v)[0], AttendBefore()(q, k, v))
+
+
+@given(
+    batch=st.integers(1, 3), groups=st.integers(1, 3), share=st.integers(1, 3), keys=st.integers(1, 9), per_head=st.booleans()
+)  # fmt: skip
+def test_one_query_equals_the_flash_kernel(batch: int, groups: int, share: int, keys: int, per_head: bool) -> None:
+    """Keys a narrowed part of a cache, rows that see nothing, and NaN among what is seen included."""
+    heads = groups * share
+    q = torch.randn(batch, 1, heads, 8).transpose(1, 2)
+    k, v = (torch.randn(batch, groups, keys + 1, 8)[:, :, :keys] for _ in range(2))
+    mask = torch.rand(batch, heads if per_head else 1, 1, keys) > 0.4
+    mask[-1, ..., 0] = True
+    mask[0, 0] &= batch == 1  # else its query sees nothing
+    v[-1, -1, -1, 0] = torch.nan
+    recording = CpuDevice().record(segment_of(Attend(), q, k, v, mask))
+    assert "aten_baddbmm(" in recording.source
+    expected = F.scaled_dot_product_attention(q, k, v, mask, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(
+        recording.replay(q, k, v, mask)[0], expected.transpose(1, 2).reshape(batch, 1, -1), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("tokens", [256, 300, 513])
+def test_tiles_equal_the_flash_kernel(groups: int, tokens: int) -> None:
+    torch.manual_seed(0)
+    q, (k, v) = torch.randn(2, 4, tokens, 8), torch.randn(2, 2, groups, tokens, 8)
+    recording = CpuDevice().record(segment_of(AttendBefore(), q, k, v))
+    assert "cpu_attend_tiles(" in recording.source
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+    got = recording.replay(q, k, v)[0]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert got.stride() == AttendBefore()(q, k, v).stride()
 
 
 def test_one_row_turns_queries_and_keys_together() -> None:

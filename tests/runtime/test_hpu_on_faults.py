@@ -152,8 +152,11 @@ def test_a_device_without_memory_shrinks_the_budget_and_says_what_was_dropped() 
     compiled = wide()
     cache = compiled._device.cache
     cache.budget = None  # as if the plan had been wrong
-    compiled.warm_up()
+    with pytest.warns(RuntimeWarning, match="holds less than was planned: the graph of inputs ") as said:
+        compiled.warm_up()
     assert cache.stats.dropped
+    assert all(any(label in str(each.message) for each in said) for label in cache.stats.dropped)
+    assert f"may hold {cache.budget} bytes" in str(said[-1].message)
     assert all(label.startswith("the graph of inputs (") for label in cache.stats.dropped)
     assert cache.budget is not None
     assert cache.budget < 8 * MIB

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gaudicc.bench.story import TITLES, sizes, stream, table, tell
+from gaudicc.bench import story_shape
+from gaudicc.bench.story import TITLES, measured_table, sizes, stream, table, tell
 from gaudicc.bench.story_stages import STAGES
 from gaudicc.cli import main
 from gaudicc.machine import CHIPS, load_chip
@@ -71,6 +76,55 @@ def test_a_stage_that_does_not_run_says_why() -> None:
     text = table(tell(outcomes(), LENGTHS, BUCKETS), 3).splitlines()
     assert "does not run: no complex tensor" in text[2]
     assert len({line.count("|") for line in text}) == 1
+
+
+REAL = """
+import sys
+from gaudicc.bench import story_stages
+story_stages.emulated = lambda: False
+story_stages.main(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("stage", ["lazy", "recorded"])
+def test_on_a_real_device_its_metrics_count_and_time_is_measured(stage: str, tmp_path: Path) -> None:
+    (tmp_path / "real.py").write_text(REAL)
+    work = json.dumps({"stage": stage, "layers": 1, "lengths": [3, 5, 3], "buckets": [8]})
+    command = [sys.executable, "-m", "gaudicc.emulator", "--mode", "lazy", str(tmp_path / "real.py"), work]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["measured"] > 0
+    assert found["error"] < 1e-4
+    assert (found["fallback"] > 0, found["compile"] > 0) == ((True, True) if stage == "lazy" else (False, False))
+    assert (found["warm"] > 0) == (stage == "recorded")
+    (row,) = tell({stage: found}, [3, 5, 3], [8])
+    assert row.measured == pytest.approx(found["measured"] / 11 * 1e6)
+    gone = tell({"as is": {"raised": "no complex tensor"}}, [3, 5, 3], [8])
+    text = measured_table([*gone, row], 3).splitlines()
+    assert f"| {row.measured:.0f} |" in text[3]
+    assert "does not run: no complex tensor" in text[2]
+    assert len({line.count("|") for line in text}) == 1
+
+
+def test_a_large_shape_is_bound_by_the_host_until_it_is_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {(row.step, row.chip): row for row in story_shape.rows("Llama-3.1-8B")}
+    for row in found.values():
+        host = load_chip(row.chip).host
+        assert row.seconds["recorded"] <= row.seconds["lazy"] <= row.seconds["eager"]
+        assert row.seconds["eager"] >= row.nodes * host.eager_op_seconds
+        assert row.compiling == row.nodes * host.compile_seconds_per_node
+    token = found["a token after 512", "gaudi2"]
+    assert token.seconds["eager"] == pytest.approx(token.nodes * load_chip("gaudi2").host.eager_op_seconds)
+    long = found["prompt of 2048", "gaudi2"]
+    assert long.seconds["eager"] == pytest.approx(long.seconds["recorded"]), "the device is busier than the host"
+    assert main(["bench", "story", "--shape", "Llama-3.1-8B"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 + len(found)
+    assert len({line.count("|") for line in printed}) == 1
+    assert main(["bench", "story", "--shape", "llama"]) == 1
 
 
 def test_the_stream_is_seeded_and_fits_the_buckets() -> None:

@@ -14,13 +14,15 @@ import torch
 from gaudicc.capture.mend.containers import positions
 from gaudicc.capture.mend.context import Context, active
 from gaudicc.capture.mend.control import choose, given
-from gaudicc.capture.mend.internals import SYMBOLIC, is_constant, is_data_dependent
-from gaudicc.capture.mend.iteration import Enumerated, SymbolicRange, as_items
+from gaudicc.capture.mend.internals import SYMBOLIC, is_constant, is_data_dependent, is_fixed
+from gaudicc.capture.mend.iteration import Enumerated, SymbolicRange, as_items, has_dynamic_rows, has_unknown_length
 from gaudicc.capture.mend.merge import is_number
 from gaudicc.capture.mend.operators import all_of, any_of, binary, fail, test_compare
 from gaudicc.capture.mend.partial import condition, on_each
+from gaudicc.capture.mend.rows import length_of
+from gaudicc.capture.mend.trips import SizeRange
 from gaudicc.capture.mend.truth import fresh_test, truth
-from gaudicc.capture.mend.values import Choice, Maybe, Missing, distribute, holds_missing, refuse_partial
+from gaudicc.capture.mend.values import Choice, Maybe, Missing, Rows, distribute, holds_missing, refuse_partial
 
 _SYMBOL_TYPES = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
 
@@ -56,9 +58,11 @@ def _scalar(value: Any) -> torch.Tensor:
 
 
 def method(bound: Any) -> Any:
-    """What a rewritten function calls in place of a bound method: `tolist` of a tensor of unknown length is ours."""
+    """What a rewritten function calls in place of `tolist` or `unbind`: of a tensor of dynamic length they are ours."""
     owner = getattr(bound, "__self__", None)
-    if getattr(bound, "__name__", "") == "tolist" and isinstance(owner, torch.Tensor) and _is_partial(owner):
+    if getattr(bound, "__name__", "") == "unbind" and isinstance(owner, torch.Tensor):
+        return lambda dim=0: rows if has_dynamic_rows(rows := owner.movedim(dim, 0)) else bound(dim)
+    if getattr(bound, "__name__", "") == "tolist" and isinstance(owner, torch.Tensor) and has_unknown_length(owner):
         return lambda: [_listed(item) for item in as_items(_context(), owner)]
     return bound
 
@@ -100,6 +104,8 @@ def len_(value: Any) -> Any:
         return distribute(len_, (value,), {})
     if isinstance(value, dict) and condition(value) is not None:
         return on_each(_context(), value, lambda: len(value))
+    if isinstance(value, list) and any(isinstance(item, Rows) for item in value):
+        return length_of(value)
     if isinstance(value, list) and any(isinstance(item, Maybe) for item in value):
         return _context().numbers.read(positions(_context(), value)[1])
     if isinstance(value, torch.Tensor) and value.dim() and is_data_dependent(value.shape[0]):
@@ -110,36 +116,30 @@ def len_(value: Any) -> Any:
 def range_(*args: Any) -> Any:
     """`range(...)`."""
     numbers = [int_(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
-    if not any(is_data_dependent(number) for number in numbers):
-        return range(*args)
     start, stop = (0, numbers[0]) if len(numbers) == 1 else numbers[:2]
     step = numbers[2] if len(numbers) == 3 else 1
+    if not any(is_data_dependent(number) for number in numbers):
+        plain = (is_fixed(start) and is_fixed(stop)) or not _context().keeps_loops
+        return range(*args) if plain else SizeRange(start, stop, operator.index(step))
     return SymbolicRange(start, stop, operator.index(step))
 
 
 def enumerate_(items: Any, start: int = 0) -> Any:
     """`enumerate(...)`."""
-    return Enumerated(items, start) if _is_partial(items) else enumerate(items, start)
-
-
-def _is_partial(items: Any) -> bool:
-    if isinstance(items, list):
-        return any(isinstance(item, Maybe) for item in items)
-    if isinstance(items, torch.Tensor):
-        return items.dim() > 0 and is_data_dependent(items.shape[0])
-    return isinstance(items, SymbolicRange)
+    long = has_unknown_length(items) or has_dynamic_rows(items)
+    return Enumerated(items, start) if long else enumerate(items, start)
 
 
 def list_(*args: Any) -> Any:
     """`list(...)`."""
-    if args and isinstance(args[0], torch.Tensor) and _is_partial(args[0]):
+    if args and isinstance(args[0], torch.Tensor) and has_unknown_length(args[0]):
         return as_items(_context(), args[0])
     return list(*args)
 
 
 def sum_(items: Any, start: Any = 0) -> Any:
     """`sum(...)`: items that may be absent are added where they are there."""
-    if isinstance(items, torch.Tensor) and _is_partial(items):
+    if isinstance(items, torch.Tensor) and has_unknown_length(items):
         items = as_items(_context(), items)
     total = start
     for item in items:

@@ -13,8 +13,9 @@ from gaudicc.capture.mend.control import choose, given
 from gaudicc.capture.mend.internals import is_data_dependent
 from gaudicc.capture.mend.operators import all_of, any_of, fail, not_, test_compare
 from gaudicc.capture.mend.partial import on_each, operate
+from gaudicc.capture.mend.rows import last_of
 from gaudicc.capture.mend.truth import fresh_test
-from gaudicc.capture.mend.values import Maybe
+from gaudicc.capture.mend.values import Maybe, Rows
 
 
 def contains(item: Any, container: Any) -> Any:
@@ -57,6 +58,8 @@ def _reads_tensor(index: Any) -> bool:
 def getitem(container: Any, index: Any) -> Any:
     """`container[index]`, also of a Python list by an index that depends on data."""
     context = active()
+    if isinstance(container, list) and any(isinstance(item, Rows) for item in container):
+        return last_of(container, index)
     if context is None or not _is_sequence(container) or isinstance(index, slice):
         return operate(operator.getitem, container, index)
     if not _is_partial(container) and not _reads_tensor(index):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -20,6 +20,11 @@ from gaudicc.capture.mend.numbers import Numbers
 from gaudicc.capture.mend.outcomes import NeedsRewrite, here, is_user_file, user_stack
 from gaudicc.capture.mend.predicates import Pred, Predicates
 from gaudicc.errors import DynamicControlFlowError, Where
+
+if TYPE_CHECKING:
+    from gaudicc.capture.mend.recorder import Recorder
+    from gaudicc.capture.mend.trip_index import Row
+    from gaudicc.capture.mend.trips import SizeRange
 
 UNROLL_LIMIT = 64
 """Trips after which a loop with a tensor in its test, and no declared maximum, is refused."""
@@ -148,6 +153,14 @@ class Context:
         self.tests: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.safe_sizes: dict[tuple[str, int], Any] = {}
         self.flags: dict[tuple[str, type, str], tuple[Flag, torch.Tensor]] = {}
+        self.trip_counts: dict[str, SizeRange] = {}  # number of a trip -> the range that the loop is over
+        self.keeps_loops = True  # loops over dynamic sizes are regions, else they are unrolled, which fixes the size
+        self.first_apart: set[str] = set()  # lines of such loops whose first trip is traced by itself
+        self.recorders: list[Recorder] = []  # of the trips that run now, outermost first
+        self.kept_rows: set[int] = (
+            set()
+        )  # storages of which a loop keeps rows as they were: later writes would be missed
+        self.rows_of: list[Row] = []  # rows picked by the number of a trip, which stand for views
         self.departures = 0  # paths that have left a scope early so far
         self._watcher: Callable[[FrameType, str, Any], None] | None = None
 

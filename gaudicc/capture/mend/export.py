@@ -31,6 +31,7 @@ from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frames
 from gaudicc.capture.mend.swap import Swaps, rewritten_code
 from gaudicc.capture.mend.texts import no_frozen_text
 from gaudicc.capture.mend.traces import module_globals, no_traces
+from gaudicc.capture.mend.trips import NeedsFirstTrip, keeping_loops
 from gaudicc.capture.repeats import traced_once
 from gaudicc.errors import DynamicControlFlowError, Where
 
@@ -81,25 +82,27 @@ def export_mending(
     dynamic_shapes: Any = None,
     *,
     max_trips: int | None = None,
+    keep_loops: bool = True,
 ) -> MendedExport:
     """Capture a model with non-strict torch.export, rewriting the Python functions that decide on tensors.
 
     Args:
         model: the model, in evaluation mode.
-        args: example positional inputs; which path they take does not matter.
-        kwargs: example keyword inputs.
+        args: example inputs; which path they take does not matter.
+        kwargs: likewise, by keyword.
         dynamic_shapes: as for `torch.export.export`.
         max_trips: most trips of a loop that only data ends; more raise `LoopOverflowError` when the program runs.
+        keep_loops: trace loops over dynamic sizes as one trip; otherwise they are unrolled, which fixes the size.
 
     Returns:
-        The program. Every side of every decision is in it, selected by `where`; loops are unrolled.
+        The program. Every side of every decision is in it, selected by `where`; other loops are unrolled.
 
     Raises:
-        DynamicControlFlowError: a decision that cannot be mended; names the line and what to write instead.
+        DynamicControlFlowError: a decision or loop that cannot be mended; names the line and what to write instead.
     """
 
     def export() -> ExportedProgram:
-        with assigned_buffers(model) as assigned, no_frozen_text():
+        with assigned_buffers(model) as assigned, no_frozen_text(), keeping_loops(keep_loops):
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         refuse_lost(exported, assigned)
         return exported
@@ -108,21 +111,24 @@ def export_mending(
         try:
             with no_traces(model), quiet():
                 return MendedExport(traced_once(model, export))
-        except Exception as error:
-            if not stops_at_data(error):
+        except (Exception, NeedsRewrite) as error:
+            if not isinstance(error, NeedsRewrite) and not stops_at_data(error):
                 raise
             first = error
-        return _Mending(model, export, max_trips).run(first)
+        return _Mending(model, export, max_trips, keep_loops).run(first)
 
 
 class _Mending:
     """One capture with rewriting."""
 
-    def __init__(self, model: nn.Module, export: Callable[[], ExportedProgram], max_trips: int | None) -> None:
-        self._model, self._export, self._max_trips = model, export, max_trips
+    def __init__(
+        self, model: nn.Module, export: Callable[[], ExportedProgram], max_trips: int | None, keep_loops: bool
+    ) -> None:
+        self._model, self._export, self._max_trips, self._keep_loops = model, export, max_trips, keep_loops
         self._swaps = Swaps()
         self._rewritten: list[str] = []
         self._flags: tuple[Flag, ...] = ()
+        self._first_apart: set[str] = set()
 
     def run(self, error: BaseException) -> MendedExport:
         """Rewrite and try again until capture gets through."""
@@ -136,7 +142,7 @@ class _Mending:
                 try:
                     with no_traces(self._model), quiet():
                         exported = self._export()
-                except (Exception, NeedsRewrite) as again:
+                except (Exception, NeedsRewrite, NeedsFirstTrip) as again:
                     error = again
                     continue
                 _tidy(exported.graph_module)
@@ -154,6 +160,7 @@ class _Mending:
         @functools.wraps(forward)
         def traced(*args: Any, **kwargs: Any) -> Any:
             context = Context((self._model, *module_globals(self._model)), self._max_trips, self._swaps.is_rewritten)
+            context.keeps_loops, context.first_apart = self._keep_loops, self._first_apart
             context.boundary = traced.__code__  # type: ignore[attr-defined]
             before = dict(self._model._buffers)
             with activate(context), context.watching(), Interpose(context):
@@ -170,6 +177,9 @@ class _Mending:
 
     def _rewrite(self, error: BaseException) -> None:
         """Rewrite the function that `error` stopped in."""
+        if isinstance(error, NeedsFirstTrip):
+            self._first_apart.add(error.place)
+            return
         function = getattr(error, "function", None)
         if function is not None:
             code, name, where = function.__code__, function.__qualname__, place_of(function.__code__)

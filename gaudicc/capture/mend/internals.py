@@ -7,15 +7,22 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+from unittest.mock import patch
 
+import sympy
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     free_unbacked_symbols,
     statically_known_true,
 )
+from torch.nn.modules import module
+from torch.utils._sympy.value_ranges import bound_sympy
 
 Number = bool | int | float | torch.SymBool | torch.SymInt | torch.SymFloat
 SYMBOLIC = (torch.SymBool, torch.SymInt, torch.SymFloat)
@@ -26,6 +33,11 @@ def is_data_dependent(value: object) -> bool:
     return isinstance(value, SYMBOLIC) and bool(free_unbacked_symbols(value))
 
 
+def is_fixed(size: object) -> bool:
+    """Whether a size is one number in every run."""
+    return not isinstance(size, torch.SymInt) or bool(size.node.expr.is_Integer)
+
+
 def known_true(condition: bool | torch.SymBool) -> bool:
     """Whether a condition on sizes holds for every run, without adding a guard."""
     return statically_known_true(condition)
@@ -33,7 +45,12 @@ def known_true(condition: bool | torch.SymBool) -> bool:
 
 def same_sizes(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors have equal shapes in every run."""
-    return left.dim() == right.dim() and all(known_true(a == b) for a, b in zip(left.shape, right.shape, strict=True))
+    return same_sizes_as(left, right.shape)
+
+
+def same_sizes_as(tensor: torch.Tensor, shape: Sequence[Any]) -> bool:
+    """Whether a tensor has this shape in every run."""
+    return tensor.dim() == len(shape) and all(known_true(a == b) for a, b in zip(tensor.shape, shape, strict=True))
 
 
 def is_constant(tensor: torch.Tensor) -> bool:
@@ -49,6 +66,67 @@ def shares_storage(left: torch.Tensor, right: torch.Tensor) -> bool:
 def symbol_name(size: torch.SymInt) -> str:
     """The name of the expression behind a size, equal for equal sizes."""
     return str(size.node.expr)
+
+
+def unbacked_symbols(value: Any) -> list[Any]:
+    """The symbols of a symbolic number that stand for values read from tensors."""
+    return sorted(free_unbacked_symbols(value), key=str)
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """The identity of what a tensor and its views share."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def at_least_zero(number: Any, trips: Mapping[str, tuple[Any, int]]) -> bool:
+    """Whether a number is proved to be 0 or more in every trip of the loops around it.
+
+    Args:
+        number: linear in the numbers of the trips, so that the first and the last trip decide.
+        trips: symbol of the number of a trip -> how far the loop's range reaches, which is 1 at least where a trip asks,
+            and its step: the number is at most `(reach - 1) / step`.
+    """
+    if not isinstance(number, torch.SymInt):
+        return bool(number >= 0)
+    env = number.node.shape_env
+    fixed = {guard.expr.lhs: guard.expr.rhs for guard in env.guards if isinstance(guard.expr, sympy.Eq)}
+    fixed = {size: value for size, value in fixed.items() if size.is_symbol and value.is_number}  # sizes of this side
+    expr, ranges = sympy.expand(number.node.expr.xreplace(fixed)), env.var_to_range
+    inner = {symbol: trips[str(symbol)] for symbol in unbacked_symbols(number) if str(symbol) in trips}
+    if any(sympy.diff(expr, symbol).free_symbols & set(inner) for symbol in inner):
+        return False
+    reaches = [_expression(reach).xreplace(fixed) for reach, _ in inner.values()]
+    if any(reach.is_number and reach < 1 for reach in reaches):
+        return True  # on this side there is no trip
+    at_least_one = dict(filter(None, map(_one_more, reaches)))
+    ends = [(0, (reach - 1) / step) for reach, (_, step) in zip(reaches, inner.values(), strict=True)]
+    for corner in product(*ends):
+        at = sympy.expand(
+            expr.xreplace(dict(zip(inner, map(sympy.sympify, corner), strict=True))).xreplace(at_least_one)
+        )
+        known = {symbol: ranges[symbol] for symbol in at.free_symbols if symbol in ranges}
+        if not bound_sympy(at, known).lower >= 0:
+            return False
+    return True
+
+
+def _expression(size: Any) -> sympy.Expr:
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def _one_more(reach: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
+    """A size by which a reach grows one by one, and that size where the reach is 1 at least."""
+    size = next((symbol for symbol in reach.free_symbols if sympy.diff(reach, symbol) == 1), None)
+    more = sympy.Dummy("more", integer=True, nonnegative=True)
+    return None if size is None else (size, more + 1 - (reach - size))
+
+
+@contextlib.contextmanager
+def untraced(size: torch.SymInt) -> Iterator[None]:
+    """Lets operations run on fake values without becoming nodes; `size` is one of the trace."""
+    hooks = patch.dict(module._global_buffer_registration_hooks, clear=True)  # export's own wants a node
+    with disable_proxy_modes_tracing(), size.node.shape_env.ignore_fresh_unbacked_symbols(), hooks:
+        yield
 
 
 def stops_at_data(error: BaseException) -> bool:

@@ -15,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 
 from gaudicc.capture.mend.context import Context
 from gaudicc.capture.mend.faults import HARMLESS, safe_arguments
-from gaudicc.capture.mend.internals import is_constant, is_data_dependent, shares_storage, symbol_name
+from gaudicc.capture.mend.internals import is_constant, is_data_dependent, shares_storage, storage_of, symbol_name
 from gaudicc.capture.mend.numbers import KINDS
 from gaudicc.capture.mend.operators import fail
 from gaudicc.capture.mend.outcomes import NeedsRewrite, here
+from gaudicc.capture.mend.rows import join_rows
+from gaudicc.capture.mend.trip_index import trip_call, write_through
 from gaudicc.capture.mend.truth import fresh_test, truth
-from gaudicc.capture.mend.values import Maybe, distribute, first_choice, replace
+from gaudicc.capture.mend.values import Maybe, Rows, distribute, first_choice, replace
 from gaudicc.errors import DynamicControlFlowError, Where
 
 _RANDOM = {
@@ -50,6 +52,11 @@ class Interpose(TorchFunctionMode):
             return distribute(self._again(func), args, kwargs)
         if args and isinstance(args[0], (list, tuple)) and any(isinstance(item, Maybe) for item in args[0]):
             return self._of_partial_list(func, name, args, kwargs)
+        if self.context.trip_counts and (run := trip_call(self.context, name, args, kwargs)) is not None:
+            with self:
+                return run()
+        for recorder in self.context.recorders:
+            recorder.call(name, args, kwargs)
         if name in _READS and not is_constant(args[0]) and args[0].numel() == 1:
             raise NeedsRewrite
         if name in ("_assert", "_assert_async"):
@@ -92,6 +99,14 @@ class Interpose(TorchFunctionMode):
     def _run(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         written = _written(func, name, args, kwargs)
         pred = self.context.pred
+        if self.context.recorders:
+            place = "in a loop over a dynamic size"
+            if name in _RANDOM or _drops(name, args, kwargs):
+                self._refuse(name, "draws random numbers", "draw them before the loop", place)
+            if name in _RESHAPES:
+                self._refuse(name, "changes the shape of a tensor in place", "make a new tensor of that shape", place)
+        if any(storage_of(tensor) in self.context.kept_rows for tensor in written):
+            self._refuse(name, "changes a tensor", "keep a copy in the loop: .clone()", "of which a loop kept a part")
         if pred is None:
             result = func(*args, **kwargs)
         else:
@@ -108,6 +123,10 @@ class Interpose(TorchFunctionMode):
                 tensor.copy_(torch.where(pred, tensor, old))
         for tensor in written:
             self._propagate(tensor)
+        for recorder in self.context.recorders:
+            recorder.result((args, list(kwargs.values())), result, written)
+        if written and self.context.rows_of:
+            write_through(self.context, written)
         return result
 
     def _propagate(self, written: torch.Tensor) -> None:
@@ -122,10 +141,8 @@ class Interpose(TorchFunctionMode):
                     if shares_storage(written, side):
                         merged.copy_(torch.where(test, side, merged))
 
-    def _refuse(self, name: str, what: str, hint: str) -> None:
-        raise DynamicControlFlowError(
-            f"{name} {what} in a branch on a tensor", where=Where(source=here(), op=name), hint=hint
-        )
+    def _refuse(self, name: str, what: str, hint: str, place: str = "in a branch on a tensor") -> None:
+        raise DynamicControlFlowError(f"{name} {what} {place}", where=Where(source=here(), op=name), hint=hint)
 
     def _assert(self, condition: Any, message: str = "") -> None:
         with self:
@@ -136,6 +153,9 @@ class Interpose(TorchFunctionMode):
         """`stack` or `cat` of a list whose length depends on data: of everything, then the rows that are there."""
         items, rest = args[0], args[1:]
         dim = kwargs.get("dim", rest[0] if rest else 0)
+        if any(isinstance(item, Rows) for item in items):
+            with self:
+                return join_rows(name, items, dim)
         if name not in ("stack", "cat", "concat", "hstack", "vstack") or dim != 0:
             return Maybe.__torch_function__(func, (), args, kwargs)
         with self:

@@ -10,10 +10,11 @@ import torch
 
 from gaudicc.capture.mend.context import Access, Context, Return, Signal, active
 from gaudicc.capture.mend.control import Block, Ending
-from gaudicc.capture.mend.internals import is_data_dependent, symbol_name
+from gaudicc.capture.mend.internals import is_data_dependent, is_fixed, symbol_name
 from gaudicc.capture.mend.loops import Step, loop
 from gaudicc.capture.mend.outcomes import here
 from gaudicc.capture.mend.partial import condition, on_each
+from gaudicc.capture.mend.trips import SizeRange, run_trips
 from gaudicc.capture.mend.truth import truth
 from gaudicc.capture.mend.values import Maybe
 from gaudicc.errors import DynamicControlFlowError, Where
@@ -67,6 +68,9 @@ def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: A
     if context is not None:
         if isinstance(items, dict) and condition(items) is not None:
             items = on_each(context, items, lambda: list(items))
+        if (trips := _size_trips(items)) is not None:
+            run_trips(context, trips[0], lambda t: body(trips[1](t)), access)
+            return orelse() if orelse else None
         return loop(_steps(context, items), body, orelse, access, items_end=True)
     for item in items:
         ending = body(item)
@@ -75,6 +79,33 @@ def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: A
         if isinstance(ending, Return):
             return ending
     return orelse() if orelse else None
+
+
+def _size_trips(items: Any) -> tuple[SizeRange, Callable[[Any], Any]] | None:
+    """The numbers of the trips over a dynamic size, and the item of each; None for anything else."""
+    if isinstance(items, SizeRange):
+        return items, lambda t: t
+    if has_dynamic_rows(items):
+        return SizeRange(0, items.shape[0], 1), lambda t: items[t]
+    if isinstance(items, Enumerated) and has_dynamic_rows(items.items):
+        return SizeRange(0, items.items.shape[0], 1), lambda t: (t + items.start, items.items[t])
+    return None
+
+
+def has_dynamic_rows(items: Any) -> bool:
+    """Whether a value is a tensor with as many rows as a size says that is dynamic, but known before the program runs."""
+    rows = items.shape[0] if isinstance(items, torch.Tensor) and items.dim() else 0
+    context = active()
+    return not is_fixed(rows) and not is_data_dependent(rows) and context is not None and context.keeps_loops
+
+
+def has_unknown_length(items: Any) -> bool:
+    """Whether only data says how many items there are."""
+    if isinstance(items, list):
+        return any(isinstance(item, Maybe) for item in items)
+    if isinstance(items, torch.Tensor):
+        return items.dim() > 0 and is_data_dependent(items.shape[0])
+    return isinstance(items, SymbolicRange)
 
 
 def _steps(context: Context, items: Any) -> Iterator[Step]:

@@ -59,7 +59,7 @@ def loop(
                 trips += 1
                 if _exhausted(context, trips):
                     break
-            ending = _trip(context, scope, step, body, access)
+            ending = trip(context, scope, step, body, access)
             if ending is not None:
                 break
     if isinstance(ending, Return):
@@ -96,9 +96,9 @@ def _exhausted(context: Context, trips: int) -> bool:
     return True
 
 
-def _trip(context: Context, around: Scope, step: Step, body: Callable[[Any], Any], access: Access) -> Ending:
+def trip(context: Context, around: Scope, step: Step, body: Callable[[Any], Any], access: Access) -> Ending:
     """One trip; returns None if another may follow."""
-    with context.scope(Kind.TRIP) as trip:
+    with context.scope(Kind.TRIP) as own:
         if step.present is not None:
             with context.scope(Kind.BRANCH, context.predicates.negate(step.present)):
                 context.leave(Kind.TRIP, Signal.CONTINUE, context.state(access))
@@ -107,21 +107,21 @@ def _trip(context: Context, around: Scope, step: Step, body: Callable[[Any], Any
         except Unreachable:
             ending = Signal.DEAD
         except Exception as error:
-            if not trip.exits and not around.exits:
+            if not own.exits and not around.exits:
                 raise
             raised(context, error)
             ending = Signal.DEAD
         if ending in (None, Signal.CONTINUE):
-            if not trip.exits:
+            if not own.exits:
                 return None
-            trip.exits.append(Exit(context.pred, ending, context.state(access)))
-        elif isinstance(ending, Return) and not trip.exits and not around.exits:
+            own.exits.append(Exit(context.pred, ending, context.state(access)))
+        elif isinstance(ending, Return) and not own.exits and not around.exits:
             return ending
         else:
             end(context, ending, access)
-    if not trip.exits:
+    if not own.exits:
         return Signal.DEAD
-    install(context, fold(context, trip.exits), access)
+    install(context, fold(context, own.exits), access)
     return None
 
 

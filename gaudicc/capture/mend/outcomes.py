@@ -17,6 +17,7 @@ from gaudicc.capture.mend.source import parsed_file
 from gaudicc.errors import DynamicControlFlowError, GaudiccError, Where
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_CAPTURE = os.path.dirname(_HERE[:-1]) + os.sep
 # Rewritten code calls Python's operators and builtins through these: what they raise, eager Python raises.
 _OPERATORS = tuple(
     os.path.join(_HERE, name) for name in ("values.py", "operators.py", "builtin.py", "containers.py", "partial.py")
@@ -30,12 +31,12 @@ _TORCH_MODELS = (os.path.join(_TORCH, "nn") + os.sep, os.path.join(_TORCH, "dist
 
 
 def is_user_file(filename: str) -> bool:
-    """Whether code of a file belongs to the model: neither mending itself nor the machinery of torch and its libraries."""
+    """Whether code of a file belongs to the model: neither capture itself nor the machinery of torch and its libraries."""
     if filename.startswith(_TORCH):
         return filename.startswith(_TORCH_MODELS) and "torch/nn/modules/module.py" not in filename
     if filename.startswith(_PYTHON) and not filename.startswith(_INSTALLED):
         return False
-    return not filename.startswith((_HERE, *_LIBRARIES))
+    return not filename.startswith((_CAPTURE, *_LIBRARIES))
 
 
 def is_installed(filename: str) -> bool:

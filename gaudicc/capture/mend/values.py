@@ -108,6 +108,23 @@ class Maybe:
         refuse_partial("an operator")
 
 
+class Rows(Maybe):
+    """What the trips of a loop over a dynamic size appended to a list: their tensors, stacked along a new first dim."""
+
+    __slots__ = ()
+
+    def __init__(self, value: torch.Tensor) -> None:
+        object.__setattr__(self, "value", value)
+
+    @property
+    def present(self) -> NoReturn:
+        """Refuses: no operation but those that know such rows can take them."""
+        raise DynamicControlFlowError(
+            "a list that a loop over a dynamic size fills is used otherwise than by torch.stack, torch.cat, len or an index",
+            hint="stack the list after the loop, and go on with the tensor",
+        )
+
+
 def refuse_partial(what: str) -> NoReturn:
     """Refuses something that mending cannot do to a list or dict whose elements depend on data."""
     raise DynamicControlFlowError(

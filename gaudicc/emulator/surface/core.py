@@ -14,6 +14,7 @@ from gaudicc.emulator.emulation import current
 from gaudicc.emulator.surface.device import enable_inference_mode
 from gaudicc.emulator.surface.internal import is_lazy
 from gaudicc.emulator.surface.marks import no_op
+from gaudicc.emulator.tensor import HpuTensor
 from gaudicc.errors import DeviceError
 
 __all__ = [
@@ -102,6 +103,8 @@ def _mark_params_as_const(
     for name, tensor in _state(model, only_scales):
         if not hasattr(tensor, CONST_ID):
             setattr(tensor, CONST_ID, name)
+            if isinstance(tensor, HpuTensor):
+                current().constants.mark(tensor.raw)
 
 
 def _check_params_as_const(model: nn.Module | None = None, only_scales: bool = False) -> None:

@@ -191,7 +191,7 @@ def is_bf16_supported() -> bool:
 def synchronize(device: Device = None) -> None:
     """Runs what lazy mode has gathered and waits for it."""
     init()
-    current().flush("synchronize")
+    current().synchronize("synchronize")
 
 
 utilization = refused("torch.hpu.utilization", "it is measured by hl-smi on a card")
@@ -266,11 +266,11 @@ enable_matmul3d_2d_reshape, disable_matmul3d_2d_reshape = _switch("matmul3d_2d",
 enable_optim_output_sif, disable_optim_output_sif = _switch("sif", True), _switch("sif", False)
 
 
-@no_op("it moves constants between host and device while compiling; no recipe is compiled here, so no file is written")
 def enable_const_section_serialization(path: str, clear_path: bool = False, use_compression: bool = False) -> None:
-    """Accepted."""
+    """Writes each marked constant to a file below `path/0` when the next graph compiles; nothing is compressed."""
+    current().constants.enable(str(path), clear=clear_path)
 
 
-@no_op("see enable_const_section_serialization")
 def disable_const_section_serialization() -> None:
-    """Accepted."""
+    """Writes no more."""
+    current().constants.disable()

@@ -127,11 +127,12 @@ def _added_product(p: Padder, node: fx.Node) -> Claims:
 
 def _attention(p: Padder, node: fx.Node) -> Claims:
     """`gaudicc::attention`: a pad key is masked, and its key and value are finite, for a masked NaN is still NaN."""
-    q, k, _, mask, causal, _ = node.args
+    mask, causal = node.args[3:5]
+    q, k = _same_heads(p, node)[:2]
     keys: Any = k
     queries = p.pads(q)
-    if p.pads(k).padded(1) or queries.padded(1) or queries.padded(3):
-        raise p.refuse("a dynamic number or size of heads")
+    if queries.padded(3):
+        raise p.refuse("a dynamic size of heads")
     same = queries.sizes(2) == p.pads(k).sizes(2)
     if p.pads(k).padded(2):
         if causal and not (same and queries.prefix(2)):
@@ -147,6 +148,23 @@ def _attention(p: Padder, node: fx.Node) -> Claims:
         raise p.refuse("causal attention over merged queries")
     pads = p.pads(q)
     return Pads(tuple(mapped(d, lambda c: GARBAGE) for d in (*pads.dims[:3], p.pads(operand(node, 2)).dims[3])))
+
+
+def _same_heads(p: Padder, node: fx.Node) -> list[Any]:
+    """Query, keys and values; a dynamic number of heads is a batch, of which each pad is by itself."""
+    parts: list[Any] = list(node.args[:3])
+    layouts = {p.pads(part).sizes(1) for part in parts if p.pads(part).padded(1)}
+    if not layouts:
+        return parts
+    if any(expression(val(part).shape[1]) != expression(val(parts[0]).shape[1]) for part in parts):
+        raise p.refuse("a dynamic number of heads that share keys")
+    mask: Any = operand(node, 3)
+    if mask is not None and val(mask).dim() > 2 and p.pads(mask).padded(val(mask).dim() - 3):
+        p.set_arg(3, p.compact(mask, val(mask).dim() - 3))
+    for i, part in enumerate(parts):
+        parts[i] = p.compact(part, 1)
+        p.set_arg(i, parts[i])
+    return parts
 
 
 def _causal_mask(p: Padder, node: fx.Node) -> fx.Node:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import sympy
 from torch import fx
+from torch.utils._sympy.functions import FloorDiv
 
 from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Pads, mapped
 from gaudicc.padding.padder import Claims, Padder, aten, lowest
 from gaudicc.padding.rules.rule import Rule, operand
+from gaudicc.padding.sizes import expression
 from gaudicc.rules.match import argument
 
 
@@ -108,6 +111,28 @@ def _average_pool(p: Padder, node: fx.Node) -> Claims:
     )
 
 
+def _windows(p: Padder, node: fx.Node) -> Claims:
+    """im2col: `[batch, channels * kernel, windows]`, the windows of a plane row by row."""
+    x: Any = operand(node, 0)
+    rank = val(x).dim()
+    kernel, dilation, padding, stride = (list(operand(node, i)) for i in range(1, 5))
+    sizes = []
+    for i, dim in enumerate((rank - 2, rank - 1)):
+        x = p.compact(x, dim)
+        steps = expression(val(x).shape[dim]) + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1
+        sizes.append((steps if stride[i] == 1 else FloorDiv(steps, stride[i])) + 1)
+    p.set_arg(0, x)
+    demanded = [rank - 2 + i for i in range(2) if padding[i]]
+    pads = p.fill_arg(0, demanded, 0, "the zero padding of the windows lies where pads are")
+    if pads.padded(rank - 3):
+        raise p.refuse("a dynamic number of channels")
+    if sympy.expand(sizes[0] * sizes[1] - expression(val(node).shape[-1])) != 0:
+        raise p.refuse(f"{val(node).shape[-1]} windows are not known to be {sizes[0]} x {sizes[1]}")
+    places = tuple(factor for size in sizes for factor in p.dim(size) if factor.size != 1)
+    lead = tuple(mapped(d, lambda c: GARBAGE) for d in pads.dims[: rank - 3])
+    return Pads((*lead, p.dim(val(node).shape[-2]), places or p.dim(1)))
+
+
 RULES = (
     Rule(
         (aten.convolution.default,),
@@ -121,6 +146,7 @@ RULES = (
         "as convolution",
         _plain_convolution,
     ),
+    Rule((aten.im2col.default,), "0 on spatial dims that the windows pad", "garbage", _windows),
     Rule(
         (aten.max_pool2d_with_indices.default, aten.max_pool2d.default),
         "lowest value where the pool pads",

@@ -65,14 +65,30 @@ def _arange(p: Padder, node: fx.Node) -> Claims:
         raise p.refuse("a step that is a size")
     begins = p.value(start)
     if isinstance(begins, fx.Node):
-        if step != 1:
-            raise p.refuse("a start that is a size together with a step")
-        base = p.raw(aten.add.Tensor, p.resources.iota(expression(result.shape[0])), begins)
+        if step != int(step):
+            raise p.refuse("a start that is a size together with a step that is no integer")
+        steps: Any = p.resources.iota(expression(result.shape[0]))
+        steps = steps if step == 1 else p.raw(aten.mul.Tensor, steps, int(step))
+        base = p.raw(aten.add.Tensor, steps, begins)
         cast = base if val(base).dtype == result.dtype else p.raw(aten._to_copy.default, base, dtype=result.dtype)
         p.claims[cast] = Pads(normal_dims(p, result, FINITE))
         return p.become(cast)
     plain = start == 0 and step == 1
     return Pads(normal_dims(p, result, FINITE), iota=0 if plain and not result.dtype.is_floating_point else None)
+
+
+def _eye(p: Padder, node: fx.Node) -> Claims:
+    """Off the diagonal is 0: a pad row of a square one meets it in a pad column only."""
+    rows, columns = val(node).shape
+    square = expression(rows) == expression(columns)
+    return Pads(normal_dims(p, val(node), constant(0) if square else FINITE))
+
+
+def _fill(p: Padder, node: fx.Node) -> Claims:
+    """fill: the value of a tensor of no dims is valid everywhere."""
+    value = p.pads(operand(node, 1))
+    content = FINITE if value.uniform is None else constant(value.uniform, strong=True)
+    return Pads(tuple(normal(mapped(d, lambda c: content), val(node).dtype) for d in p.pads(operand(node, 0)).dims))
 
 
 def normal_dims(p: Padder, result: torch.Tensor, content: Content) -> tuple[Dim, ...]:
@@ -99,6 +115,9 @@ RULES = (
     Rule((aten.ones_like.default,), "none", "constant 1", _like(1)),
     Rule((aten.full_like.default,), "none", "the constant", _like(_second)),
     Rule((aten.empty_like.default,), "none", "garbage", _like(None)),
+    Rule((aten.fill.Scalar,), "none", "the constant", _like(_second)),
+    Rule((aten.fill.Tensor,), "none", "copies of a valid value", _fill),
+    Rule((aten.eye.default, aten.eye.m), "none", "0 if it is square, else finite", _eye),
     Rule(
         (aten.arange.default, aten.arange.start, aten.arange.start_step),
         "none; a start that is a size reads the length",

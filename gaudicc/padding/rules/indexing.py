@@ -12,6 +12,7 @@ from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Kind, 
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.padding.sizes import expression
+from gaudicc.rules.match import argument
 
 _IN_RANGE = "pads of an index are 0, which is in range"
 
@@ -202,9 +203,20 @@ def _search(p: Padder, node: fx.Node) -> Claims:
     return p.become(bounded)
 
 
+def _one_hot(p: Padder, node: fx.Node) -> Claims:
+    """one_hot with the number of classes given: pads of the index name a class that there is."""
+    classes = argument(node, 1, "num_classes", -1)
+    if isinstance(classes, int) and classes < 0:
+        raise p.refuse("the largest value says how many classes there are; give num_classes")
+    index = safe_index(p, operand(node, 0), val(node).shape[-1])
+    p.set_arg(0, index)
+    return Pads((*(mapped(d, lambda c: GARBAGE) for d in p.pads(index).dims), p.dim(val(node).shape[-1])))
+
+
 RULES = (
     Rule((aten.embedding.default,), "0 in the pads of the index", "rows of the table: finite", _embedding),
     Rule((aten.index_select.default,), "0 in the pads of the index", "picked rows", _index_select),
+    Rule((aten.one_hot.default,), "0 in the pads of the index", "garbage", _one_hot),
     Rule((aten.gather.default,), "0 in the pads of the index", "picked values", _gather),
     Rule(
         (aten.index.Tensor, aten._unsafe_index.Tensor),

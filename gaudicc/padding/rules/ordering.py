@@ -11,7 +11,6 @@ from torch import fx
 from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Pads, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten, highest, lowest
-from gaudicc.padding.rules.reductions import become_all
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.rules.match import argument
 
@@ -59,7 +58,7 @@ def _sort(p: Padder, node: fx.Node) -> Claims:
         return (Pads(made), Pads(indices)) if isinstance(val(node), tuple) else Pads(indices)
     values, indices_node = sorted_last(p, x, dim, bool(descending))
     if isinstance(val(node), tuple):
-        return become_all(p, node, (values, indices_node))
+        return p.become_all((values, indices_node))
     return p.become(indices_node)
 
 
@@ -99,7 +98,7 @@ def _topk(p: Padder, node: fx.Node) -> Claims:
     values, indices_node = sorted_last(p, x, dim, bool(argument(node, 3, "largest", True)))
     results = tuple(p.emit(aten.slice.Tensor, part, dim, 0, k) for part in (values, indices_node))
     p.log("rewrite", "the k largest are the first k of a stable sort with the pads last")
-    return become_all(p, node, results)
+    return p.become_all(results)
 
 
 RULES = (

@@ -11,7 +11,7 @@ from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Pads, constant, join, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand, wrap
-from gaudicc.padding.sizes import expression
+from gaudicc.padding.sizes import expression, never_below_zero
 from gaudicc.rules.match import argument
 
 
@@ -27,7 +27,10 @@ def _slice(p: Padder, node: fx.Node) -> Claims:
             pads.uniform,
         )
     if not pads.padded(dim):
-        return Pads((*pads.dims[:dim], p.dim(result.shape[dim]), *pads.dims[dim + 1 :]))
+        behind = (
+            constant(0, strong=True) if pads.zeros == (dim, expression(result.shape[dim])) and not start else GARBAGE
+        )
+        return Pads((*pads.dims[:dim], p.dim(result.shape[dim], behind), *pads.dims[dim + 1 :]))
     if expression(result.shape[dim]) == expression(source.shape[dim]) and step == 1:
         return pads
     if not pads.prefix(dim):
@@ -218,29 +221,34 @@ def _constant_pad(p: Padder, node: fx.Node) -> Claims:
     """New positions after the valid ones lie where pads are: they hold the value, and so must the pads."""
     x: Any = operand(node, 0)
     widths, value = list(operand(node, 1)), argument(node, 2, "value", 0)
-    if any(isinstance(width, fx.Node) for width in widths) or isinstance(value, fx.Node):
-        raise p.refuse("a padding width that is a size; concatenate instead")
+    if isinstance(value, fx.Node) or any(isinstance(width, fx.Node) for width in widths[::2]):
+        raise p.refuse("a value, or a width before the first position, that is a size; concatenate instead")
     rank = val(node).dim()
     demanded = []
     for i in range(len(widths) // 2):
         dim = rank - 1 - i
         if p.pads(x).padded(dim):
             x = p.compact(x, dim)
-            if widths[2 * i + 1] > 0:
+            if isinstance(widths[2 * i + 1], fx.Node) or widths[2 * i + 1] > 0:
                 demanded.append(dim)
     p.set_arg(0, x)
     pads = p.fill_arg(0, demanded, value, "new positions after the valid ones hold the padding value")
     dims = list(pads.dims)
     for i in range(len(widths) // 2):
         dim = rank - 1 - i
-        if widths[2 * i] or widths[2 * i + 1]:
+        if isinstance(widths[2 * i + 1], fx.Node):  # what a larger size adds holds the value, as the pads do
+            adds = never_below_zero(expression(val(widths[2 * i + 1])), p.ranges)
+            dims[dim] = p.dim(val(node).shape[dim], constant(value) if adds else GARBAGE)
+        elif widths[2 * i] or widths[2 * i + 1]:
             old = pads.contents(dim)
             kept = old[0].weak if old else GARBAGE
             cut = widths[2 * i + 1] < 0
             dims[dim] = normal(
                 p.dim(val(node).shape[dim], (FINITE if kept.finite else GARBAGE) if cut else kept), val(node).dtype
             )
-    if any(width > 0 for width in widths):  # where one dim is pad, the others' new positions hold the value
+    if any(
+        isinstance(width, fx.Node) or width > 0 for width in widths
+    ):  # where one dim is pad, the others' new positions hold the value
         dims = [normal(mapped(d, lambda c: join(c, constant(value))), val(node).dtype) for d in dims]
     return Pads(tuple(mapped(d, lambda c: c.weak) for d in dims))
 
@@ -269,7 +277,7 @@ RULES = (
     Rule((aten.stack.default,), "as unsqueeze and cat", "as cat", _stack),
     Rule(
         (aten.constant_pad_nd.default,),
-        "the padding value, where positions are added after the valid ones",
+        "the padding value, where positions are added after the valid ones; their number may be a size",
         "kept",
         _constant_pad,
     ),

@@ -121,15 +121,8 @@ def _variance(root: bool, with_mean: bool) -> Callable[[Padder, fx.Node], Claims
         if not with_mean:
             return p.become(result)
         shown = mean if keep else p.emit(aten.squeeze.dims, mean, dims)
-        return become_all(p, node, (result, _cast(p, shown, source.dtype)))
+        return p.become_all((result, _cast(p, shown, source.dtype)))
 
-    return claims
-
-
-def become_all(p: Padder, node: fx.Node, results: tuple[fx.Node, ...]) -> Claims:
-    """Replaces a node of several results."""
-    claims = tuple(p.claims[result] for result in results)
-    p.rewriter.replace_outputs(node, results)
     return claims
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from gaudicc.padding.rules import (
     contractions,
     convolutions,
+    experts,
     factories,
     indexing,
     norms,
@@ -15,6 +16,7 @@ from gaudicc.padding.rules import (
     pointwise,
     positions,
     reductions,
+    transforms,
     views,
     writes,
 )
@@ -30,8 +32,10 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "gather": indexing.RULES,
     "scatter": writes.RULES,
     "matrix products and attention": contractions.RULES,
+    "experts": experts.RULES,
     "convolutions and pooling": convolutions.RULES,
     "norms": norms.RULES,
+    "Fourier transforms": transforms.RULES,
 }
 
 RULES: dict[Any, Rule] = {op: rule for rules in FAMILIES.values() for rule in rules for op in rule.ops}

@@ -200,13 +200,15 @@ def _triangle(p: Padder, node: fx.Node) -> Claims:
 
 
 def _split(p: Padder, node: fx.Node) -> Claims:
-    """Along a dim without pads; along a padded one only whole chunks that the program without padding has too."""
+    """Along a padded dim every piece is a slice, which begins at its logical position."""
     pads = p.pads(operand(node, 0))
     rank = len(pads.dims)
     unbind = node.target is aten.unbind.int
     dim = wrap(int(argument(node, 1 if unbind else 2, "dim", 0)), rank)
     if pads.padded(dim):
-        raise p.refuse("pieces of a padded dim; slice it instead")
+        if unbind:
+            raise p.refuse("pieces of a padded dim; slice it instead")
+        return _sliced(p, node, dim)
     made = []
     for piece in val(node):
         dims = list(pads.dims)
@@ -216,6 +218,16 @@ def _split(p: Padder, node: fx.Node) -> Claims:
             dims[dim] = p.dim(piece.shape[dim])
         made.append(Pads(tuple(dims), pads.uniform))
     return tuple(made)
+
+
+def _sliced(p: Padder, node: fx.Node, dim: int) -> Claims:
+    begin: sympy.Expr = sympy.Integer(0)
+    pieces = []
+    for piece in val(node):
+        end = begin + expression(piece.shape[dim])
+        pieces.append(p.emit(aten.slice.Tensor, operand(node, 0), dim, p.size_of(begin), p.size_of(end)))
+        begin = end
+    return p.become_all(tuple(pieces))
 
 
 def _complex_view(p: Padder, node: fx.Node) -> Claims:
@@ -267,8 +279,8 @@ RULES = (
     ),
     Rule(
         (aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int),
-        "the dim has no pads",
-        "moves along",
+        "a padded dim is sliced; unbind refuses it",
+        "as slice",
         _split,
     ),
     Rule(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -12,7 +14,7 @@ from gaudicc.padding.layout import FINITE, GARBAGE, Pads, join, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.indexing import broadcast_dims, copies, refuse_masks, safe_index
 from gaudicc.padding.rules.rule import Rule, operand, wrap
-from gaudicc.padding.sizes import expression
+from gaudicc.padding.sizes import expression, grows
 from gaudicc.rules.match import argument
 
 _DUMP = "pads of an index name a row that is dropped afterwards"
@@ -53,6 +55,8 @@ def _after_write(p: Padder, base: Pads, values: Pads | None, dtype: torch.dtype)
 def _index_put(p: Padder, node: fx.Node) -> Claims:
     x: Any = operand(node, 0)
     indices: list[Any] = list(operand(node, 1))
+    if len(indices) == 1 and val(indices[0]).dtype is torch.bool and not argument(node, 3, "accumulate", False):
+        return _masked_write(p, node)
     refuse_masks(p, indices)
     for dim, index in enumerate(indices):
         if index is not None:
@@ -73,6 +77,17 @@ def _index_put(p: Padder, node: fx.Node) -> Claims:
     indices[first] = _dumped_index(p, wide, val(x).shape[first])
     written = p.raw(node.target, _dump_row(p, x, first), indices, *node.args[2:])
     return _dropped(p, written, first, claims)
+
+
+def _masked_write(p: Padder, node: fx.Node) -> Claims:
+    """`x[mask] = v` with the same values for every position is `where`."""
+    x, mask, new = operand(node, 0), operand(node, 1)[0], operand(node, 2)
+    inner = val(x).dim() - val(mask).dim()
+    if val(new).dim() > inner and any(expression(size) != 1 for size in val(new).shape[: val(new).dim() - inner]):
+        raise p.refuse("a bool mask takes as many rows as data says; use where")
+    for _ in range(inner):
+        mask = p.emit(aten.unsqueeze.default, mask, -1)
+    return p.become(p.emit(aten.where.self, mask, new, x))
 
 
 def _from_front_any(p: Padder, x: Any, dim: int, index: fx.Node) -> fx.Node:
@@ -164,8 +179,10 @@ def _slice_scatter(p: Padder, node: fx.Node) -> Claims:
             if isinstance(length, fx.Node)
             else length + start
         )
-    place = p.raw(aten.sub.Tensor, p.resources.iota(expression(val(x).shape[dim])), begins)
     extent = expression(val(source).shape[dim])
+    if not base.padded(dim) and (not new.padded(dim) or _leaves_a_row(p, x, dim, start, extent)):
+        return _write_rows(p, x, source, dim, start, begins)
+    place = p.raw(aten.sub.Tensor, p.resources.iota(expression(val(x).shape[dim])), begins)
     length = p.resources.length(extent) if extent.free_symbols else p.resources.scalar(extent)
     inside = p.raw(aten.logical_and.default, p.raw(aten.ge.Scalar, place, 0), p.raw(aten.lt.Tensor, place, length))
     shape = [1] * rank
@@ -175,6 +192,37 @@ def _slice_scatter(p: Padder, node: fx.Node) -> Claims:
     p.claims[mixed] = _after_write(p, base, new, val(node).dtype)
     p.log("mask", "only the valid part of the source is written")
     return p.become(mixed)
+
+
+def _leaves_a_row(p: Padder, x: fx.Node, dim: int, start: Any, extent: sympy.Expr) -> bool:
+    """Whether no call writes the last row of a dim without pads."""
+    end = extent + expression(val(start) if isinstance(start, fx.Node) else start)
+    highs = {symbol: p.ranges[str(symbol)][1] for symbol in end.free_symbols}
+    if any(high < 0 for high in highs.values()) or not grows(end, p.ranges):
+        return False
+    most = end.xreplace({symbol: sympy.Integer(high) for symbol, high in highs.items()})
+    return bool(most < expression(val(x).shape[dim]))
+
+
+def _write_rows(p: Padder, x: fx.Node, source: fx.Node, dim: int, start: Any, begins: Any) -> Claims:
+    """Writes rows of a dim without pads, and copies no others: pads write back what is there.
+
+    They follow the valid rows; those that would lie behind the end all name the last row, which no valid one does.
+    Where all was 0 from the first row written on, it is so from behind the last one.
+    """
+    extent, last = expression(val(source).shape[dim]), val(x).shape[dim] - 1
+    claims = _after_write(p, p.pads(x), p.pads(source), val(p.node).dtype)
+    rows = p.raw(aten.add.Tensor, p.resources.iota(extent), begins)
+    if p.pads(source).padded(dim):
+        rows = p.raw(aten.clamp.default, rows, None, last)
+        kept = p.raw(aten.index_select.default, x, dim, rows)
+        mask = p.mask(val(source).dim(), {dim: p.pads(source).sizes(dim)})
+        source = p.raw(aten.where.self, mask, source, kept)
+        p.log("mask", "pads write back what is there")
+    written = p.raw(aten.index_copy.default, x, dim, rows, source)
+    behind = (dim, expression(val(start) if isinstance(start, fx.Node) else start))
+    p.claims[written] = replace(claims, zeros=(dim, behind[1] + extent) if p.pads(x).zeros == behind else None)
+    return p.become(written)
 
 
 def _select_scatter(p: Padder, node: fx.Node) -> Claims:
@@ -198,7 +246,7 @@ def _select_scatter(p: Padder, node: fx.Node) -> Claims:
 RULES = (
     Rule(
         (aten.index_put.default,),
-        "pads of the index write to a row that is dropped",
+        "pads of the index write to a row that is dropped; with a mask it is `where`",
         "the base's, or finite",
         _index_put,
     ),
@@ -216,7 +264,7 @@ RULES = (
     ),
     Rule(
         (aten.slice_scatter.default,),
-        "only the valid part of the source is written",
+        "only the valid part of the source is written; in a dim without pads by row, pads write back what is there",
         "the base's, or finite",
         _slice_scatter,
     ),

@@ -1,0 +1,113 @@
+"""What data decides, beside sizes that are dynamic, and where eager raises: against eager, through the whole pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+import gaudicc
+from gaudicc.errors import UnsupportedOpError
+
+Body = Callable[[Tensor], Any]
+
+
+def at_index(x: Tensor) -> Tensor:
+    return x[int(x.sum())] + 1
+
+
+def split_by(x: Tensor) -> Tensor:
+    first, second = x.split([int((x > 0).sum()), int(x[-1])])
+    return torch.cat([second * 2, first]).sum() + torch.zeros_like(x).index_add(
+        0, x.argsort(), torch.cat([first, second])
+    )
+
+
+def test_an_index_out_of_range_is_raised_by_the_host() -> None:
+    compiled = gaudicc.compile(at_index, (torch.tensor([1.0, 0.0, 0.0]),))
+    for values in ([1.0, 1.0, 0.0], [-2.0, 0.0, 0.0], [0.0, -1.0, 0.0]):
+        assert torch.equal(compiled(torch.tensor(values)), at_index(torch.tensor(values)))
+    for values in ([3.0, 0.0, 0.0], [-2.0, -2.0, 0.0]):
+        with pytest.raises(IndexError):
+            at_index(torch.tensor(values))
+        with pytest.raises(IndexError, match="out of range for size 3"):
+            compiled(torch.tensor(values))
+
+
+def test_pieces_whose_sizes_are_read() -> None:
+    compiled = gaudicc.compile(split_by, (torch.tensor([-1.0, 2.0, 1.0, 2.0, 1.0]),))
+    for values in ([-1.0, 2.0, 1.0, 2.0, 1.0], [3.0, 2.0, -1.0, -2.0, 2.0], [-1.0, -2.0, -3.0, -4.0, 4.0]):
+        x = torch.tensor(values)
+        if (x > 0).sum() + x[-1] == 5:
+            torch.testing.assert_close(compiled(x), split_by(x))
+    with pytest.raises(RuntimeError):
+        compiled(torch.tensor([-1.0, 2.0, 1.0, 2.0, 3.0]))
+
+
+def adapter(x: Tensor) -> Tensor:
+    picked = x[:, 0] > 0
+    result = torch.zeros_like(x)
+    result[picked] = torch.softmax(x[picked], 1) + 1
+    return result.sum(0)
+
+
+def routed(x: Tensor) -> Tensor:
+    rows, columns = torch.where(x > 0)
+    return torch.zeros_like(x).index_add(0, rows, x[rows] * x[rows, columns][:, None])
+
+
+def count_as_value(x: Tensor) -> Tensor:
+    return x * int((x > 0).sum()) + x.shape[1]
+
+
+def asserted(x: Tensor) -> Tensor:
+    assert (x > 0).sum(1).max().item() <= x.shape[1]
+    return x.cumsum(1)
+
+
+def rows_at(x: Tensor) -> Tensor:
+    at = (x[:, 0] > 0).nonzero()[:, 0]
+    return x.index_put((at,), x[at].cos()) * x[at].shape[0]
+
+
+def returned(x: Tensor) -> Tensor:
+    return x[x[:, 0] > 0]  # refused
+
+
+def both_sizes(high: int) -> dict[str, Any]:
+    return {"x": {0: Dim("b", min=1, max=high), 1: Dim("s", min=1, max=high)}}
+
+
+@pytest.mark.parametrize("body", [adapter, routed, count_as_value, asserted, rows_at])
+def test_beside_dynamic_sizes(body: Body) -> None:
+    buckets = [{"b": 2, "s": 6}, {"b": 5, "s": 6}]
+    compiled = gaudicc.compile(
+        body, (torch.randn(3, 4),), dynamic_shapes=both_sizes(6), buckets=buckets, verify="poison"
+    )
+    generator = torch.Generator().manual_seed(0)
+    for rows, columns in product((1, 2, 4), (1, 3, 6)):
+        x = torch.randn(rows, columns, generator=generator)
+        for sample in (x, x.abs(), -x.abs()):
+            torch.testing.assert_close(compiled(sample), body(sample.clone()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_result_of_unknown_length_beside_dynamic_sizes_is_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match="sizes are dynamic besides"):
+        gaudicc.compile(returned, (torch.randn(3, 4),), dynamic_shapes=both_sizes(6))
+
+
+@pytest.mark.parametrize("number", [2.0, 0.0])
+def test_places_in_a_tensor_without_dims(number: float) -> None:
+    x = torch.tensor(number)
+    assert gaudicc.compile(lambda t: t.nonzero(), (torch.tensor(1.0),))(x).shape == x.nonzero().shape
+
+
+def test_results_of_known_and_of_unknown_length() -> None:
+    compiled = gaudicc.compile(lambda t: t.unique(return_inverse=True), (torch.tensor([3.0, 1.0, 3.0, 2.0]),))
+    values, inverse = compiled(torch.tensor([5.0, 5.0, 1.0, 1.0]))
+    assert (values.tolist(), inverse.tolist()) == ([1.0, 5.0], [1, 1, 0, 0])
