@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import gaudicc
-from gaudicc.capture import capture
 from gaudicc.capture.mend import export_mending
 from gaudicc.capture.mend.oracle import differences
-from gaudicc.errors import LoopOverflowError, ModelRaisedError, UnsupportedInputError
+from gaudicc.errors import LoopOverflowError, ModelRaisedError
 from gaudicc.models import cuda_style_llm
 from gaudicc.program import OutputKind
 
@@ -161,20 +160,3 @@ def test_a_declared_maximum_raises_and_never_truncates() -> None:
     assert mended.run(torch.tensor([8.0, 1.0])).tolist() == [1.0, 0.125]
     with pytest.raises(LoopOverflowError):
         mended.run(torch.tensor([9.0, 1.0]))
-
-
-def test_a_loop_over_a_dynamic_size_is_refused_with_its_line() -> None:
-    def recurrent(x: Tensor) -> Tensor:
-        state = x[:, 0]
-        for t in range(x.shape[1]):  # the line
-            state = torch.tanh(state + x[:, t])
-        return state
-
-    steps = torch.export.Dim("steps", min=1, max=64)
-    with pytest.raises(UnsupportedInputError, match="fixed by the model") as caught:
-        gaudicc.compile(recurrent, (torch.randn(2, 8, 4),), dynamic_shapes={"x": {1: steps}})
-    line = recurrent.__code__.co_firstlineno + 2
-    assert caught.value.where.source == f"capture/test_mend_compiled.py:{line}"
-    assert "a loop over a size is unrolled" in caught.value.todo
-    program = capture(recurrent, (torch.randn(2, 8, 4),))
-    assert 3 * 8 <= len(program.root.graph.nodes) <= 4 * 8 + 8

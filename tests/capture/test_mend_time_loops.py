@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+import gaudicc
 from gaudicc.capture import capture
 from gaudicc.errors import DynamicControlFlowError
 from gaudicc.nodes import call_loop
@@ -129,6 +131,30 @@ def test_static_sizes_are_unrolled_as_ever() -> None:
     program = captured(Looped(CASES["recurrent_cell"]), None)
     assert not program.bodies
     assert program.count_ops()["aten.tanh"] == 5
+
+
+def test_a_loop_whose_trips_are_one_number_for_all_sizes_is_none() -> None:
+    """Up to 8 tokens in chunks of 8 are one chunk, whatever torch's bounds say."""
+
+    def in_chunks(x: torch.Tensor) -> torch.Tensor:
+        missing = (8 - x.shape[1] % 8) % 8
+        chunks = F.pad(x, (0, missing)).view(x.shape[0], -1, 8)
+        state = torch.zeros_like(chunks[:, 0])
+        for i in range((x.shape[1] + missing) // 8):
+            state = torch.tanh(state + chunks[:, i])
+        return state
+
+    def compiled(longest: int) -> gaudicc.CompiledModel:
+        shapes = {"x": {1: Dim("tokens", min=2, max=longest)}}
+        return gaudicc.compile(in_chunks, (torch.randn(2, 5),), dynamic_shapes=shapes, verify="poison")
+
+    one = compiled(8)
+    assert not one.program.bodies
+    for tokens in range(2, 9):
+        x = torch.randn(2, tokens)
+        torch.testing.assert_close(one(x), in_chunks(x))
+    with pytest.raises(DynamicControlFlowError, match="loop over a dynamic size"):
+        compiled(20)
 
 
 def test_a_size_that_dynamic_shapes_only_infers_is_fixed_by_a_loop_that_stays_unrolled() -> None:

@@ -91,7 +91,7 @@ class Halves(nn.Module):
 
 def test_auto_infers_and_lists_every_size_that_the_model_fixes() -> None:
     program = capture(Halves().eval(), (torch.randn(2, 6),), dynamic_shapes="auto")
-    assert program.notes == ("size fixed by the model: x.shape[0] == 2",)
+    assert "size fixed by the model: x.shape[0] == 2" in program.notes
     (dim,) = program.dimensions
     assert (dim.name, dim.positions) == ("x_1", (("x", 1),))
 

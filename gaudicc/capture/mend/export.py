@@ -35,7 +35,7 @@ from gaudicc.capture.mend.trips import NeedsFirstTrip, keeping_loops
 from gaudicc.capture.repeats import traced_once
 from gaudicc.errors import DynamicControlFlowError, Where
 
-DECIDES = "decides on a tensor, both sides are computed: "
+DECIDES = "decides on a tensor or loops over a size, rewritten for capture: "
 """How the note on a rewritten function begins."""
 
 _LOCK = threading.RLock()

@@ -24,6 +24,8 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.nn.modules import module
 from torch.utils._sympy.value_ranges import bound_sympy
 
+from gaudicc.capture.fixed_sizes import is_one_number
+
 Number = bool | int | float | torch.SymBool | torch.SymInt | torch.SymFloat
 SYMBOLIC = (torch.SymBool, torch.SymInt, torch.SymFloat)
 
@@ -35,7 +37,7 @@ def is_data_dependent(value: object) -> bool:
 
 def is_fixed(size: object) -> bool:
     """Whether a size is one number in every run."""
-    return not isinstance(size, torch.SymInt) or bool(size.node.expr.is_Integer)
+    return not isinstance(size, torch.SymInt) or is_one_number(size)
 
 
 def known_true(condition: bool | torch.SymBool) -> bool:
