@@ -27,6 +27,11 @@ Arrays = list[np.ndarray[Any, Any]]
 Run = Callable[[Arrays], object]
 
 
+def prompt(length: int) -> Tensor:
+    """Ids of a prompt, int64 `[1, length]`."""
+    return 3 + torch.arange(length)[None] % 90
+
+
 class _Grown(nn.Module):
     """One forward whose cache is plain tensors: those of the past, key and value of each layer, and the grown ones."""
 
@@ -81,7 +86,7 @@ class _Exported:
     @cached_property
     def _prefill(self) -> Run:
         length = torch.export.Dim("length", min=2, max=2 * self._options.context)
-        return self._compiled(_prompt(8), [], {"ids": {1: length}, "past": []})
+        return self._compiled(prompt(8), [], {"ids": {1: length}, "past": []})
 
     def decode(self, context: int) -> Work:
         """See `Contender.decode`."""
@@ -97,7 +102,7 @@ class _Exported:
 
     def prefill_step(self, length: int) -> Work:
         """See `Contender.prefill_step`."""
-        inputs = [_prompt(length).numpy()]
+        inputs = [prompt(length).numpy()]
         return lambda: self._prefill(inputs)
 
     def _compiled(self, ids: Tensor, past: list[Tensor], dims: dict[str, Any]) -> Run:
@@ -143,7 +148,3 @@ class OpenVino(_Exported):
         compiled = openvino.compile_model(openvino.convert_model(program), "CPU", settings)
         request = compiled.create_infer_request()
         return lambda inputs: request.infer(inputs, share_inputs=True, share_outputs=True)
-
-
-def _prompt(length: int) -> Tensor:
-    return 3 + torch.arange(length)[None] % 90

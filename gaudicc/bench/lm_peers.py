@@ -8,9 +8,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from gaudicc.bench.lm_exported import OnnxRuntime, OpenVino
+from gaudicc.bench.lm_exported import OnnxRuntime, OpenVino, prompt
 from gaudicc.bench.turns import Work, timed
 from gaudicc.cli.options_lm import BenchLmOptions
 from gaudicc.lm import CompiledLM, GenerationOptions, Request, compile_lm
@@ -52,10 +51,6 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def _prompt(length: int) -> Tensor:
-    return 3 + torch.arange(length)[None] % 90
-
-
 class Gaudicc:
     """Recorded graphs, through the parts that `CompiledLM` runs on."""
 
@@ -71,7 +66,7 @@ class Gaudicc:
 
     def decode(self, context: int) -> Work:
         """See `Contender.decode`."""
-        request = self.lm.submit(_prompt(context - 1)[0], max_new_tokens=1 + self._options.context // 2)
+        request = self.lm.submit(prompt(context - 1)[0], max_new_tokens=1 + self._options.context // 2)
         self.lm.step()
         step = self.lm._graphs.decode(1, context, sampled=False)
         state = self.lm._graphs.state
@@ -85,7 +80,7 @@ class Gaudicc:
 
     def prefill_step(self, length: int) -> Work:
         """See `Contender.prefill_step`."""
-        request = Request(tuple(_prompt(length)[0].tolist()), GenerationOptions(max_new_tokens=1), slot=0)
+        request = Request(tuple(prompt(length)[0].tolist()), GenerationOptions(max_new_tokens=1), slot=0)
         return lambda: self.lm._graphs.prefill([request], sampled=False)
 
     def overhead_us(self) -> float:
@@ -115,7 +110,7 @@ class Eager:
 
         cache, token = DynamicCache(config=self._model.config), torch.ones(1, 1, dtype=torch.int64)
         with torch.inference_mode():
-            self._model(_prompt(context - 1), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self._model(prompt(context - 1), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
         def run() -> None:
             with torch.inference_mode():
@@ -126,7 +121,7 @@ class Eager:
 
     def prefill_step(self, length: int) -> Work:
         """See `Contender.prefill_step`."""
-        ids = _prompt(length)
+        ids = prompt(length)
 
         def run() -> None:
             with torch.inference_mode():
@@ -155,7 +150,7 @@ class Inductor:
         cache = StaticCache(config=self._model.config, max_cache_len=context)
         token, position = torch.ones(1, 1, dtype=torch.int64), torch.tensor([[context - 1]])
         with torch.inference_mode():
-            self._model(_prompt(context - 1), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self._model(prompt(context - 1), past_key_values=cache, use_cache=True, logits_to_keep=1)
         before = [layer.cumulative_length.clone() for layer in cache.layers]
 
         def run() -> None:
@@ -168,7 +163,7 @@ class Inductor:
 
     def prefill_step(self, length: int) -> Work:
         """See `Contender.prefill_step`."""
-        ids = _prompt(length)
+        ids = prompt(length)
 
         def run() -> None:
             with torch.inference_mode():

@@ -8,11 +8,36 @@ from typing import Any
 
 import gaudicc
 from gaudicc.cli.options import CompileOptions
+from gaudicc.cli.options_plan import PlanOptions
 from gaudicc.cli.output import live_passes, print_json, say
 from gaudicc.cli.source import open_source, parse_bucket_entries, parse_dynamic
 from gaudicc.compiled import CompiledModel
 from gaudicc.errors import InputError
 from gaudicc.targets import load_target
+
+
+def compile_model(options: CompileOptions | PlanOptions, doing: str, **how: Any) -> CompiledModel:
+    """Compiles the model that a command names, with its sizes and buckets.
+
+    Args:
+        options: of the command.
+        doing: what the command does, for the user to read meanwhile.
+        **how: more arguments of `gaudicc.compile`.
+
+    Raises:
+        GaudiccError: the model cannot be found, captured or compiled.
+    """
+    load_target(options.target)  # before a model is loaded, which may take long
+    sizes = {"batch": options.batch, "sequence": options.sequence}
+    buckets = parse_bucket_entries(options.buckets)
+    source = open_source(options.model, **sizes, trust=options.trust)
+    say(f"{doing} {options.model} for {options.target}")
+    dynamic = parse_dynamic(options.dynamic, source, **sizes)
+    with live_passes() as observer:
+        return gaudicc.compile(
+            source.model, dict(source.inputs), dynamic_shapes=dynamic, target=options.target, buckets=buckets,
+            observer=observer, **how,
+        )  # fmt: skip
 
 
 def run(options: CompileOptions) -> int:
@@ -24,17 +49,7 @@ def run(options: CompileOptions) -> int:
     Raises:
         GaudiccError: the model cannot be found, captured or compiled, or a file cannot be written.
     """
-    load_target(options.target)  # before a model is loaded, which may take long
-    sizes = {"batch": options.batch, "sequence": options.sequence}
-    buckets = parse_bucket_entries(options.buckets)
-    source = open_source(options.model, **sizes, trust=options.trust)
-    say(f"compiling {options.model} for {options.target}")
-    dynamic = parse_dynamic(options.dynamic, source, **sizes)
-    with live_passes() as observer:
-        compiled = gaudicc.compile(
-            source.model, dict(source.inputs), dynamic_shapes=dynamic, target=options.target, buckets=buckets,
-            verify=options.verify, observer=observer,
-        )  # fmt: skip
+    compiled = compile_model(options, "compiling", verify=options.verify)
     diffs = _diffs(options, compiled)
     written = _write(options, compiled)
     if options.json:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gaudicc
+from gaudicc.cli.compiling import compile_model
 from gaudicc.cli.options_plan import PlanOptions
-from gaudicc.cli.output import live_passes, print_json, say
-from gaudicc.cli.source import open_source, parse_bucket_entries, parse_dynamic
+from gaudicc.cli.output import print_json
 from gaudicc.errors import InputError
 from gaudicc.lower import lower
 from gaudicc.runtime.hpu_plan import plan_memory
-from gaudicc.targets import load_target
 
 
 def run(options: PlanOptions) -> int:
@@ -21,19 +19,9 @@ def run(options: PlanOptions) -> int:
     Raises:
         GaudiccError: the model cannot be found, captured or compiled.
     """
-    load_target(options.target)  # before a model is loaded, which may take long
     if options.cards < 1:
         raise InputError(f"cards is {options.cards}", hint="give 1 or more")
-    sizes = {"batch": options.batch, "sequence": options.sequence}
-    buckets = parse_bucket_entries(options.buckets)
-    source = open_source(options.model, **sizes, trust=options.trust)
-    say(f"planning {options.model} for {options.target}")
-    dynamic = parse_dynamic(options.dynamic, source, **sizes)
-    with live_passes() as observer:
-        compiled = gaudicc.compile(
-            source.model, dict(source.inputs), dynamic_shapes=dynamic, target=options.target, buckets=buckets,
-            observer=observer, device="cpu",
-        )  # fmt: skip
+    compiled = compile_model(options, "planning", device="cpu")
     programs = {bucket: compiled.static_program(bucket) for bucket in compiled.buckets}
     # A Gaudi records no loop.
     plans = {bucket: lower(program, bucket, loops=False) for bucket, program in programs.items()}

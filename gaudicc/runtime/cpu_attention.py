@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from gaudicc.runtime.cpu_calls import can_pack, packed_linear
-from gaudicc.runtime.cpu_edit import Editor, is_call
+from gaudicc.runtime.cpu_edit import Editor, has_view, is_call
 
 _aten = torch.ops.aten
 _TILE = 256  # queries of one tile
@@ -85,13 +85,13 @@ def _one_query(editor: Editor, call: _Attention, seen: dict[fx.Node, fx.Node]) -
     """A product, a softmax and a product; a query that sees nothing gives zeros, as in the flash kernel."""
     (batch, heads, queries, width), groups = call.query.meta["val"].shape, call.key.meta["val"].shape[1]
     keys, folded = call.key.meta["val"].shape[2], batch * groups
-    parts = [_folded(node, folded) for node in (call.key, call.value)]
-    if queries != 1 or call.causal or call.query.meta["val"].dtype != torch.float32 or not all(parts):
+    joint = all(has_view(node.meta["val"], (folded, keys, width)) for node in (call.key, call.value))
+    if queries != 1 or call.causal or call.query.meta["val"].dtype != torch.float32 or not joint:
         return None
     query = editor.flat_view(call.query, [folded, heads // groups, width])
     key, value = (editor.flat_view(node, [folded, keys, width]) for node in (call.key, call.value))
     if call.mask is None:
-        added = editor.bind("nothing", torch.zeros(1, 1, 1))
+        added = editor.number(0.0, "zero")
     else:
         wide = editor.call(_aten.expand.default, call.mask, [batch, heads, 1, keys])
         added = editor.flat_view(wide, [folded, heads // groups, keys])
@@ -101,18 +101,8 @@ def _one_query(editor: Editor, call: _Attention, seen: dict[fx.Node, fx.Node]) -
     result = editor.flat_view(editor.call(_aten.bmm.default, weights, value), [batch, heads, 1, width])
     if call.mask is None:
         return result
-    zero = editor.bind("zero", torch.tensor(0.0))
+    zero = editor.number(0.0, "zero")
     return editor.call(_aten.where.self, _sees(editor, call.mask, seen), result, zero)
-
-
-def _folded(node: fx.Node, folded: int) -> bool:
-    """Whether batch and heads are one dim without a copy."""
-    value = node.meta["val"]
-    try:
-        value.view(folded, *value.shape[2:])
-    except RuntimeError:
-        return False
-    return True
 
 
 def _sees(editor: Editor, mask: fx.Node, seen: dict[fx.Node, fx.Node]) -> fx.Node:
@@ -226,8 +216,8 @@ def _is_causal(editor: Editor, mask: fx.Node, queries: int) -> bool:
 
 def _additive(editor: Editor, mask: fx.Node, dtype: torch.dtype) -> fx.Node:
     """A boolean mask as zeros and minus infinities, made where the mask is."""
-    hidden = editor.bind("hidden", torch.tensor(-math.inf, dtype=dtype))
-    kept = editor.bind("kept", torch.tensor(0.0, dtype=dtype))
+    hidden = editor.number(-math.inf, "hidden", dtype)
+    kept = editor.number(0.0, "kept", dtype)
     return editor.before(_behind(mask)).call(_aten.where.self, mask, kept, hidden)
 
 

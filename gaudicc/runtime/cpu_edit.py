@@ -23,7 +23,6 @@ class Editor:
         flat: the graph.
         prepared: placeholder -> the derived tensor it stands for.
         held: derived tensors that weights live in, kept for other recordings to find.
-        scalars: float32 tensors of one number.
 
     Args:
         flat: the graph.
@@ -35,7 +34,7 @@ class Editor:
         self._holder = holder
         self.held: list[Prepared] = []
         self.prepared: dict[fx.Node, Prepared] = {}
-        self.scalars: dict[float, torch.Tensor] = {}
+        self._numbers: dict[tuple[float, torch.dtype], torch.Tensor] = {}
         self._point: fx.Node | None = None
         self._moved: set[fx.Node] = set()
         self._halves: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
@@ -121,6 +120,10 @@ class Editor:
             self._bound[key] = self.flat.bind(name, tensor)
         return self._bound[key]
 
+    def number(self, value: float, name: str, dtype: torch.dtype = torch.float32) -> fx.Node:
+        """A placeholder for a tensor of one number, the same for every use."""
+        return self.bind(name, self._numbers.setdefault((value, dtype), torch.tensor(value, dtype=dtype)))
+
     def bind_prepared(self, name: str, prepared: Prepared) -> fx.Node:
         """A placeholder for a derived tensor."""
         key = (id(prepared), "prepared")
@@ -171,12 +174,17 @@ def is_call(node: Any, target: Any, uses: int = 1) -> bool:
     return isinstance(node, fx.Node) and node.target is target and len(node.users) == uses
 
 
-def _view_or_reshape(value: torch.Tensor, size: Any) -> Any:
+def has_view(value: torch.Tensor, size: Any) -> bool:
+    """Whether a tensor can be seen with another size without a copy."""
     try:
         value.view(size)
     except RuntimeError:
-        return _aten.reshape.default
-    return _aten.view.default
+        return False
+    return True
+
+
+def _view_or_reshape(value: torch.Tensor, size: Any) -> Any:
+    return _aten.view.default if has_view(value, size) else _aten.reshape.default
 
 
 def _same_elements(base: Any, value: torch.Tensor) -> bool:

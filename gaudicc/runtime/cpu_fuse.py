@@ -58,7 +58,7 @@ def _fuse_rms_norm(editor: Editor, node: fx.Node, weights: PackedWeights) -> Non
             if isinstance(x, fx.Node) and eps is not None and _is_row(x, weight, node):
                 width = weight.shape[0]
                 scale = weights.derive("root-width", (weight,), lambda w: w.detach() * math.sqrt(w.shape[0]))
-                floor = editor.bind("eps", torch.tensor(math.sqrt(width * eps)))
+                floor = editor.number(math.sqrt(width * eps), "eps")
                 length = editor.before(node).call(_aten.linalg_vector_norm.default, x, 2, [-1], True)
                 length = editor.call(_aten.hypot.default, length, floor)
                 unit = editor.call(_aten.div.Tensor, x, length)

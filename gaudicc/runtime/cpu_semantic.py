@@ -37,7 +37,7 @@ def _lower_norm(editor: Editor, weights: PackedWeights, node: fx.Node) -> None:
     if {value.dtype, gain.meta["val"].dtype} != {torch.float32} or eps < 0 or not value.numel():
         return
     length = editor.before(node).call(_aten.linalg_vector_norm.default, x, 2, [-1], True)
-    floor = editor.bind("eps", _scalar(editor, math.sqrt(width * eps)))
+    floor = editor.number(math.sqrt(width * eps), "eps")
     unit = editor.call(_aten.div.Tensor, x, editor.call(_aten.hypot.default, length, floor))
     weight = editor.weight(gain)
     if weight is not None and editor.can_derive(weight):
@@ -46,11 +46,6 @@ def _lower_norm(editor: Editor, weights: PackedWeights, node: fx.Node) -> None:
     else:
         factor = editor.call(_aten.mul.Tensor, gain, math.sqrt(width))
     editor.replace(node, editor.call(_aten.mul.Tensor, unit, factor))
-
-
-def _scalar(editor: Editor, value: float) -> torch.Tensor:
-    """One tensor per value and recording."""
-    return editor.scalars.setdefault(value, torch.tensor(value))
 
 
 def _lower_attention(editor: Editor, node: fx.Node) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from gaudicc.capture.mend import MendedExport, export_mending
+from gaudicc.capture.mend.oracle import differences
+
 NAN, INF = float("nan"), float("inf")
 VECTORS = [
     (torch.tensor(values),)
@@ -28,3 +31,12 @@ class Wrap(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.body(x)
+
+
+def check(model: nn.Module, calls: list[tuple[Any, ...]], **options: Any) -> MendedExport:
+    """Mends a model by the first call, and compares it with eager on all of them."""
+    assert len(calls) >= 10
+    mended = export_mending(model.eval(), calls[0], **options)
+    assert mended.rewritten
+    assert differences(model, mended, calls) == []
+    return mended

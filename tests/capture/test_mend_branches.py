@@ -5,17 +5,12 @@ PYTEST_DONT_REWRITE: pytest would change the messages of the asserts that are un
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 
-from gaudicc.capture.mend import export_mending
-from gaudicc.capture.mend.oracle import differences
+from tests.capture.mended import INF, NAN, Body, Wrap, check
 
-NAN, INF = float("nan"), float("inf")
 VECTORS = [
     (torch.tensor(values),)
     for values in (
@@ -23,31 +18,12 @@ VECTORS = [
         [INF, 1.0, -1.0], [-INF, 4.0, 0.0], [INF, -INF, 0.0], [0.5, 0.25, 0.125], [100.0, -3.0, -0.0], [-0.0, 0.0, -1.0],
     )
 ]  # fmt: skip
-Body = Callable[..., Any]
 CASES: dict[str, Body] = {}
-
-
-class Wrap(nn.Module):
-    """A model whose forward is a plain function of the tests."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x):
-        return self.body(x)
 
 
 def case(body: Body) -> Body:
     CASES[body.__name__] = body
     return body
-
-
-def check(model: nn.Module, calls: list[tuple[Any, ...]], **options: Any) -> None:
-    assert len(calls) >= 10
-    mended = export_mending(model.eval(), calls[0], **options)
-    assert mended.rewritten
-    assert differences(model, mended, calls) == []
 
 
 @case

@@ -14,9 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from gaudicc.capture.mend import export_mending
-from gaudicc.capture.mend.oracle import differences
-from tests.capture.mended import VECTORS, Body, Wrap
+from tests.capture.mended import VECTORS, Body, Wrap, check
 
 LOG: list[Any] = []
 DEFAULT: list[Any] = []
@@ -477,15 +475,11 @@ def thread_(x):
 
 @pytest.mark.parametrize("name", CASES)
 def test_equal_to_eager(name: str) -> None:
-    model = Wrap(CASES[name]).eval()
-    mended = export_mending(model, VECTORS[0])
-    assert mended.rewritten
-    assert differences(model, mended, VECTORS) == []
+    check(Wrap(CASES[name]), VECTORS)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("example", range(1, len(VECTORS)))
 @pytest.mark.parametrize("name", CASES)
 def test_equal_from_any_example(name: str, example: int) -> None:
-    model = Wrap(CASES[name]).eval()
-    assert differences(model, export_mending(model, VECTORS[example]), VECTORS) == []
+    check(Wrap(CASES[name]), [VECTORS[example], *VECTORS])

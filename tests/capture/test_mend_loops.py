@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from gaudicc.capture.mend import export_mending
 from gaudicc.capture.mend.oracle import differences
+from tests.capture.mended import INF, NAN, Body, Wrap
 
-NAN, INF = float("nan"), float("inf")
 VECTORS = [
     (torch.tensor(values),)
     for values in (
@@ -21,19 +19,7 @@ VECTORS = [
         [4.0, 1.0, -1.0], [2.0, 4.0, NAN], [5.0, -INF, 0.0], [0.5, 0.25, 0.125], [1.0, INF, -0.0], [-0.0, 0.0, -1.0],
     )
 ]  # fmt: skip
-Body = Callable[..., Any]
 CASES: dict[str, tuple[Body, int | None]] = {}
-
-
-class Wrap(nn.Module):
-    """A model whose forward is a plain function of the tests."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x):
-        return self.body(x)
 
 
 def case(max_trips: int | None = None) -> Callable[[Body], Body]:

@@ -5,16 +5,12 @@ PYTEST_DONT_REWRITE: pytest would change the messages of the asserts that are un
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 
-from gaudicc.capture.mend import export_mending
-from gaudicc.capture.mend.oracle import differences
+from tests.capture.mended import INF, NAN, check
 
-NAN, INF = float("nan"), float("inf")
 VECTORS = [
     (torch.tensor(values),)
     for values in (
@@ -28,14 +24,6 @@ MODELS: dict[str, type[nn.Module]] = {}
 def model(kind: type[nn.Module]) -> type[nn.Module]:
     MODELS[kind.__name__] = kind
     return kind
-
-
-def same(instance: nn.Module, calls: list[tuple[Any, ...]] = VECTORS, **options: Any) -> Any:
-    instance.eval()
-    mended = export_mending(instance, calls[0], **options)
-    assert mended.rewritten
-    assert differences(instance, mended, calls) == []
-    return mended
 
 
 @model
@@ -347,11 +335,11 @@ class MessageOfBuiltin(nn.Module):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_to_eager(name: str) -> None:
-    same(MODELS[name]())
+    check(MODELS[name](), VECTORS)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("example", range(1, len(VECTORS)))
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_from_any_example(name: str, example: int) -> None:
-    same(MODELS[name](), [VECTORS[example], *VECTORS])
+    check(MODELS[name](), [VECTORS[example], *VECTORS])

@@ -12,30 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim
-from torch.nn import functional as F
 
 import gaudicc
 from gaudicc.compiled import CompiledModel
 from gaudicc.errors import BundleError, InputError, ShapeError, StateError
 from gaudicc.runtime.runner import Runner
+from tests.growing import Layer, Pair
 
 HIGH = 20
-Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-class Layer(nn.Module):
-    """Attention over everything so far."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Linear(8, 24)
-
-    def forward(self, x: torch.Tensor, past: Pair) -> tuple[torch.Tensor, Pair]:
-        q, k, v = self.mix(x).view(1, -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        before, new = past[0].shape[2], x.shape[1]
-        k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        seen = torch.arange(before, before + new)[:, None] >= torch.arange(before + new)
-        return x + F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2), (k, v)
 
 
 class Stack(nn.Module):
