@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import fx
 
-from gaudicc.rewriter import shape_text
+from gaudicc.rewriter import shape_text, strides_text
 
-_SHOWN = ("engine", "stack_trace", "nn_module_stack")
+_SHOWN = ("engine", "subgraph", "stack_trace", "nn_module_stack")
 
 
 def alike(old: fx.GraphModule, new: fx.GraphModule) -> bool:
@@ -29,7 +29,8 @@ def _alike(old: fx.Node, new: fx.Node) -> bool:
     if not _same_call(old, new):
         return False
     a, b = old.meta.get("val"), new.meta.get("val")
-    return (a is b or shape_text(a) == shape_text(b)) and all(old.meta.get(key) == new.meta.get(key) for key in _SHOWN)
+    same = a is b or (shape_text(a), strides_text(a)) == (shape_text(b), strides_text(b))
+    return same and all(old.meta.get(key) == new.meta.get(key) for key in _SHOWN)
 
 
 def changed_nodes(old: fx.GraphModule | None, new: fx.GraphModule) -> Iterator[fx.Node]:

@@ -17,6 +17,7 @@ from gaudicc.fake_values import fakes
 from gaudicc.invariants import needs_decomposition
 from gaudicc.nodes import is_op, val
 from gaudicc.passes.bound_dynamic_ops import BoundDynamicOps
+from gaudicc.passes.canonicalize_layers import CanonicalizeLayers
 from gaudicc.passes.decompose import Decompose
 from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.legalize_ops import ALL_RULES, LegalizeOps
@@ -83,7 +84,7 @@ class Findings:
         release: the software release that its table speaks of.
         ops: every op, the worst support first; empty if capture failed.
         obstacle: why capture failed, or None.
-        notes: what capture has to say (hooks found, functions rewritten).
+        notes: what capture has to say (hooks found, functions rewritten), and how many bodies layers share.
     """
 
     target: str
@@ -188,7 +189,8 @@ def check(
     program.target = chip
     remedies = _remedies(program, chip)
     ops = tuple(Checked(each, remedies.get((each.op, each.reason), ())) for each in find(program.root, chip))
-    return Findings(chip.name, RELEASE, ops, notes=program.notes)
+    layers = CanonicalizeLayers().run(program.copy()).notes
+    return Findings(chip.name, RELEASE, ops, notes=(*program.notes, *layers))
 
 
 def _remedies(program: Program, target: Target) -> dict[tuple[str, str], tuple[str, ...]]:

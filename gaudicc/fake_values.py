@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import fx
@@ -15,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaudicc.errors import InternalError, UnsupportedOpError, Where
@@ -70,7 +73,7 @@ def trace(
     operands = list(values)
     known = len(mode.shape_env.guards) if mode.shape_env is not None else 0
     # The fused CPU kernels of attention are no parts that another device could run.
-    with mode, torch.no_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
+    with mode, torch.no_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH), reshapes_for_all_sizes():
         follow = partial(make_fx, tracing_mode="real", pre_dispatch=composites)
         traced = follow(function)(*operands)
         if prims := {node.target for node in traced.graph.nodes if _is_prim(node)}:
@@ -87,6 +90,55 @@ def trace(
             hint="make that size static, or write the line with simpler ops",
         )
     return traced
+
+
+@contextmanager
+def reshapes_for_all_sizes() -> Iterator[None]:
+    """Inside, `reshape` is a view where that is one for all sizes, and else a copy, whatever it is for those of the example."""
+    reshape = torch.ops.aten.reshape.default
+    kernels = {DispatchKey.CompositeImplicitAutograd: _reshaped}
+    try:
+        with patch.dict(reshape.py_kernels, kernels):
+            reshape._dispatch_cache.clear()
+            yield
+    finally:
+        reshape._dispatch_cache.clear()
+
+
+def _reshaped(x: torch.Tensor, shape: Any) -> torch.Tensor:
+    reshape = partial(torch.ops.aten.reshape.default._op_dk, DispatchKey.CompositeImplicitAutograd, x, shape)
+    sizes = [size for size in (*x.shape, *x.stride(), *shape) if isinstance(size, torch.SymInt)]
+    if not sizes:
+        return reshape()  # type: ignore[no-any-return]
+    env = sizes[0].node.shape_env
+    known = len(env.guards)
+    with _undecided(env):
+        reshaped: torch.Tensor = reshape()
+        if len(env.guards) == known:
+            return reshaped
+        del env.guards[known:]
+    return x.clone(memory_format=torch.contiguous_format).view(shape)
+
+
+@contextmanager
+def _undecided(env: ShapeEnv) -> Iterator[None]:
+    """Inside, what was decided of sizes by those of the example is not taken for known; nor afterwards what is inside."""
+    before = env.axioms, env.divisible, copy(env.var_to_range)
+    data = {fact: value for fact, value in env.axioms.items() if free_unbacked_symbols(fact)}
+    try:
+        env.axioms, env.divisible = data, set()
+        _look_anew(env)
+        yield
+    finally:
+        made = {symbol: span for symbol, span in env.var_to_range.items() if symbol not in before[2]}
+        env.axioms, env.divisible, env.var_to_range = before[0], before[1], {**before[2], **made}
+        _look_anew(env)
+
+
+def _look_anew(env: ShapeEnv) -> None:
+    """Forgets conditions that were looked into: met again, one is a guard again."""
+    env._update_version_counter()
+    type(env)._inner_evaluate_expr.cache_clear()
 
 
 # Where torch decides on sizes to tell the layout of one op's result, which every bucket computes anew.
@@ -139,10 +191,30 @@ def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMod
                 args = fx.map_arg(node.args, known.__getitem__)
                 kwargs = fx.map_arg(node.kwargs, known.__getitem__)
                 known[node] = node.target(*args, **kwargs)
+                node.meta["computed"] = (known[node], node.target, args, kwargs)
             if node.op != "get_attr":
                 node.meta["val"] = known[node]
     result = fx.map_arg(output_of(module.graph).args[0], known.__getitem__)
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def is_computed(node: fx.Node) -> bool:
+    """Whether `propagate` computed a node's value with this very op from these very operands, so that it needs no check."""
+    value, *call = node.meta.get("computed", (None,))
+    return value is not None and value is node.meta["val"] and _same(call, [node.target, node.args, node.kwargs])
+
+
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(new, fx.Node):
+        new = new.meta.get("val")
+    if isinstance(new, (tuple, list)):
+        return isinstance(old, (tuple, list)) and len(old) == len(new) and all(map(_same, old, new))
+    if isinstance(new, dict):
+        return isinstance(old, dict) and old.keys() == new.keys() and all(_same(old[key], new[key]) for key in new)
+    return old is new or (type(old) is type(new) and isinstance(new, _LITERALS) and bool(old == new))
+
+
+_LITERALS = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 def _propagate_loop(args: Any, mode: FakeTensorMode) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket
 from gaudicc.errors import LoweringError
-from gaudicc.lower_loops import holds_loops, inline_loops, trips_of
+from gaudicc.lower_loops import chunks_of, ended_by_data, give_buffers, holds_loops, inline_loops, trips_of
 from gaudicc.nodes import CALLS, call_loop, outputs_of, source_of, val, where
 from gaudicc.plan import BufferKind, HostOp, HostTrips, Plan, Record, Ref, Step
 from gaudicc.program import FOLDED, InputKind, InputSpec, OutputKind, Program
@@ -40,6 +40,7 @@ def lower(program: Program, bucket: Bucket, *, loops: bool = True) -> Plan:
     if not loops and holds_loops(program.root):
         program = program.copy()
         inline_loops(program)
+        give_buffers(program)
         cut = _on_host_or_loop
     kinds = {spec.name: _kind(spec) for spec in program.inputs}
     groups = _groups(program.root, cut)
@@ -58,8 +59,7 @@ def lower(program: Program, bucket: Bucket, *, loops: bool = True) -> Plan:
         if spec.kind is OutputKind.STATE and not one_record
     )
     written = {name for step in steps for name in getattr(step, "outputs", ())}
-    for body in (step.body for step in steps if isinstance(step, HostTrips)):
-        written.update(body.inputs, body.outputs)
+    written.update(*((*step.body.inputs, *step.body.outputs) for step in steps if isinstance(step, HostTrips)))
     buffers = {**kinds, **{name: BufferKind.VALUE for name in written if name not in kinds}}
     return Plan(bucket, buffers, tuple(steps), outputs, writes)
 
@@ -86,6 +86,8 @@ def _on_host_or_loop(node: fx.Node | None) -> bool:
 
 
 def _step(program: Program, group: list[fx.Node]) -> Step:
+    if ended_by_data(group[0]):
+        return chunks_of(program, group[0])
     return trips_of(program, group[0]) if group[0].target is call_loop else _host(group[0])
 
 

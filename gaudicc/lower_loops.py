@@ -1,4 +1,4 @@
-"""Lowering of loops for devices that record no loop: the host replays one recorded trip after the other."""
+"""Lowering of loops for devices that record no loop: the host replays one recorded trip, or a few, after the other."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import operator
 from itertools import count
 from typing import Any, cast
 
+import torch
 from torch import fx
 
 from gaudicc.errors import LoweringError
+from gaudicc.fake_values import fake_mode_of, fakes
 from gaudicc.nodes import CALLS, call_loop, operands_of, output_of, outputs_of, source_of, val, where
-from gaudicc.plan import HostTrips, Record
+from gaudicc.plan import HostBranch, HostLoop, HostTrips, Record
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
+from gaudicc.targets import Engine
+
+aten = torch.ops.aten
 
 
 def holds_loops(module: fx.GraphModule) -> bool:
@@ -79,3 +84,65 @@ def trips_of(program: Program, node: fx.Node) -> HostTrips:
         outputs,
         source_of(node),
     )
+
+
+def ended_by_data(node: fx.Node) -> bool:
+    """Whether a node is a loop that goes on while its first carried value is true."""
+    return node.target is call_loop and node.args[1] is None
+
+
+def give_buffers(program: Program) -> None:
+    """Gives every loop of the root that data ends buffers of its own for what its trips hand on.
+
+    They are copies of what the first trip is given, and hold what the last one left from the loop on.
+    """
+    graph = program.root.graph
+    for node in [node for node in graph.nodes if ended_by_data(node)]:
+        body, limit, trips, carried, *operands = cast(Any, node.args)
+        with graph.inserting_before(node):
+            number = _made(graph, aten.full.default, ([], 0), {"dtype": torch.int64}, operands[0])
+            state = [_made(graph, aten.clone.default, (value,), {}, value) for value in operands[:carried]]
+        node.args = (body, limit, trips, carried, *state, *operands[carried:], number)
+        for item in list(node.users):
+            item.replace_all_uses_with(state[int(cast(Any, item.args[1]))])
+            graph.erase_node(item)
+
+
+def _made(graph: fx.Graph, op: Any, args: Any, kwargs: Any, like: fx.Node) -> fx.Node:
+    made = graph.call_function(op, args, kwargs)
+    made.meta = dict(like.meta)
+    made.meta["engine"] = Engine.TPC
+    with fake_mode_of(graph):
+        made.meta["val"] = op(*fakes(args), **kwargs)
+    return made
+
+
+def chunks_of(program: Program, node: fx.Node) -> HostBranch:
+    """The step that makes the trips of a loop of the root that data ends, once it has its buffers."""
+    body_node, _, trips, carried, *operands = cast(Any, node.args)
+    body: fx.GraphModule = getattr(program.root, str(body_node.target))
+    *operands, number = operands
+    names = tuple(operand.name for operand in (number, *operands))
+    state = names[: carried + 1]
+    loop = HostLoop((Record(_chunk(body, trips or 1, carried), names, state),), state[1], None)
+    return HostBranch(state[1], (loop,), ())
+
+
+def _chunk(body: fx.GraphModule, trips: int, carried: int) -> fx.GraphModule:
+    """A graph of several trips, which hands on the number of the next one and the carried values."""
+    graph = fx.Graph()
+    given = [graph.placeholder(node.name) for node in body.graph.find_nodes(op="placeholder")]
+    for node, inner in zip(given, body.graph.find_nodes(op="placeholder"), strict=True):
+        node.meta = dict(inner.meta)
+    number, state, rest = given[0], given[1 : carried + 1], given[carried + 1 :]
+    for _ in range(trips):
+        values = dict(zip(body.graph.find_nodes(op="placeholder"), [number, *state, *rest], strict=True))
+        for node in body.graph.nodes:
+            if node.op not in ("placeholder", "output"):
+                values[node] = graph.node_copy(node, values.__getitem__)
+        state = [values[node] for node in cast(Any, outputs_of(body.graph))]
+        number = _made(graph, aten.add.Scalar, (number, 1), {}, number)
+    graph.output((number, *state))
+    chunk = fx.GraphModule(dict(body.named_children()), graph)
+    chunk.recompile()
+    return chunk

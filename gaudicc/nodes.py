@@ -30,8 +30,11 @@ def call_loop(body: fx.GraphModule, limit: Any, trips: Any, carried: int, *opera
     Args:
         body: takes the number of the trip (int64 `[]`, from 0) and all operands; returns the new values of the carried
             ones and then what the trip adds to each stack.
-        limit: the size of the stacks: most trips there can be.
-        trips: None for `limit`, or int64 `[]`: how many trips are made; later rows of the stacks hold zeros.
+        limit: the size of the stacks: most trips there can be. None: data ends the loop. Trips are made while the first
+            carried value, a bool `[]`, is true; there are no stacks.
+        trips: None for `limit`, or int64 `[]`: how many trips are made; later rows of the stacks hold zeros. Where data ends
+            the loop: None, or how many trips a recorded graph makes between two looks at the first carried value. Then the
+            body, given one that is false, must hand on what it was given.
         carried: how many of the operands, the first ones, a trip hands on to the next.
         *operands: starting values of the carried ones, then what every trip reads.
 
@@ -40,6 +43,8 @@ def call_loop(body: fx.GraphModule, limit: Any, trips: Any, carried: int, *opera
     """
     if any(isinstance(operand, FakeTensor) for operand in operands):
         return loop_values(limit, carried, body(*loop_operands(carried, operands)))
+    if limit is None:
+        return _until_data_ends(body, carried, operands)
     state, stacks = [value.contiguous() for value in operands[:carried]], list[torch.Tensor]()
     count = int(limit if trips is None else trips)
     for trip in range(count):
@@ -55,6 +60,14 @@ def call_loop(body: fx.GraphModule, limit: Any, trips: Any, carried: int, *opera
             made = body(*loop_operands(carried, fakes))
         stacks = [torch.zeros((limit, *row.shape), dtype=row.dtype, device=row.device) for row in made[carried:]]
     return (*(value.contiguous() for value in state), *stacks)
+
+
+def _until_data_ends(body: Any, carried: int, operands: Sequence[Any]) -> tuple[Any, ...]:
+    state, trip = list(operands[:carried]), 0
+    while bool(state[0]):
+        state = list(body(_number(operands, trip), *(value.contiguous() for value in state), *operands[carried:]))
+        trip += 1
+    return tuple(value.contiguous() for value in state)
 
 
 def loop_operands(carried: int, operands: Sequence[Any]) -> tuple[Any, ...]:
@@ -108,7 +121,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 def source_of(node: fx.Node) -> str | None:
     """The user's `file:line` that a node comes from: the innermost frame outside torch, or None."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    outside = [(file, line) for file, line in frames if "/torch/" not in f"/{file}"]
+    outside = [(file, line) for file, line in frames if "/torch/" not in f"/{file}" and not file.startswith("<eval")]
     if not outside:
         return None
     file, line = outside[-1]

@@ -93,12 +93,12 @@ class HostLoop:
     Attributes:
         body: steps of one chunk of trips.
         condition: a buffer of one element, set by the body.
-        limit: most repetitions before the loop is given up with an error.
+        limit: most repetitions before the loop is given up with an error; None: as many as it takes.
     """
 
     body: tuple[Step, ...]
     condition: str
-    limit: int
+    limit: int | None
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,12 @@ def _text(steps: tuple[Step, ...], depth: int) -> Iterator[str]:
         elif isinstance(step, HostBranch):
             yield f"{pad}if {step.condition}:"
             yield from _text(step.then, depth + 1)
-            yield f"{pad}else:"
-            yield from _text(step.otherwise, depth + 1)
+            if step.otherwise:
+                yield f"{pad}else:"
+                yield from _text(step.otherwise, depth + 1)
         elif isinstance(step, HostLoop):
-            yield f"{pad}repeat while {step.condition}, at most {step.limit} times:"
+            most = "" if step.limit is None else f", at most {step.limit} times"
+            yield f"{pad}repeat while {step.condition}{most}:"
             yield from _text(step.body, depth + 1)
         elif isinstance(step, HostTrips):
             place = f"  # {step.source}" if step.source else ""

@@ -122,7 +122,11 @@ def _node_line(node: fx.Node, sizes: Mapping[str, str], namer: Namer) -> str:
         name, args = str(_repeat_key(node)), args[1:]
     elif node.target is call_loop:
         limit, trips, carried = (_literal(arg, namer) for arg in args[1:4])
-        name = f"for each of {limit if trips == 'None' else f'{trips} of {limit}'} trips, {carried} carried: {_repeat_key(node)}"
+        if limit == "None":
+            how = "while the first is true" + ("" if trips == "None" else f", {trips} trips at a time")
+        else:
+            how = f"for each of {limit if trips == 'None' else f'{trips} of {limit}'} trips"
+        name = f"{how}, {carried} carried: {_repeat_key(node)}"
         args = list(operands_of(node))
     shown = [_literal(arg, namer) for arg in args]
     shown += [f"{key}={_literal(value, namer)}" for key, value in node.kwargs.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,7 +195,8 @@ def admitted(side: CapturedSide, buckets: BucketSet) -> BucketSet:
 
 
 def _raised(side: CapturedSide, bucket: Bucket) -> Bucket | None:
-    """The next larger bucket that one entry of the decisions admits; the first entry that has one."""
+    """The next larger bucket that any one entry of the decisions admits: the smallest that one has."""
+    found: list[dict[str, int]] = []
     for entry in side.when:
         sizes: dict[str, int] = {}
         for name, size in bucket.as_dict().items():
@@ -203,5 +205,5 @@ def _raised(side: CapturedSide, bucket: Bucket) -> Bucket | None:
             fitting = (n for n in range(size, max(size, high) + 1) if all(test(n) for test in tests))
             sizes[name] = next(fitting, -1)
         if min(sizes.values(), default=0) >= 0 and all(d.holds(sizes) for d in entry if set(d.sizes) <= sizes.keys()):
-            return Bucket.of(sizes)
-    return None
+            found.append(sizes)
+    return Bucket.of(min(found, key=lambda sizes: math.prod(sizes.values()))) if found else None

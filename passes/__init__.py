@@ -2,17 +2,22 @@
 
 from gaudicc.passes.assign_engines import AssignEngines
 from gaudicc.passes.bound_dynamic_ops import BoundDynamicOps
+from gaudicc.passes.canonicalize_layers import CanonicalizeLayers
+from gaudicc.passes.check_integers import CheckIntegers
 from gaudicc.passes.clean_up import CleanUp
 from gaudicc.passes.decompose import Decompose
+from gaudicc.passes.eliminate_control_flow import EliminateControlFlow
 from gaudicc.passes.insert_bucket_guards import InsertBucketGuards
 from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.legalize_ops import LegalizeOps
 from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
 from gaudicc.passes.pad import Pad
+from gaudicc.passes.partition_layers import PartitionLayers
 from gaudicc.passes.recognize_attention import RecognizeAttention
 from gaudicc.passes.recognize_norm import RecognizeNorm
 from gaudicc.passes.specialize import Specialize
 from gaudicc.passes.split_attention import SplitAttention
+from gaudicc.passes.stagger_rows import StaggerRows
 from gaudicc.passes.static_state import StaticState
 from gaudicc.pipeline import Pass
 
@@ -20,10 +25,13 @@ from gaudicc.pipeline import Pass
 SYMBOLIC: tuple[Pass, ...] = (
     RecognizeAttention(),  # SDPA or matmul-softmax-matmul -> gaudicc.attention
     RecognizeNorm(),  # written-out RMS norm -> gaudicc.rms_norm
+    EliminateControlFlow(),  # loops that only data ends -> recorded chunks of trips that may run once too often
     StaticState(),  # caches that grow by cat -> whole buffers, written by row; where compile is told to
     BoundDynamicOps(),  # lengths that only data knows -> largest lengths and counts
     Decompose(),  # composites the target does not register -> their parts
     CleanUp(),  # no-ops, repeats, constants
+    CheckIntegers(),  # int64 that a Gaudi computes in 32 bits: proved to fit, or a flag that the host raises
+    CanonicalizeLayers(),  # layers that are the same but for a number or a residual -> one body
     Pad(),  # dynamic sizes -> bounds and logical lengths; pads are proved harmless
     InsertBucketGuards(),  # what every call must satisfy
 )
@@ -37,6 +45,8 @@ STATIC: tuple[Pass, ...] = (
     LowerSemanticOps(),  # fused kernel or plain ATen
     LegalizeOps(),  # unsupported ops -> supported ones, or a refusal
     AssignEngines(),  # MME, TPC or none
+    StaggerRows(),  # halves of the rows, one's TPC work under the other's products, by the machine model
+    PartitionLayers(),  # how many layers a recorded sub-graph holds
 )
 
 DEFAULT_PIPELINE: tuple[Pass, ...] = (*SYMBOLIC, *STATIC)
@@ -47,16 +57,21 @@ __all__ = [
     "SYMBOLIC",
     "AssignEngines",
     "BoundDynamicOps",
+    "CanonicalizeLayers",
+    "CheckIntegers",
     "CleanUp",
     "Decompose",
+    "EliminateControlFlow",
     "InsertBucketGuards",
     "LegalizeDtypes",
     "LegalizeOps",
     "LowerSemanticOps",
     "Pad",
+    "PartitionLayers",
     "RecognizeAttention",
     "RecognizeNorm",
     "Specialize",
     "SplitAttention",
+    "StaggerRows",
     "StaticState",
 ]

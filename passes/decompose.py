@@ -45,7 +45,8 @@ class Decompose(GraphPass):
         _copy_where_promised(rewriter)
         for node in [n for n in rewriter.graph.nodes if is_op(n) and needs_decomposition(n, program)]:
             counts[op_name(node)] = counts.get(op_name(node), 0) + 1
-            call = partial(_call, node.target)
+            # Whether it copies depends on sizes: a transposed tensor of one row needs no copy. A copy is right for all.
+            call = _contiguous if node.target is aten.contiguous.default else partial(_call, node.target)
             with without_onednn():  # else an LSTM becomes one kernel that only the CPU has
                 result = rewriter.inline(call, node.args, node.kwargs, like=node, composites=False)
             if isinstance(result, tuple):
@@ -66,6 +67,11 @@ def _copy_where_promised(rewriter: Rewriter) -> None:
 
 def _dense(x: Tensor) -> Tensor:
     result: Tensor = aten.clone(x, memory_format=torch.contiguous_format)
+    return result
+
+
+def _contiguous(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    result: Tensor = aten.clone(*args, **{"memory_format": torch.contiguous_format, **kwargs})
     return result
 
 

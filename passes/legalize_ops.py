@@ -150,6 +150,8 @@ class LegalizeOps(GraphPass):
             return False  # it only broadcasts or promotes what it is given
         if any(part.target._schema.is_mutable for part in parts):
             raise ValueError("it writes to its arguments")
+        if any(map(_is_wide, parts)):
+            raise ValueError("it computes int64 with a number beyond 32 bits")
         if only_if_better and not all(self._can_stand(part, program) for part in parts):
             return False
         _splice(rewriter, node, traced, operands)
@@ -182,6 +184,12 @@ def _call(rewrite: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _dtypes(node: fx.Node) -> list[torch.dtype]:
     return [value.dtype for arg in node.all_input_nodes if isinstance(value := val(arg), torch.Tensor)]
+
+
+def _is_wide(node: fx.Node) -> bool:
+    """Whether an op of int64 takes a number that the device's 32 bits do not hold."""
+    numbers = [arg for arg in node.args if isinstance(arg, (int, float))]
+    return torch.int64 in _dtypes(node) and any(not -(2**31) <= number < 2**31 for number in numbers)
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -68,6 +68,8 @@ class SplitAttention(GraphPass):
 
     def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
         """One decision per attention; equal ones share theirs."""
+        for node in [n for n in rewriter.graph.nodes if n.target is attention]:
+            _drop_copies(rewriter, node)
         chip = program.target.name if program.target else None
         decided: dict[tuple[AttentionShape, bool], Choice] = {}
         masks = _Masks(program)
@@ -108,6 +110,21 @@ def _shape_of(node: fx.Node, masks: _Masks, module: fx.GraphModule) -> Attention
     seen = masks.may_attend(mask, module)
     ahead, window = _band(seen, shape.queries, shape.keys, 0 if causal else None)
     return replace(shape, ahead=ahead, window=window)
+
+
+def _drop_copies(rewriter: Rewriter, node: fx.Node) -> None:
+    """Attention is laid out heads last; a copy to heads first that is only copied back is none that a device must make."""
+    for copy in [user for user in node.users if user.target is aten.clone.default]:
+        views = list(copy.users)
+        backs = [back for view in views for back in view.users]
+        if all(view.target is aten.transpose.int for view in views) and all(
+            back.target is aten.clone.default and back.kwargs.get("memory_format") is torch.contiguous_format
+            for back in backs
+        ):
+            for view in views:
+                direct = rewriter.emit(view.target, node, *view.args[1:], like=view)
+                for back in [back for back in view.users if val(direct).is_contiguous()]:
+                    rewriter.replace(back, direct)
 
 
 def _apply(rewriter: Rewriter, node: fx.Node, shape: AttentionShape, split: Split) -> None:

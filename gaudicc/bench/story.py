@@ -77,10 +77,11 @@ def run(options: BenchStoryOptions) -> int:
         InputError: an option has no meaning.
     """
     if options.shape is not None:
+        calls = list(story_shape.rows(options.shape, say))
         if options.json:
-            print_json([asdict(row) for row in story_shape.rows(options.shape)])
+            print_json([asdict(row) for row in calls])
         else:
-            print(story_shape.shape_table(options.shape))
+            print(story_shape.shape_table(options.shape, calls, stream(options.requests, 4 * story_shape.PROMPT)))
         return 0
     if options.requests < 1 or options.longest < 2 or options.layers < 1:
         raise InputError("requests, longest and layers are too small", hint="give 1, 2 and 1 or more")

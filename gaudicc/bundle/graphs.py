@@ -17,7 +17,7 @@ from gaudicc.nodes import CALLS, call_loop, module_of, op_name, operands_of, out
 from gaudicc.targets.model import Engine
 
 _SOURCE = re.compile(r'[^"\r\n]{1,1024}:\d{1,9}')
-_REMARKS = ("value", "source", "module", "engine")
+_REMARKS = ("value", "source", "module", "engine", "subgraph")
 _ENGINES = {engine.value: engine for engine in Engine}
 
 
@@ -72,6 +72,8 @@ def _encode_remarks(node: fx.Node, sizes: SizeWriter) -> dict[str, object]:
         remarks["module"] = path
     if isinstance(engine := node.meta.get("engine"), Engine):
         remarks["engine"] = engine.value
+    if (number := node.meta.get("subgraph")) is not None:
+        remarks["subgraph"] = number
     return remarks
 
 
@@ -186,6 +188,8 @@ def _check_region_call(item: Item, node: fx.Node, module: fx.GraphModule) -> Non
 def _is_loop(node: fx.Node, results: int) -> bool:
     limit, trips, carried = node.args[1:4]
     plain = isinstance(carried, int) and 0 <= carried <= min(results, len(operands_of(node)))
+    if limit is None:  # data ends it
+        return plain and 0 < results == carried and isinstance(trips, (int, type(None)))
     return plain and isinstance(limit, (int, fx.Node)) and (trips is None or isinstance(trips, fx.Node))
 
 
@@ -207,3 +211,5 @@ def _decode_remarks(fields: Mapping[str, Item], node: fx.Node, sizes: SizeReader
         node.meta["nn_module_stack"] = {path: (path, "")}
     if "engine" in fields:
         node.meta["engine"] = _ENGINES[fields["engine"].choice(_ENGINES, "engine")]
+    if "subgraph" in fields:
+        node.meta["subgraph"] = fields["subgraph"].integer()

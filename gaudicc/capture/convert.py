@@ -15,6 +15,7 @@ from torch.export.graph_signature import OutputKind as TorchOutput
 
 from gaudicc.calling import Calling, Parameter
 from gaudicc.capture.outline import outline
+from gaudicc.capture.outline_higher import outline_higher
 from gaudicc.capture.outline_loops import outline_loops
 from gaudicc.capture.regions import split_regions
 from gaudicc.capture.shapes import bounds_of, settled
@@ -56,6 +57,7 @@ def from_exported(
             exported = exported.run_decompositions({})
     root = fx.GraphModule(dict(exported.graph_module.named_children()), _copy(exported.graph))
     _settle_sizes(root.graph)
+    outline_higher(root)
     _inline_grad_mode(root)
     _drop_assertions_on_types(root.graph)
     _drop_detach(root.graph)
@@ -83,9 +85,15 @@ def from_exported(
 
 
 def _mutates_or_casts(root: fx.GraphModule) -> bool:
-    """Whether tracing again makes the graph plainer: functional, with the casts of autocast regions as ops."""
+    """Whether tracing again makes the graph plainer: functional, casts of autocast regions and `vmap` as ops."""
     nodes = [node for graph in root.modules() if isinstance(graph, fx.GraphModule) for node in graph.graph.nodes]
-    return any(node.target is torch.ops.higher_order.wrap_with_autocast or _mutates(node) for node in nodes)
+    return any(
+        node.target is torch.ops.higher_order.wrap_with_autocast or _is_vmap(node) or _mutates(node) for node in nodes
+    )
+
+
+def _is_vmap(node: fx.Node) -> bool:
+    return getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -8,13 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from traceback import FrameSummary
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
 import sympy
+import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
+from torch.utils._sympy.value_ranges import ValueRanges
 
+from gaudicc.capture.size_trials import Columns, every
 from gaudicc.capture.source_lines import place
 from gaudicc.errors import UnsupportedInputError, Where
 
@@ -53,8 +58,7 @@ def decisions_of(exported: ExportedProgram, names: Mapping[str, str]) -> tuple[D
         exported: made inside `exact_sizes`.
         names: symbol -> name of the size.
     """
-    values = (node.meta.get("val") for node in exported.graph.nodes)
-    env = next((value.fake_mode.shape_env for value in values if isinstance(value, FakeTensor)), None)
+    env = _sizes_of(exported)
     if env is None:
         return ()
     found: dict[str, Decision] = {}
@@ -65,11 +69,64 @@ def decisions_of(exported: ExportedProgram, names: Mapping[str, str]) -> tuple[D
             sizes = tuple(names[str(symbol)] for symbol in symbols)
             words = [re.sub(r"\W", "_", name) for name in sizes]
             text = PythonPrinter().doprint(expr.xreplace(dict(zip(symbols, map(sympy.Symbol, words), strict=True))))
-            test = eval(f"lambda {', '.join(words)}: {text}", {"math": math})  # as torch prints it
+            test = eval(f"lambda {', '.join(words)}: {text}", {"math": math, "torch": torch})  # as torch prints it
             frame = guard.sloc.framework_loc
             source = place(frame.filename, frame.lineno or 0) if isinstance(frame, FrameSummary) else None
             found.setdefault(text, Decision(text, sizes, test, source))
     return tuple(found.values())
+
+
+def _sizes_of(exported: ExportedProgram) -> ShapeEnv | None:
+    values = (node.meta.get("val") for node in exported.graph.nodes)
+    return next((value.fake_mode.shape_env for value in values if isinstance(value, FakeTensor)), None)
+
+
+def forget_decisions(exported: ExportedProgram, names: Mapping[str, str], ranges: Ranges) -> None:
+    """Lets no later pass take for granted what was decided, since the export stands for other sizes as well.
+
+    Args:
+        exported: made inside `exact_sizes`.
+        names: symbol -> name of the size.
+        ranges: of every name, for all of these sizes.
+    """
+    if (env := _sizes_of(exported)) is None:
+        return
+    env.axioms = {known: value for known, value in env.axioms.items() if not _of_sizes(known, names)}
+    env.divisible = {known for known in env.divisible if not _of_sizes(known, names)}
+    for symbol in [symbol for symbol in env.var_to_range if str(symbol) in names]:
+        env.var_to_range[symbol] = ValueRanges(*ranges[names[str(symbol)]])
+    env._update_version_counter()
+
+
+def _of_sizes(expr: sympy.Basic, names: Mapping[str, str]) -> bool:
+    return all(str(symbol) in names for symbol in expr.free_symbols)
+
+
+def columns_of(when: Sequence[Sequence[Decision]], ranges: Ranges, exact: Mapping[str, int]) -> Columns | None:
+    """The sizes for which decisions hold, by name.
+
+    Args:
+        when: all decisions of any one entry hold.
+        ranges: of every name.
+        exact: names that have one size.
+
+    Returns:
+        None if there are too many.
+    """
+    spans = ((name, exact.get(name, low), exact.get(name, high)) for name, (low, high) in sorted(ranges.items()))
+    columns = every(tuple(spans))
+    if columns is None:
+        return None
+    held = np.zeros(len(next(iter(columns.values()), ())), bool)
+    for entry in when:
+        held |= np.logical_and.reduce([_holding(decision, columns) for decision in entry], axis=0)
+    return {name: column[held] for name, column in columns.items()}
+
+
+def _holding(decision: Decision, columns: Columns) -> np.ndarray[Any, Any]:
+    points = zip(*(columns[name].tolist() for name in decision.sizes), strict=True)
+    known: dict[Any, bool] = {}
+    return np.array([known[p] if p in known else known.setdefault(p, bool(decision.test(*p))) for p in points], bool)
 
 
 def uncovered(sides: Sequence[Sequence[Decision]], ranges: Ranges, example: Mapping[str, int]) -> dict[str, int] | None:
@@ -81,14 +138,14 @@ def uncovered(sides: Sequence[Sequence[Decision]], ranges: Ranges, example: Mapp
         example: sizes of the first export.
 
     Returns:
-        Only the sizes that cannot be those of the example.
+        Only the sizes that cannot be those of the example, and of these sizes near its: they are special in no other way.
 
     Raises:
         UnsupportedInputError: the decisions join so many sizes that not all can be tried.
     """
     decisions = [decision for side in sides for decision in side]
     names = sorted({name for decision in decisions for name in decision.sizes})
-    values = [_told_apart(name, ranges[name], decisions) for name in names]
+    values = [_told_apart(name, ranges[name], decisions, example[name]) for name in names]
     if math.prod(map(len, values)) > _POINTS:
         raise UnsupportedInputError(
             f"the model decides on {', '.join(names)} together, too many sizes to try",
@@ -109,14 +166,19 @@ def uncovered(sides: Sequence[Sequence[Decision]], ranges: Ranges, example: Mapp
     return {name: size for name, size in found.items() if size != example[name]}
 
 
-def _told_apart(name: str, bounds: tuple[int, int], decisions: Sequence[Decision]) -> Sequence[int]:
-    """The sizes of one name that decisions tell apart: one of each kind, or all where a decision joins it with another."""
-    low, high = bounds
+def _told_apart(name: str, bounds: tuple[int, int], decisions: Sequence[Decision], example: int) -> Sequence[int]:
+    """The sizes of one name that decisions tell apart, nearest to the example's first.
+
+    They are one of each kind, or all where a decision joins the name with another.
+    """
+    nearest = sorted(range(bounds[0], bounds[1] + 1), key=lambda size: abs(size - example))
     mine = [decision for decision in decisions if name in decision.sizes]
     if any(len(decision.sizes) > 1 for decision in mine):
-        return range(low, high + 1)
-    kinds = {tuple(decision.test(size) for decision in mine): size for size in range(high, low - 1, -1)}
-    return sorted(kinds.values())
+        return nearest
+    kinds: dict[tuple[bool, ...], int] = {}
+    for size in nearest:
+        kinds.setdefault(tuple(decision.test(size) for decision in mine), size)
+    return list(kinds.values())
 
 
 def span(name: str, when: Sequence[Sequence[Decision]], bounds: tuple[int, int]) -> tuple[int, int]:

@@ -5,28 +5,35 @@ torch.export takes a dynamic size for at least 2, and refuses what its solver ca
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import sympy
 import torch
+from torch._export import non_strict_utils
 from torch.export import _trace
-from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, DimConstraints, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, DimConstraints, ShapeEnv, _lru_cache
 from torch.nn import functional
 
-from gaudicc.fake_values import ones_are_sizes
+from gaudicc.capture.fixed_sizes import spans_of
+from gaudicc.capture.size_trials import only_value
+from gaudicc.fake_values import ones_are_sizes, reshapes_for_all_sizes
 
 
 @contextmanager
 def exact_sizes() -> Iterator[None]:
     """Inside, an export keeps every decision on sizes as a guard of its shape environment, and fails on none.
 
-    A decision that leaves one size only still fails: then every size is a graph of its own.
+    A decision that leaves one size only still fails: then every size is a graph of its own. What is the same for all declared
+    sizes is no decision.
     """
     with ExitStack() as patches:
         patches.enter_context(ones_are_sizes())
-        patches.enter_context(patch.object(ShapeEnv, "create_symbol", _create_symbol))
+        patches.enter_context(reshapes_for_all_sizes())
+        patches.enter_context(patch.object(non_strict_utils, "ShapeEnv", _ExactSizes))
         patches.enter_context(patch.object(_trace, _solve.__name__, _keep))
         patches.enter_context(patch.object(DimConstraints, _own_words.__name__, _words))
         patches.enter_context(patch.object(functional, _attention.__name__, _settle))
@@ -35,7 +42,6 @@ def exact_sizes() -> Iterator[None]:
 
 _solve = vars(_trace)["produce_guards_and_solve_constraints"]
 _own_words = DimConstraints.prettify_results
-_own_create_symbol = ShapeEnv.create_symbol
 _attention = functional.scaled_dot_product_attention
 
 
@@ -55,19 +61,42 @@ def _words(solved: DimConstraints, *args: Any) -> str:
         return ""
 
 
-def _create_symbol(
-    env: ShapeEnv, value: int, source: Any, dynamic_dim: Any, constraint_dim: Any = None, *args: Any, **kwargs: Any
-) -> Any:
-    """Does not take a size for positive that may be 0, which would answer `x.shape[0] == 0` without a guard."""
-    if getattr(getattr(constraint_dim, "vr", None), "lower", None) == 0:
-        kwargs["positive"] = None
-    return _own_create_symbol(env, value, source, dynamic_dim, constraint_dim, *args, **kwargs)
+class _ExactSizes(ShapeEnv):
+    """What torch knows of the sizes of an export, in later passes as well."""
+
+    def create_symbol(self, *args: Any, **kwargs: Any) -> Any:
+        """Does not take a size for positive that may be 0, which would answer `x.shape[0] == 0` without a guard."""
+        given = inspect.signature(super().create_symbol).bind(*args, **kwargs)
+        declared = getattr(given.arguments.get("constraint_dim"), "vr", None)
+        if getattr(declared, "lower", None) == 0:
+            given.arguments["positive"] = None
+        return super().create_symbol(*given.args, **given.kwargs)
+
+    @_lru_cache  # torch empties it when it learns more
+    def _maybe_evaluate_static(
+        self, expr: sympy.Basic, *, compute_hint: bool = False, **kwargs: Any
+    ) -> sympy.Basic | None:
+        """Knows of an expression what it is for all declared sizes, besides what torch can prove."""
+        known: sympy.Basic | None = super()._maybe_evaluate_static(expr, compute_hint=compute_hint, **kwargs)
+        if known is not None or compute_hint:
+            return known
+        replaced = self.replace(expr)
+        spans = spans_of(replaced, self)
+        value = None if spans is None else only_value(replaced, spans)
+        return None if value is None else sympy.sympify(value)
 
 
-def _settle(*args: Any, is_causal: Any = False, **kwargs: Any) -> torch.Tensor:
+def _settle(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: Any = False,
+    **kwargs: Any,
+) -> torch.Tensor:
     """Takes a condition on sizes for `is_causal`, which torch wants as a bool.
 
     In `is_causal = query.shape[2] > 1 and mask is None` it is the condition itself, where that does not hold.
     """
-    kwargs["is_causal"] = bool(is_causal)
-    return _attention(*args, **kwargs)
+    return _attention(query, key, value, attn_mask, dropout_p, bool(is_causal), **kwargs)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import linecache
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache, wraps
-from itertools import product
+from functools import wraps
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
 import sympy
 import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from gaudicc.capture.shapes import UNBOUNDED, bounds_of
+from gaudicc.capture.size_trials import Spans, only_value
 from gaudicc.capture.source_lines import running_line
 
 _RANGE = re.compile(r"\brange\(")
-_POINTS = 4096
-"""Sizes that are tried at most."""
 
 
 def is_one_number(size: torch.SymInt) -> bool:
@@ -29,23 +28,17 @@ def is_one_number(size: torch.SymInt) -> bool:
 
     torch's bounds do not tell, so the sizes are tried. A number read from a tensor is none.
     """
-    ranges = size.node.shape_env.var_to_range
-    symbols = tuple(sorted(size.node.expr.free_symbols, key=str))
-    return _one_number(size.node.expr, symbols, tuple((ranges[s].lower, ranges[s].upper) for s in symbols))
+    spans = spans_of(size.node.expr, size.node.shape_env)
+    return spans is not None and only_value(size.node.expr, spans) is not None
 
 
-@lru_cache(maxsize=1024)
-def _one_number(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...], ranges: tuple[tuple[Any, Any], ...]) -> bool:
-    bounded = all(low.is_Integer and high.is_Integer for low, high in ranges)
-    if not bounded or math.prod(int(high - low) + 1 for low, high in ranges) > _POINTS:
-        return not symbols
-    spans = (range(int(low), int(high) + 1) for low, high in ranges)
-    values: set[sympy.Expr] = set()
-    for point in product(*spans):
-        values.add(expr.xreplace(dict(zip(symbols, map(sympy.Integer, point), strict=True))))
-        if len(values) > 1:
-            return False
-    return True
+def spans_of(expr: sympy.Basic, env: ShapeEnv) -> Spans | None:
+    """The sizes of the symbols of an expression as far as a trace knows them; None if one has no bound."""
+    symbols = sorted(expr.free_symbols, key=str)
+    if not all(symbol in env.var_to_range for symbol in symbols):
+        return None
+    spans = tuple((str(symbol), *bounds_of(symbol, env.var_to_range[symbol], UNBOUNDED)) for symbol in symbols)
+    return None if any(high >= UNBOUNDED for _, _, high in spans) else spans
 
 
 @contextmanager

@@ -36,3 +36,5 @@ begin_loop: torch._ops.OpOverload = torch.ops.gaudicc_capture.begin_loop.default
 """Carried values and the number of trips -> the number of the trip, from 0, and the carried values as the trip finds them."""
 end_loop: torch._ops.OpOverload = torch.ops.gaudicc_capture.end_loop.default
 """What a trip leaves -> the carried values after the last trip, and what each trip adds to a list, stacked."""
+UNTIL_DATA_ENDS = -1
+"""Stands for the number of trips of a loop that goes on while its first carried value, a bool `[]`, is true."""

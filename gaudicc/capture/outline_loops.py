@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from gaudicc.capture.loop_marks import begin_loop, end_loop
+from gaudicc.capture.loop_marks import UNTIL_DATA_ENDS, begin_loop, end_loop
 from gaudicc.capture.same_graph import graph_text
 from gaudicc.errors import DynamicControlFlowError
 from gaudicc.fake_values import fake_mode_of
@@ -19,6 +19,7 @@ from gaudicc.rewriter import drop_dead_nodes
 aten = torch.ops.aten
 _READS = (aten.item.default, aten._local_scalar_dense.default)
 _CHECKS = (aten._assert_scalar.default,)
+_PLAIN_NUMBER = "a number that differs from trip to trip of a loop as a plain number"
 _TENSOR_FORMS: dict[Any, Callable[..., Any]] = {
     operator.add: aten.add.Tensor,
     operator.sub: aten.sub.Tensor,
@@ -37,6 +38,17 @@ def outline_loops(root: fx.GraphModule) -> None:
     drop_dead_nodes(root.graph)
 
 
+def refusal_of_loops(module: fx.GraphModule) -> DynamicControlFlowError | None:
+    """Why a trip cannot be a body, where an op takes a number that differs from trip to trip as a plain one."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    try:
+        outline_loops(fx.GraphModule(dict(module.named_children()), graph))
+    except DynamicControlFlowError as error:
+        return error if _PLAIN_NUMBER in error.what else None
+    return None
+
+
 def _outline(root: fx.GraphModule, begin: fx.Node, end: fx.Node) -> None:
     carried, trips = cast(list[fx.Node], begin.args[0]), begin.args[1]
     given = {int(cast(Any, user.args[1])): user for user in begin.users}
@@ -53,7 +65,8 @@ def _outline(root: fx.GraphModule, begin: fx.Node, end: fx.Node) -> None:
         _drop_copies(user)
     with root.graph.inserting_before(end):
         attribute = root.graph.get_attr(name)
-        call = root.graph.call_function(call_loop, (attribute, trips, None, len(carried), *carried, *shared))
+        limit = None if trips == UNTIL_DATA_ENDS else trips
+        call = root.graph.call_function(call_loop, (attribute, limit, None, len(carried), *carried, *shared))
     call.meta = {**end.meta, "val": tuple(val(end))}
     end.replace_all_uses_with(call)
     root.graph.erase_node(end)
@@ -140,7 +153,7 @@ def _number(graph: fx.Graph, node: fx.Node, values: dict[fx.Node, fx.Node], numb
     form = _TENSOR_FORMS.get(node.target)
     if form is None:
         raise DynamicControlFlowError(
-            f"{op_name(node)} takes the number of a trip of a loop over a dynamic size as a plain number",
+            f"{op_name(node)} takes {_PLAIN_NUMBER}",
             where=where(node),
             hint="index tensors with it, or compute with it and tensors",
         )
@@ -183,4 +196,4 @@ def _name_of(root: fx.GraphModule, body: fx.GraphModule) -> str:
 def _text(body: fx.GraphModule) -> tuple[list[str], list[str]]:
     """What a body computes, and how its operands are laid out."""
     operands = (val(node) for node in body.graph.find_nodes(op="placeholder"))
-    return graph_text(body, {}), [str(value.stride()) for value in operands if isinstance(value, torch.Tensor)]
+    return graph_text(body), [str(value.stride()) for value in operands if isinstance(value, torch.Tensor)]

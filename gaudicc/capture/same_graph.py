@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -10,42 +10,51 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+Word = Callable[[sympy.Basic], str]
+"""How an expression over sizes is written."""
 
-def same_graph(one: ExportedProgram, other: ExportedProgram, at: Mapping[sympy.Symbol, int]) -> bool:
+
+def same_graph(one: ExportedProgram, other: ExportedProgram, words: tuple[Word, Word]) -> bool:
     """Whether two exports of a model compute the same.
 
     Args:
         one: an export.
         other: another one.
-        at: sizes that symbols have; the others may have any.
+        words: how each writes sizes: alike where they are alike for the sizes that matter.
     """
     constants = one.constants.keys() == other.constants.keys() and all(
         value is other.constants[name]
         or (isinstance(value, torch.Tensor) and torch.equal(value, other.constants[name]))
         for name, value in one.constants.items()
     )
-    return constants and graph_text(one.graph_module, at) == graph_text(other.graph_module, at)
+    return constants and graph_text(one.graph_module, words[0]) == graph_text(other.graph_module, words[1])
 
 
-def graph_text(module: fx.GraphModule, at: Mapping[sympy.Symbol, int]) -> list[str]:
+def graph_text(module: fx.GraphModule, word: Word = str) -> list[str]:
     """The graph as text: tensors by number, sizes as expressions wherever they were asked for."""
     names: dict[fx.Node, str] = {}
     lines: list[str] = []
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, (int, torch.SymInt)):
-            names[node] = _size(value, at)
-        elif _is_identity(node, at):
+            names[node] = _size(value, word)
+        elif _is_identity(node, word):
             names[node] = names[node.args[0]]
         elif _is_torchs_own_check(node):
             continue
         elif node.users or node.op == "output":
             names[node] = f"%{len(lines)}"
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: _Bare(names[used]))
-            lines.append(f"{node.op} {node.target} {args} {kwargs} {_type(value, at)}")
+            args, kwargs = fx.map_arg((_arguments(node), node.kwargs), lambda used: _Bare(names[used]))
+            lines.append(f"{node.op} {node.target} {args} {kwargs} {_type(value, word)}")
     for name, child in module.named_children():
-        lines += [f"{name}:", *(graph_text(child, at) if isinstance(child, fx.GraphModule) else [])]
+        lines += [f"{name}:", *(graph_text(child, word) if isinstance(child, fx.GraphModule) else [])]
     return lines
+
+
+def _arguments(node: fx.Node) -> list[Any]:
+    """The arguments of a node, those of a slice from the start on in one form."""
+    from_start = node.target is torch.ops.aten.slice.Tensor and len(node.args) > 2 and node.args[2] is None
+    return [0 if from_start and i == 2 else arg for i, arg in enumerate(node.args)]
 
 
 _VIEWS = {
@@ -54,11 +63,11 @@ _VIEWS = {
 }  # fmt: skip
 
 
-def _is_identity(node: fx.Node, at: Mapping[sympy.Symbol, int]) -> bool:
+def _is_identity(node: fx.Node, word: Word) -> bool:
     """Whether a view shows all of its operand as it is: a slice of the last element of one, say."""
     if node.target not in _VIEWS or not isinstance(operand := node.args[0], fx.Node):
         return False
-    return _type(node.meta.get("val"), at) == _type(operand.meta.get("val"), at)
+    return _type(node.meta.get("val"), word) == _type(operand.meta.get("val"), word)
 
 
 def _is_torchs_own_check(node: fx.Node) -> bool:
@@ -76,13 +85,13 @@ class _Bare(str):
     __repr__ = str.__str__
 
 
-def _size(size: Any, at: Mapping[sympy.Symbol, int]) -> str:
-    return str(size.node.expr.subs(at) if isinstance(size, torch.SymInt) else size)
+def _size(size: Any, word: Word) -> str:
+    return word(size.node.expr) if isinstance(size, torch.SymInt) else str(size)
 
 
-def _type(value: Any, at: Mapping[sympy.Symbol, int]) -> str:
+def _type(value: Any, word: Word) -> str:
     if isinstance(value, (tuple, list)):
-        return str([_type(item, at) for item in value])
+        return str([_type(item, word) for item in value])
     if not isinstance(value, torch.Tensor):
         return str(value)
-    return f"{value.dtype}[{', '.join(_size(size, at) for size in value.shape)}]"
+    return f"{value.dtype}[{', '.join(_size(size, word) for size in value.shape)}]"

@@ -7,19 +7,26 @@ none; otherwise it is a side of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
-import sympy
-
-from gaudicc.capture.decisions import Decision, Ranges, decisions_of, refuse_decision, uncovered
+from gaudicc.capture.decisions import (
+    Decision,
+    Ranges,
+    columns_of,
+    decisions_of,
+    forget_decisions,
+    refuse_decision,
+    uncovered,
+)
 from gaudicc.capture.mend import MendedExport
 from gaudicc.capture.repeats import every_layer_traced
 from gaudicc.capture.same_graph import same_graph
 from gaudicc.capture.settled_sizes import settle_sizes
 from gaudicc.capture.shapes import names_of, ranges_of, resized, sizes_of, without
+from gaudicc.capture.size_trials import Columns, Words
 from gaudicc.errors import UnsupportedInputError, Where
 
 _EXPORTS = 16
@@ -91,14 +98,25 @@ def export_every_side(
         if (exports := exports + 1) > _EXPORTS:
             refuse_decision(sides[0].when[0][0])
         other = side_of(*resized(args, kwargs, positional, shapes, sizes), shapes)
-        if not _joins(other, sides, sizes):
-            fixed = {name for name in sizes if _is_one_size(name, other, sizes, ranges)}
-            if fixed:  # torch wrote the size as a number here and there: let it do so everywhere
-                other = replace(side_of(other.args, other.kwargs, without(shapes, fixed)), when=other.when)
-            sides.append(other)
+        if _joins(other, sides, sizes, ranges):
+            continue
+        fixed = {name for name in sizes if _is_one_size(name, other, sizes, ranges)}
+        if fixed:  # torch wrote the size as a number here and there: let it do so everywhere
+            other = replace(side_of(other.args, other.kwargs, without(shapes, fixed)), when=other.when)
+        sides = _with(other, sides, ranges)
     for side in sides:
-        settle_sizes(side.mended.exported, side.names, side.when, ranges)
+        _settle(side, ranges)
     return sides, ranges
+
+
+def _settle(side: Side, ranges: Ranges) -> None:
+    """Leaves of what an export decided what holds for all sizes of its side."""
+    columns = columns_of(side.when, ranges, {})
+    if columns is not None:
+        settle_sizes(side.mended.exported, _by_symbol(side, columns))
+        ranges = {name: (int(column.min()), int(column.max())) for name, column in columns.items()}
+    if len(side.when) > 1:
+        forget_decisions(side.mended.exported, side.names, ranges)
 
 
 def _refuse_unequal(names: Mapping[str, str]) -> None:
@@ -111,24 +129,40 @@ def _refuse_unequal(names: Mapping[str, str]) -> None:
         )
 
 
-def _joins(other: Side, sides: Sequence[Side], sizes: Mapping[str, int]) -> bool:
+def _joins(other: Side, sides: Sequence[Side], sizes: Mapping[str, int], ranges: Ranges) -> bool:
     """Lets a side that has the same graph stand for the sizes of another, with as few of them fixed as will do."""
     for count in range(len(sizes) + 1):
         for fixed, side in product(combinations(sizes, count), sides):
             exact = {name: sizes[name] for name in fixed}
-            at = {symbol: exact[name] for one in (side, other) for name, symbol in _symbols(one) if name in exact}
-            if same_graph(side.mended.exported, other.mended.exported, at):
+            if _are_same((side, other), other.when, ranges, exact):
                 rest = tuple(decision for decision in other.when[0] if not exact.keys() >= set(decision.sizes))
                 side.when.append(rest + tuple(_exactly(*entry) for entry in exact.items()))
                 return True
     return False
 
 
-def _symbols(side: Side) -> Iterator[tuple[str, sympy.Symbol]]:
-    """The names of a side's sizes, and their symbols."""
-    for symbol in side.mended.exported.range_constraints:
-        if name := side.names.get(str(symbol)):
-            yield name, symbol
+def _with(other: Side, sides: Sequence[Side], ranges: Ranges) -> list[Side]:
+    """The sides with another one, which stands for those sizes as well for which it has the same graph.
+
+    A model that cuts off what it filled up only if it did has the same graph as one that cuts off nothing.
+    """
+    same = [side for side in sides if _are_same((side, other), side.when, ranges, {})]
+    whole = replace(other, when=[*(entry for side in same for entry in side.when), *other.when])
+    rest = [side for side in sides if side not in same]
+    return [whole, *rest] if sides[0] in same else [*rest, whole]
+
+
+def _are_same(
+    pair: tuple[Side, Side], when: Sequence[Sequence[Decision]], ranges: Ranges, exact: Mapping[str, int]
+) -> bool:
+    """Whether two sides have the same graph for some sizes: those of `when` of which some are fixed."""
+    columns, known = columns_of(when, ranges, exact) or {}, dict[bytes, str]()
+    words = [Words(_by_symbol(side, columns), known) for side in pair]
+    return same_graph(pair[0].mended.exported, pair[1].mended.exported, (words[0], words[1]))
+
+
+def _by_symbol(side: Side, columns: Columns) -> Columns:
+    return {symbol: columns[name] for symbol, name in side.names.items() if name in columns}
 
 
 def _is_one_size(name: str, side: Side, sizes: Mapping[str, int], ranges: Ranges) -> bool:

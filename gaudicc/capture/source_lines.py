@@ -25,7 +25,13 @@ def running_line() -> str | None:
 
 @contextmanager
 def every_frame() -> Iterator[None]:
-    """Lets nodes carry the line of a helper or plain function: by itself torch.export keeps frames called `forward` only."""
+    """Lets nodes carry the line of a helper or plain function: by itself torch.export keeps frames called `forward` only.
+
+    torch before 2.8 does not say where it leaves the others out.
+    """
+    if not hasattr(TracerBase, "_filter_traceback_frames"):
+        yield
+        return
     with patch.object(TracerBase, "_filter_traceback_frames", _of_user):
         yield
 

@@ -12,7 +12,7 @@ class PlanOptions:
     """Show the plan of every bucket: what is recorded, what the host does. With --memory: does it fit?
 
     Attributes:
-        model: name, model folder, or .pt2 file.
+        model: name, model folder, or .pt2 file; with --generate also the dimensions of a large one, e.g. Llama-3.1-70B.
         memory: show bytes of weights, state and recorded graphs instead, and whether they fit.
         cards: with --memory: cards that share weights and state evenly.
         target: chip: gaudi2 or gaudi3.
@@ -20,6 +20,9 @@ class PlanOptions:
         sequence: tokens a row of the example inputs.
         dynamic: sizes that vary, each DIM=MAX or DIM=MIN..MAX; DIM is batch or sequence.
         buckets: a strategy (exp, lin, pad, optimal), or sizes to record, each DIM=SIZE[,DIM=SIZE].
+        generate: plan the prefill and decode steps of compile_lm with their key/value cache, and not one call of the model.
+        max_batch: with --generate: requests in flight at once.
+        max_context: with --generate: most tokens of one request.
         trust: load a .pt2 file, which can run code from it.
         json: print JSON.
     """
@@ -32,5 +35,8 @@ class PlanOptions:
     sequence: int = 16
     dynamic: tuple[str, ...] = ()
     buckets: tuple[str, ...] = ()
+    generate: bool = False
+    max_batch: int = 4
+    max_context: int = 512
     trust: bool = False
     json: bool = False

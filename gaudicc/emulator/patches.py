@@ -1,7 +1,8 @@
 """Where torch asks C++ for something that a device written in Python cannot give, torch is changed in this process.
 
 Each change: a module's `to` keeps its parameters' identity, assigning a device tensor to a CPU tensor's `data` works, a
-generator for `hpu` can be made, `fork_rng` keeps the device's state, and a saved device tensor comes back on the device.
+generator for `hpu` can be made, `fork_rng` keeps the device's state, a saved device tensor comes back on the device, and
+torch's own layers do not take `hpu` for a device that has their fused kernels: on a Gaudi it is no PrivateUse1 device.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def apply() -> None:
     tensor.pin_memory, tensor.is_pinned = _pin_memory, _is_pinned
     library.Generator = _Generator
     library.random.fork_rng = _forking(library.random.fork_rng)
+    library.utils.backend_registration._privateuse1_backend_name = "privateuseone"
     saving.register()
     if not current().settings.lazy:
         backend.register()

@@ -16,9 +16,11 @@ from gaudicc.collector import collector_paused
 from gaudicc.compiler import split_pipeline
 from gaudicc.lower import lower
 from gaudicc.passes import DEFAULT_PIPELINE
+from gaudicc.passes.check_integers import CheckIntegers
 from gaudicc.passes.pad import Pad
 from gaudicc.passes.specialize import Specialize
 from gaudicc.passes.split_attention import SplitAttention
+from gaudicc.passes.stagger_rows import StaggerRows
 from gaudicc.pipeline import Pipeline
 from gaudicc.program import InputKind, OutputKind, OutputSpec, Program
 from gaudicc.runtime.device import Device
@@ -29,8 +31,9 @@ from gaudicc.verify import Level
 Shapes = Mapping[str, Mapping[int, Any]]
 
 # What is pad is declared by the steps themselves: rows behind a length are masked and written to dump rows.
-# Slices of attention overlap two engines; the CPU is one, and its fused kernel takes a third of their time.
-_PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, Pad))
+# Slices of attention and of rows overlap two engines; the CPU is one, and its fused kernel takes a third of their time.
+# Their integers are tokens, slots, lengths and positions, which the scheduler keeps below the limits of the state.
+_PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, (CheckIntegers, Pad)))
 
 
 class EntryPoint:
@@ -59,7 +62,9 @@ class EntryPoint:
     ) -> None:
         self._module, self._example, self._dims = module, dict(example), dims
         self._target, self._device, self._counters, self._level = target, device, counters, level
-        passes = [step for step in _PASSES if device.name != "cpu" or not isinstance(step, SplitAttention)]
+        passes = [
+            step for step in _PASSES if device.name != "cpu" or not isinstance(step, (SplitAttention, StaggerRows))
+        ]
         self._symbolic, self._static = split_pipeline(passes)
         self._program: Program | None = None
         self._runners: dict[Bucket, Runner] = {}

@@ -15,7 +15,9 @@ from gaudicc.padding.sizes import expression
 
 
 def give_length(padder: Padder, loop: fx.Node) -> Dim:
-    """Lets a loop make as many trips as its size is long; gives the first dim of its stacks."""
+    """Lets a loop make as many trips as its size is long; gives the first dim of its stacks, none if only data ends it."""
+    if loop.args[1] is None:
+        return ()
     limit = expression(fakes(loop.args[1]))
     if limit.free_symbols:
         padder.set_arg(2, padder.resources.length(limit))

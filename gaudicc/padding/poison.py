@@ -83,7 +83,7 @@ class Runner:
         if node.target is call_region:
             return self.run(args[0], args[1:])
         body, limit, trips, *rest = args
-        if not int(limit if trips is None else trips):
+        if limit is not None and not int(limit if trips is None else trips):
             return call_loop(*args)
         return call_loop(lambda *given: self.run(body, given), limit, trips, *rest)  # type: ignore[arg-type]
 

@@ -44,12 +44,14 @@ class Rows:
 class Number:
     """A number read from a tensor: the node of the tensor, of no dims, and the range that the program implies for it.
 
-    The node is None where the number has no tensor and only its range is known.
+    The node is None where the number has no tensor and only its range is known. `promised` is the most that the user says it
+    is, by `torch._check`: it has to be checked where it is relied on.
     """
 
     node: fx.Node | None
     low: float = -float("inf")
     high: float = float("inf")
+    promised: float = float("inf")
 
 
 class Refused(Exception):
@@ -81,6 +83,12 @@ class Inline(Protocol):
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         """Traces a function of tensors, and puts its ops where the op stood."""
+
+    promised: float
+    """The largest length of the result that the user promised, by `torch._check`; infinity if none."""
+
+    def range_of(self, node: fx.Node) -> tuple[float, float]:
+        """The smallest and the largest value that a tensor can hold."""
 
     def demand(self, failed: fx.Node, error: Exception) -> None:
         """Has the host raise what the op would have raised, where a bool of no dims is True."""
@@ -120,6 +128,38 @@ def same_op(op: Any) -> Form:
     return form
 
 
+def several(op: Any) -> Form:
+    """An op with several results that leaves rows apart."""
+
+    def form(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+        if dim is None:
+            raise Refused("it has no result of unknown length")
+        made = inline(lambda *a: tuple(op(*a, **kwargs)), *values(args))
+        return tuple(Rows(part, dim, first(args).length) for part in made)
+
+    return form
+
+
+def promised(inline: Inline, length: fx.Node, otherwise: str, most: float | None = None) -> int:
+    """The largest length that the user promised; the host raises if it is more.
+
+    Args:
+        inline: of the op.
+        length: int64 `[]`.
+        otherwise: why the op is refused if nothing is promised.
+        most: what is promised, if not of the op's result.
+
+    Raises:
+        Refused: nothing is promised.
+    """
+    size = inline.promised if most is None else most
+    if not 0 <= size < 2**31:
+        raise Refused(otherwise)
+    failed = inline(lambda n: aten.gt.Scalar(n, int(size)), length)
+    inline.demand(failed, RuntimeError(f"a length is promised to be at most {int(size)}, and is more"))
+    return int(size)
+
+
 def first(tree: Any) -> Rows:
     """The first rows among arguments.
 
@@ -128,7 +168,7 @@ def first(tree: Any) -> Rows:
     """
     found: list[Rows] = []
     _collect(tree, found)
-    if not found or any(not _same_length(rows, found[0]) for rows in found):
+    if not found or any(not same_length(rows, found[0]) for rows in found):
         raise Refused("its operands have different unknown lengths")
     return found[0]
 
@@ -147,7 +187,8 @@ def refuse_known_lengths(args: Any) -> None:
                 raise Refused("its operands have known and unknown lengths")
 
 
-def _same_length(a: Rows, b: Rows) -> bool:
+def same_length(a: Rows, b: Rows) -> bool:
+    """Whether two tensors are as long as each other whatever the data."""
     return str(a.bound) == str(b.bound) and (a.length is b.length or (bool(a.symbol) and a.symbol == b.symbol))
 
 
@@ -164,3 +205,13 @@ def values(tree: Any) -> Any:
     if isinstance(tree, Rows):
         return tree.value
     return type(tree)(map(values, tree)) if isinstance(tree, (list, tuple)) else tree
+
+
+def number_dtype(node: fx.Node, args: list[Any]) -> torch.dtype:
+    """The dtype in which an op computes with the number among its arguments: that of its result, unless it compares."""
+    dtype: torch.dtype = val(node).dtype
+    if dtype is not torch.bool:
+        return dtype
+    number = next(val(arg.node).dtype for arg in args if isinstance(arg, Number) and arg.node is not None)
+    tensor = next(val(arg) for arg in values(args) if isinstance(arg, fx.Node))
+    return torch.result_type(tensor, 0.0 if number.is_floating_point else number is torch.bool or 0)

@@ -12,7 +12,21 @@ from torch import Tensor
 
 from gaudicc.nodes import val
 from gaudicc.rules import compaction
-from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, filled, first, fixed, same_op, values
+from gaudicc.rules.bounded import (
+    Form,
+    Inline,
+    Number,
+    Refused,
+    Rows,
+    filled,
+    first,
+    fixed,
+    promised,
+    same_op,
+    several,
+    values,
+)
+from gaudicc.rules.bounded_counts import bincount, runs, unique
 from gaudicc.rules.bounded_indexing import (
     index,
     index_add,
@@ -24,6 +38,16 @@ from gaudicc.rules.bounded_indexing import (
     selected_by,
     sliced,
     to_rows,
+    written_at,
+)
+from gaudicc.rules.bounded_order import (
+    flipped,
+    last_but_one,
+    normalised,
+    ordered,
+    place_of_largest,
+    product,
+    topk,
 )
 
 aten = torch.ops.aten
@@ -37,27 +61,6 @@ def _identity(kind: str, dtype: torch.dtype) -> Any:
     info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
     low, high = (-float("inf"), float("inf")) if dtype.is_floating_point else (info.min, info.max)
     return low if kind in ("max", "amax", "argmax") else high
-
-
-def several(op: Any) -> Form:
-    """An op with several results that leaves rows apart."""
-
-    def form(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-        if dim is None:
-            raise Refused("it has no result of unknown length")
-        made = inline(lambda *a: tuple(op(*a, **kwargs)), *values(args))
-        return tuple(Rows(part, dim, first(args).length) for part in made)
-
-    return form
-
-
-def unique(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-    """`unique(x, return_inverse, return_counts)`; all three results are made, those that nobody reads are dropped."""
-    if isinstance(args[0], Rows):
-        raise Refused("its input is of unknown length")
-    fixed(val(args[0]).numel())
-    values_, inverse, counts, length = inline(compaction.unique, args[0])
-    return Rows(values_, 0, length), inverse, Rows(counts, 0, length)
 
 
 def columns(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
@@ -86,11 +89,16 @@ def scalar(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
 
 def repeated(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`repeat_interleave(repeats)`, where the program says how large the repeats can be."""
-    high = kwargs["high"]
-    if isinstance(args[0], Rows) or not 0 <= high < 2**31:
-        raise Refused("nothing bounds how often a row is repeated; clamp the repeats")
-    size = int(high) * fixed(val(args[0]).numel())
-    return Rows(*to_rows(inline(lambda r: compaction.repeated(r, size), args[0])))
+    repeats = args[0]
+    if isinstance(repeats, Rows):
+        raise Refused("rows of unknown length are repeated")
+    high = inline.range_of(repeats)[1]
+    if 0 <= high < 2**31:
+        size = int(high) * fixed(val(repeats).numel())
+    else:
+        length = inline(lambda r: aten.sum.default(r), repeats)
+        size = promised(inline, length, "nothing bounds how often a row is repeated; clamp the repeats")
+    return Rows(*to_rows(inline(lambda r: compaction.repeated(r, size), repeats)))
 
 
 def counted(op: Any, place: int = 0) -> Form:
@@ -102,12 +110,17 @@ def counted(op: Any, place: int = 0) -> Form:
         numbers = [size for size in shape if isinstance(size, Number)]
         if not numbers and dim is None:
             return inline(lambda *x: op(*x, **kwargs), *values(before), *args)
-        if len(numbers) != 1 or dim is None or not 0 <= numbers[0].high < 2**31:
-            raise Refused("nothing bounds the size; clamp the number that it is read from")
-        sizes = [int(size.high) if isinstance(size, Number) else size for size in shape]
+        why = "nothing bounds the size; clamp the number that it is read from"
+        if len(numbers) != 1 or dim is None:
+            raise Refused(why)
+        (number,) = numbers
+        if number.node is None:
+            raise Refused(why)
+        high = number.high if 0 <= number.high < 2**31 else promised(inline, number.node, why, number.promised)
+        sizes = [int(high) if isinstance(size, Number) else size for size in shape]
         whole = sizes if isinstance(args[0], list) else sizes[0]
         made = inline(lambda *x: op(*x, **kwargs), *values(before), whole, *args[1:])
-        return Rows(made, dim, inline(lambda n: aten.clamp.default(n, 0), numbers[0].node))
+        return Rows(made, dim, inline(lambda n: aten.clamp.default(n, 0), number.node))
 
     return form
 
@@ -175,18 +188,6 @@ def reshaped(op: Any) -> Form:
     return form
 
 
-def product(op: Any, contracted: Callable[[int, int], int]) -> Form:
-    """A matrix product whose unknown dim is not the contracted one."""
-
-    def form(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-        for place, arg in enumerate(args):
-            if isinstance(arg, Rows) and arg.dim == contracted(place, val(arg.value).dim()):
-                raise Refused("the dim of unknown length is summed over")
-        return same_op(op)(inline, args, kwargs, dim)
-
-    return form
-
-
 def joined(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`cat`: of rows side by side as it is, of rows one after the other by moving the valid ones to the front."""
     parts, along = list(args[0]), args[1] if len(args) > 1 else 0
@@ -206,21 +207,27 @@ def joined(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     return Rows(*to_rows(inline(compaction.selected, whole, kept)))
 
 
-def _last(place: int, rank: int) -> int:
-    return rank - 1 if place == 0 else rank - 2
-
-
 _SAME = (
     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.transpose.int, aten.t.default,
-    aten.cumsum.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+    aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
 )  # fmt: skip
 _COUNTED = (aten.arange.default, aten.zeros.default, aten.ones.default, aten.full.default)
 _SEVERAL = (aten.unbind.int, aten.max.dim, aten.min.dim, aten.split.Tensor, aten.chunk.default)
 _MIXES_DIM = (aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
+_ORDERS = (aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable)
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 FORMS: dict[Any, Form] = {
     **{op: same_op(op) for op in _SAME},
-    **{op: apart(op, lambda args, dim, rank: args[1] % rank == dim) for op in _MIXES_DIM},
+    **{op: normalised(op) for op in _MIXES_DIM},
+    **{op: ordered(op) for op in _ORDERS},
+    **{op: place_of_largest(op) for op in (aten.argmax.default, aten.argmin.default)},
+    aten.topk.default: topk,
+    aten.flip.default: flipped,
+    aten.unique_consecutive.default: runs,
+    aten.bincount.default: bincount,
+    aten.argwhere.default: nonzero,
+    aten.dot.default: product(aten.dot.default, lambda place, rank: 0),
     **{op: apart(op, lambda args, dim, rank: dim >= rank - len(args[1])) for op in _NORMS},
     **{op: several(op) for op in _SEVERAL},
     **{op: counted(op) for op in _COUNTED},
@@ -229,6 +236,7 @@ FORMS: dict[Any, Form] = {
     aten.where.default: columns,
     aten.repeat_interleave.self_Tensor: repeated_rows,
     aten.select.int: selected_by,
+    aten.select_scatter.default: written_at,
     aten._unique2.default: unique,
     aten.repeat_interleave.Tensor: repeated,
     aten.slice.Tensor: sliced,
@@ -245,10 +253,10 @@ FORMS: dict[Any, Form] = {
     aten.expand.default: reshaped(aten.expand.default),
     aten.cat.default: joined,
     aten.linear.default: product(aten.linear.default, lambda place, rank: rank - 1),
-    aten.mm.default: product(aten.mm.default, _last),
+    aten.mm.default: product(aten.mm.default, last_but_one),
     aten.addmm.default: product(aten.addmm.default, lambda place, rank: rank - 1 if place == 1 else 0),
-    aten.matmul.default: product(aten.matmul.default, _last),
-    aten.bmm.default: product(aten.bmm.default, _last),
+    aten.matmul.default: product(aten.matmul.default, last_but_one),
+    aten.bmm.default: product(aten.bmm.default, last_but_one),
     **{
         op: reduced(op._schema.name.removeprefix("aten::"), op)
         for op in (

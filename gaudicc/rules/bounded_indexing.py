@@ -139,19 +139,45 @@ def selected_by(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     x, along, at = args
     if not isinstance(at, Number):
         return same_op(aten.select.int)(inline, args, kwargs, dim)
+    size = _checked(inline, x, along, at)
+
+    def pick(t: Tensor, i: Tensor) -> Tensor:
+        row = aten.index_select.default(t, along, _from_front(i, size))
+        return aten.squeeze.dim(row, along)  # type: ignore[no-any-return]
+
+    return inline(pick, x, at.node)
+
+
+def written_at(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`select_scatter(x, row, dim, i)`, where `i` is read from a tensor: a ring buffer."""
+    x, row, along, at = args
+    if not isinstance(at, Number):
+        return same_op(aten.select_scatter.default)(inline, args, kwargs, dim)
+    if isinstance(row, Rows):
+        raise Refused("what is written has an unknown length")
+    size = _checked(inline, x, along, at)
+
+    def put(t: Tensor, r: Tensor, i: Tensor) -> Tensor:
+        return aten.index_copy.default(t, along, _from_front(i, size), aten.unsqueeze.default(r, along))  # type: ignore[no-any-return]
+
+    return inline(put, x, row, at.node)
+
+
+def _checked(inline: Inline, x: Any, along: int, at: Number) -> int:
+    """The size of a dim that a number indexes; the host raises where the number is outside."""
     size = 0 if isinstance(x, Rows) else fixed(val(x).shape[along])
     if not size:
         raise Refused("a dim of unknown length, or without elements, is indexed")
     if not -size <= at.low <= at.high < size:
         outside = inline(lambda i: aten.logical_or.default(aten.lt.Scalar(i, -size), aten.ge.Scalar(i, size)), at.node)
         inline.demand(outside, IndexError(f"select(): index out of range for size {size} at dimension {along}"))
+    return size
 
-    def pick(t: Tensor, i: Tensor) -> Tensor:
-        i = aten.where.self(aten.lt.Scalar(i, 0), aten.add.Tensor(i, size), i)
-        row = aten.index_select.default(t, along, aten.clamp.default(aten.reshape.default(i, [1]), 0, size - 1))
-        return aten.squeeze.dim(row, along)  # type: ignore[no-any-return]
 
-    return inline(pick, x, at.node)
+def _from_front(i: Tensor, size: int) -> Tensor:
+    """An index as one of at least 0, in a tensor of one element, inside also where the host is about to raise."""
+    i = aten.where.self(aten.lt.Scalar(i, 0), aten.add.Tensor(i, size), i)
+    return aten.clamp.default(aten.reshape.default(i, [1]), 0, size - 1)  # type: ignore[no-any-return]
 
 
 def pieces(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:

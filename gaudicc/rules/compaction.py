@@ -79,16 +79,35 @@ def repeated(repeats: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return aten.clamp.default(index, 0, repeats.shape[0] - 1), aten.select.int(ends, 0, repeats.shape[0] - 1)
 
 
-def unique(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`unique(x)` of all values: sorted values, for every element which of them it is, how often each is there, how many."""
+def unique(x: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`unique(x)` of all values.
+
+    Args:
+        x: any shape; with a length, `[size]`, and what lies behind sorts last.
+        length: int64 `[]`: how many elements are valid, from the front.
+
+    Returns:
+        The sorted values, for every element which of them it is, how often each is there, and how many there are.
+    """
+    ordered, order = aten.sort.stable(aten.reshape.default(x, [-1]), stable=True, dim=-1, descending=False)
+    values, group, counts, number = runs(ordered, length)
+    inverse = aten.scatter.src(aten.full.default([ordered.shape[0]], 0, dtype=torch.int64), 0, order, group)
+    return values, aten.reshape.default(inverse, list(x.shape)), counts, number
+
+
+def runs(x: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`unique_consecutive(x)`: as `unique` without sorting."""
     flat = aten.reshape.default(x, [-1])
     size = flat.shape[0]
-    ordered, order = aten.sort.default(flat)
-    changes = aten.ne.Tensor(aten.slice.Tensor(ordered, 0, 1, size), aten.slice.Tensor(ordered, 0, 0, size - 1))
+    changes = aten.ne.Tensor(aten.slice.Tensor(flat, 0, 1, size), aten.slice.Tensor(flat, 0, 0, max(size - 1, 0)))
     starts = aten.cat.default([aten.full.default([min(size, 1)], True, dtype=torch.bool), changes], 0)
+    one = aten.full.default([size], 1, dtype=torch.int64)
+    if length is not None:
+        valid = aten.lt.Tensor(aten.arange.default(size), length)
+        starts, one = aten.logical_and.default(starts, valid), aten._to_copy.default(valid, dtype=torch.int64)
     position, number = places(starts)
     group = aten.sub.Tensor(aten.cumsum.default(aten._to_copy.default(starts, dtype=torch.int64), 0), 1)
-    zeros = aten.full.default([size], 0, dtype=torch.int64)
-    inverse = aten.reshape.default(aten.scatter.src(zeros, 0, order, group), list(x.shape))
-    counts = aten.index_add.default(zeros, 0, group, aten.full.default([size], 1, dtype=torch.int64))
-    return aten.index_select.default(ordered, 0, position), inverse, counts, number
+    group = aten.clamp.default(group, 0)
+    counts = aten.index_add.default(aten.full.default([size], 0, dtype=torch.int64), 0, group, one)
+    inverse = aten.reshape.default(group, list(x.shape))
+    return aten.index_select.default(flat, 0, position), inverse, counts, number

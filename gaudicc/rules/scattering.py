@@ -32,6 +32,13 @@ def slice_scatter(
     return result
 
 
+def select_scatter(x: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    """`x[index] = src`: a slice of one; PyTorch's own form compares every place and chooses."""
+    dim %= x.dim()
+    at = index % x.shape[dim]
+    return slice_scatter(x, aten.unsqueeze(src, dim), dim, at, at + 1)
+
+
 def _interleaved(x: Tensor, src: Tensor, dim: int, count: int, step: int) -> Tensor:
     """The tensor with every `step`-th entry from `src`: rows of `step` entries whose first column is `src`."""
     size = x.shape[dim]
@@ -100,6 +107,9 @@ RULES = (
     Rule(
         "slice-scatter", (aten.slice_scatter.default,), slice_scatter,
         cost="one concatenation of the size of the tensor; with a step two more of the sliced range",
+    ),
+    Rule(
+        "select-scatter", (aten.select_scatter.default,), select_scatter, cost="one concatenation of the size of the tensor"
     ),
     Rule(
         "diagonal-scatter", (aten.diagonal_scatter.default,), diagonal_scatter, check=_has_entries,

@@ -123,6 +123,12 @@ _MAYBE_VIEWS = frozenset(
     {"reshape", "contiguous", "to", "flatten", "_reshape_alias", "conj", "resolve_conj", "resolve_neg"}
 )
 
+# Schemas say nothing of these: the result is new to autograd, not in memory. Found by running PyTorch's op database.
+_UNMARKED_VIEWS = frozenset({"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"})
+_UNMARKED_MAYBE_VIEWS = frozenset(
+    {"type_as", "conj_physical", "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"}
+)
+
 WRITERS: dict[Any, Callable[..., Any]] = {
     _aten.index_copy.default: torch.Tensor.index_copy_,
     _aten.index_put.default: _aten.index_put_.default,
@@ -149,12 +155,18 @@ def callee(target: Any) -> Callee:
 
 def is_view(target: Any) -> bool:
     """Whether the op's result always shares the storage of its first argument."""
-    return _aliases(target) and target._schema.name.removeprefix("aten::") not in _MAYBE_VIEWS
+    name = _name(target)
+    return name in _UNMARKED_VIEWS or (_aliases(target) and name not in _MAYBE_VIEWS)
 
 
 def is_maybe_view(target: Any) -> bool:
     """Whether the op's result may share the storage of its first argument, depending on strides and dtype."""
-    return _aliases(target) and target._schema.name.removeprefix("aten::") in _MAYBE_VIEWS
+    name = _name(target)
+    return name in _UNMARKED_MAYBE_VIEWS or (_aliases(target) and name in _MAYBE_VIEWS)
+
+
+def _name(target: Any) -> str:
+    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
 
 
 def _aliases(target: Any) -> bool:

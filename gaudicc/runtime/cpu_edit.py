@@ -160,7 +160,7 @@ class Editor:
             if not any(source in moved for source in node.all_input_nodes):
                 continue
             before = node.meta["val"]
-            if node.target is _aten.view.default and isinstance(node.args[0], fx.Node):
+            if node.target in (_aten.view.default, _aten._unsafe_view.default) and isinstance(node.args[0], fx.Node):
                 node.target = _view_or_reshape(node.args[0].meta["val"], node.args[1])
             if isinstance(node.target, torch._ops.OpOverload):
                 propagate(node)

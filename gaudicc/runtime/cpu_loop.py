@@ -7,13 +7,18 @@ place and the tensor is not copied in every trip.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count, takewhile
 from typing import Any
 
 import torch
 from torch import fx
 
+from gaudicc.graph_module import copy_graph
 from gaudicc.nodes import outputs_of
+from gaudicc.rewriter import drop_dead_nodes
 from gaudicc.runtime.device import Segment
+
+aten = torch.ops.aten
 
 
 class Loop:
@@ -21,18 +26,18 @@ class Loop:
 
     Args:
         body: takes the number of the trip, then the operands.
-        limit: size of the stacks.
+        limit: size of the stacks; None: trips are made while the first of the carried values is true.
         carried: how many of the operands a trip hands on.
 
     Attributes:
         bytes_held: bytes of its buffers and of the body's recording.
     """
 
-    def __init__(self, body: fx.GraphModule, limit: int, carried: int) -> None:
+    def __init__(self, body: fx.GraphModule, limit: int | None, carried: int) -> None:
         self.__name__ = "loop"
         self.bytes_held = 0
-        self._body, self._limit, self._carried = body, limit, carried
-        self._inputs = body.graph.find_nodes(op="placeholder")[1:]
+        self._body, self._limit, self._carried = body if limit is not None else _unguarded(body), limit, carried
+        self._inputs = self._body.graph.find_nodes(op="placeholder")[1:]
 
     def record(self, make: Callable[[Segment], Any], known: dict[int, torch.Tensor]) -> None:
         """Records the body.
@@ -55,18 +60,36 @@ class Loop:
         own = sum(buffer.numel() * buffer.element_size() for buffer in self._state)
         self.bytes_held = self._recording.bytes_held + own
 
-    def __call__(self, trips: torch.Tensor | None, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __call__(self, trips: torch.Tensor | int | None, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Makes the trips; what it returns is fresh."""
         for buffer, value in zip(self._state, operands, strict=False):
             buffer.copy_(value)
         passed = [_laid_out(operands[i], self._inputs[i].meta["val"]) for i in self._passed]
-        stacks = [torch.zeros((self._limit, *row.shape), dtype=row.dtype) for row in self._rows]
-        run, number = self._recording.runner(), self._number
-        for trip in range(self._limit if trips is None else int(trips)):
+        run, number, limit = self._recording.runner(), self._number, self._limit
+        if limit is None:
+            for trip in takewhile(lambda _: bool(self._state[0]), count()):
+                number.fill_(trip)
+                run(*passed)
+            return tuple(buffer.clone() for buffer in self._state)
+        stacks = [torch.zeros((limit, *row.shape), dtype=row.dtype) for row in self._rows]
+        for trip in range(limit if trips is None else int(trips)):
             number.fill_(trip)
             for stack, row in zip(stacks, run(*passed), strict=True):
                 stack[trip] = row
         return (*(buffer.clone() for buffer in self._state), *stacks)
+
+
+def _unguarded(body: fx.GraphModule) -> fx.GraphModule:
+    """The body of a loop that data ends, without what only matters where no trip follows: here it then does not run."""
+    body = copy_graph(body)
+    go = body.graph.find_nodes(op="placeholder")[1]
+    for node in list(body.graph.nodes):
+        if node.target in (aten.where.self, aten.logical_and.default) and node.args[0] is go:
+            node.replace_all_uses_with(node.args[1])
+            body.graph.erase_node(node)
+    drop_dead_nodes(body.graph)
+    body.recompile()
+    return body
 
 
 def _storage(value: torch.Tensor) -> torch.Tensor:

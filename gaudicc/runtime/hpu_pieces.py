@@ -1,7 +1,8 @@
 """First step of recording on a Gaudi: a segment becomes calls of flat graphs, one for each distinct region body.
 
 Weights, state and constants are operands of a call, so that identical layers call one `Piece`. In lazy mode a call is one
-sub-graph of a recorded graph, in compile mode one compiled function: either way equal pieces share a recipe.
+sub-graph of a recorded graph, in compile mode one compiled function: either way equal pieces share a recipe. How many
+layers one piece holds was decided by the pass `partition-layers`, which numbers them; without it, one.
 """
 
 from __future__ import annotations
@@ -128,17 +129,14 @@ class _Splitter:
         self.program = DeviceProgram()
         self._root, self._prepare = segment.graph, prepare
         self._pieces: dict[Hashable, Piece] = {}
-        self._bodies: dict[int, tuple[Piece, list[torch.Tensor]]] = {}
+        self._flattened: dict[Hashable, tuple[Piece, list[torch.Tensor]]] = {}
         self._values: dict[fx.Node, Any] = {}
         self._shared: dict[int, Name] = {}
         group: list[fx.Node] = []
+        part: Hashable = None
         for node in self._ordered():
             if node.op == "placeholder":
                 self._values[node] = self._named(node.name, node.meta["val"])
-            elif node.target is call_region:
-                self._close(group)
-                group = []
-                self._call(node)
             elif node.op == "output":
                 self._close(group)
                 outputs: Any = fx.map_arg(node.args[0], self._values.__getitem__)
@@ -146,6 +144,9 @@ class _Splitter:
             elif isinstance(node.meta.get("val"), (int, float, bool)):
                 self._values[node] = node.meta["val"]
             elif node not in self._values and not self._is_body(node):
+                if _part(node) != part:
+                    self._close(group)
+                    group, part = [], _part(node)
                 group.append(node)
         given = [node for node in self._root.graph.find_nodes(op="placeholder") if node.name not in segment.bound]
         self.program.inputs = tuple(Name(node.name) for node in given)
@@ -165,20 +166,13 @@ class _Splitter:
         self.program.metas[name] = as_meta(value)
         return name
 
-    def _call(self, node: fx.Node) -> None:
-        body = operator.attrgetter(str(node.args[0].target))(self._root)  # type: ignore[union-attr]
-        if id(body) not in self._bodies:
-            self._bodies[id(body)] = self._piece(str(node.args[0].target), body)  # type: ignore[union-attr]
-        piece, constants = self._bodies[id(body)]
-        operands = fx.map_arg(node.args[1:], self._values.__getitem__)
-        results = tuple(self._named(f"{node.name}.{i}", value) for i, value in enumerate(node.meta["val"]))
-        self.program.calls.append(Call(piece, (*map(self._constant, constants), *operands), results))
-        for user in node.users:
-            self._values[user] = results[user.args[1]]  # type: ignore[index]
-
     def _close(self, group: list[fx.Node]) -> None:
-        """Makes a piece of nodes of the root that stand between two region calls."""
+        """Makes a piece of some nodes of the root: what stands between two region calls, or the calls of one sub-graph."""
+        calls = [node for node in group if node.target is call_region]
         if not group:
+            return
+        if len(calls) == 1:
+            self._call(calls[0])
             return
         inside = set(group)
         reads = dict.fromkeys(arg for node in group for arg in node.all_input_nodes if arg not in inside)
@@ -186,19 +180,38 @@ class _Splitter:
         results = [node for node in group if any(user not in inside for user in node.users)]
         results = [node for node in results if not isinstance(node.meta.get("val"), (tuple, list))]
         graph = fx.Graph()
-        copies: dict[fx.Node, Any] = {node: self._values[node] for node in reads if node not in names}
+        copies: dict[fx.Node, Any] = {}
         for node in names:
             copies[node] = graph.placeholder(node.name)
             copies[node].meta = dict(node.meta)
+        for node in reads:
+            if node not in copies:
+                copies[node] = graph.node_copy(node) if self._is_body(node) else self._values[node]
         for node in group:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(tuple(copies[node] for node in results))
-        module = fx.GraphModule(dict(self._root.named_children()), graph)
-        piece, constants = self._piece("root", module)
+        name = f"{len(calls)} x {calls[0].args[0]}" if calls else "root"
+        piece, constants = self._known(structure(graph), name, fx.GraphModule(dict(self._root.named_children()), graph))
         made = tuple(self._named(node.name, node.meta["val"]) for node in results)
         operands = (*map(self._constant, constants), *(self._values[node] for node in names))
         self.program.calls.append(Call(piece, operands, made))
         self._values.update(zip(results, made, strict=True))
+
+    def _call(self, node: fx.Node) -> None:
+        """Makes a piece of one region body."""
+        name = str(node.args[0].target)  # type: ignore[union-attr]
+        piece, constants = self._known(name, name, operator.attrgetter(name)(self._root))
+        operands = fx.map_arg(node.args[1:], self._values.__getitem__)
+        results = tuple(self._named(f"{node.name}.{i}", value) for i, value in enumerate(node.meta["val"]))
+        self.program.calls.append(Call(piece, (*map(self._constant, constants), *operands), results))
+        for user in node.users:
+            self._values[user] = results[user.args[1]]  # type: ignore[index]
+
+    def _known(self, key: Hashable, name: str, module: fx.GraphModule) -> tuple[Piece, list[torch.Tensor]]:
+        """The piece of a graph, flattened once for all graphs of one key."""
+        if key not in self._flattened:
+            self._flattened[key] = self._piece(name, module)
+        return self._flattened[key]
 
     def _piece(self, name: str, module: fx.GraphModule) -> tuple[Piece, list[torch.Tensor]]:
         flat = flatten(Segment(module, {}, {}))
@@ -216,6 +229,15 @@ class _Splitter:
             self._shared[id(tensor)] = name = self._named(f"constant.{len(self._shared)}", tensor)
             self.program.constants[name] = tensor
         return self._shared[id(tensor)]
+
+
+def _part(node: fx.Node) -> Hashable:
+    """What a node of the root is put into one piece with: None for all that is no region call."""
+    call: Any = node.args[0] if node.target is operator.getitem else node
+    if not (isinstance(call, fx.Node) and call.target is call_region):
+        return None
+    number: Hashable = call.meta.get("subgraph", call)
+    return number
 
 
 def structure(graph: fx.Graph) -> Hashable:

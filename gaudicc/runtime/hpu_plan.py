@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from gaudicc.buckets import Bucket
 from gaudicc.machine import load_chip
@@ -137,8 +138,10 @@ def _bound(program: Program) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 
 def _distinct(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of tensors, tied ones once."""
-    return sum({(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in tensors}.values())
+    """Bytes of tensors, tied ones once; by storage, since tensors on the meta device have no address."""
+    return sum(
+        {(StorageWeakRef(t.untyped_storage()), t.numel()): t.numel() * t.element_size() for t in tensors}.values()
+    )
 
 
 def _bucket(bucket: Bucket, program: Program, plan: Plan, preparer: Preparer) -> BucketMemory:

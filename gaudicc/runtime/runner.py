@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -160,7 +161,7 @@ class Runner:
         body = [self._prepare(inner, device) for inner in step.body]
 
         def loop(values: Values) -> None:
-            for _ in range(step.limit):
+            for _ in count() if step.limit is None else range(step.limit):
                 for inner in body:
                     inner(values)
                 if not bool(values[step.condition]):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -127,6 +127,17 @@ def judge_call(target: Target, call: OpCall, mode: Mode = Mode.LAZY) -> Verdict:
     Returns:
         The verdict, with all conditions on sizes and arguments applied.
     """
+    key = _key((call.op, mode, call.args, dict(call.kwargs)))
+    if key is None:
+        return _judge(target, call, mode)
+    if (known := target.verdicts.get(key)) is None:
+        if len(target.verdicts) >= _REMEMBERED:
+            target.verdicts.clear()
+        known = target.verdicts[key] = _judge(target, call, mode)
+    return known
+
+
+def _judge(target: Target, call: OpCall, mode: Mode) -> Verdict:
     verdict = own_verdict(target, call, mode)
     if verdict.legal or not verdict.composite or verdict.dynamic or COMPLEX.intersection(map(code, call.dtypes())):
         return verdict
@@ -134,6 +145,29 @@ def judge_call(target: Target, call: OpCall, mode: Mode = Mode.LAZY) -> Verdict:
     if parts is None:
         return verdict
     return with_composite_parts(verdict, [judge_call(target, part, mode) for part in parts])
+
+
+# Every pass and check of every bucket asks about the same calls again. So many verdicts take a few MB.
+_REMEMBERED = 20_000
+
+
+def _key(value: object) -> Hashable | None:
+    """All that a verdict may depend on: of tensors dtype, sizes and strides; None where sizes are symbolic, or it is unknown."""
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided:
+            return None
+        sizes = (*value.shape, *value.stride())
+        return None if any(isinstance(size, torch.SymInt) for size in sizes) else (value.dtype, sizes)
+    if isinstance(value, Mapping):
+        return _key([*value, *value.values()])
+    if isinstance(value, (list, tuple)):
+        items = tuple(map(_key, value))
+        return None if None in items else items
+    plain = value is None or isinstance(value, _PLAIN)
+    return (type(value), value) if plain else None  # 1, 1.0 and True are equal, but other arguments
+
+
+_PLAIN = (bool, int, float, str, OpOverload, Mode, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 def own_verdict(target: Target, call: OpCall, mode: Mode = Mode.LAZY) -> Verdict:

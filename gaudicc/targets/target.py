@@ -6,8 +6,8 @@ the chip's table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,11 +43,13 @@ class Target:
         name: `gaudi2` or `gaudi3`.
         rows: the chip's table by op.
         overlays: statements that win over the table, the strongest first.
+        verdicts: what was said of calls, by all that it depends on (`judge_call`).
     """
 
     name: str
     rows: Mapping[str, Row]
     overlays: Mapping[str, tuple[OverlayRow, ...]]
+    verdicts: dict[Hashable, Verdict] = field(default_factory=dict, repr=False)
 
     def lookup(
         self,

@@ -273,3 +273,12 @@ def test_a_capture_is_repeatable_and_bitwise_that_of_the_model(seed: int) -> Non
     ]
     with torch.no_grad():
         assert torch.equal(first.run({first.user_inputs()[0].name: x})[0], model(x))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torchs_own_encoder_layer_hands_on_is_causal_by_position(norm_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first).eval()
+    program = capture(layer, (torch.randn(2, 5, 16),))
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(program.run({"src": x})[0], layer(x))

@@ -29,3 +29,22 @@ def test_sizes_zero_and_one_run(size: int) -> None:
     compiled = gaudicc.compile(model, (torch.randn(2, 4),), dynamic_shapes=shapes, buckets=[{"rows": size}])
     x = torch.randn(size, 4)
     torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("rows", [None, torch.export.Dim("rows", min=2, max=8)])
+def test_vmap_is_what_it_maps(rows: object) -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(3, 4, 4)), nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            each = torch.vmap(lambda weight, bias: torch.tanh(x @ weight + bias))(self.weight, self.bias)
+            return each, torch.vmap(torch.dot)(each.mean(0), x)
+
+    model = Mapped().eval()
+    compiled = gaudicc.compile(model, (torch.randn(5, 4),), dynamic_shapes={"x": {0: rows}} if rows else None)
+    for size in (5, 2) if rows else (5,):
+        x = torch.randn(size, 4)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x))

@@ -133,6 +133,48 @@ def in_blocks(x: Tensor) -> Tensor:
     return y.reshape(x.shape[0], -1) * 2
 
 
+def test_what_is_cut_off_only_where_it_was_filled_up_is_one_graph() -> None:
+    (side,) = capture_sides(in_blocks, (torch.randn(8, 2),), dynamic_shapes=shapes(high=16))
+    for size in range(1, 17):
+        x = torch.randn(size, 2)
+        assert side.serves({"n": size})
+        assert torch.equal(side.program.run({"x": x})[0], in_blocks(x))
+
+
+def test_a_bucket_is_no_larger_than_one_of_its_sides_demands() -> None:
+    compiled = gaudicc.compile(in_blocks, (torch.randn(8, 2),), dynamic_shapes=shapes(high=16), buckets=[{"n": 6}])
+    assert [bucket.as_dict() for bucket in compiled.buckets] == [{"n": 6}]
+    torch.testing.assert_close(compiled(torch.ones(5, 2)), in_blocks(torch.ones(5, 2)), rtol=1e-5, atol=1e-6)
+
+
+def whole_blocks(x: Tensor) -> Tensor:
+    filled = x.shape[0] + (4 - x.shape[0] % 4) % 4
+    return x * 2 if filled % 4 == 0 and filled // (filled // 4) == 4 else x * 3
+
+
+def test_what_holds_for_all_sizes_is_no_decision() -> None:
+    (side,) = capture_sides(whole_blocks, (torch.randn(8),), dynamic_shapes=shapes(high=4000))
+    assert side.when == ((),)
+
+
+def one_block_is_a_view(x: Tensor) -> Tensor:
+    filled = torch.nn.functional.pad(x, (0, 0, 0, (4 - x.shape[0] % 4) % 4))
+    blocks = filled.reshape(-1, 4, 2)
+    return torch.einsum("bsp,bst->bpt", blocks, blocks.transpose(1, 2).reshape(-1, 4, 2)).transpose(0, 1).reshape(2, -1)
+
+
+@pytest.mark.parametrize("example", [3, 9])
+def test_a_reshape_is_a_view_only_where_it_is_one_for_all_sizes(example: int) -> None:
+    (side,) = capture_sides(one_block_is_a_view, (torch.randn(example, 2),), dynamic_shapes=shapes(high=16))
+    compiled = gaudicc.compile(
+        one_block_is_a_view, (torch.randn(example, 2),), dynamic_shapes=shapes(high=16), buckets=[{"n": 16}]
+    )
+    for size in range(1, 17):
+        x = torch.randn(size, 2)
+        assert torch.equal(side.program.run({"x": x})[0], one_block_is_a_view(x))
+        torch.testing.assert_close(compiled(x), one_block_is_a_view(x), rtol=1e-5, atol=1e-6)
+
+
 def test_what_a_side_settles_is_padded() -> None:
     compiled = gaudicc.compile(in_blocks, (torch.randn(8, 2),), dynamic_shapes=shapes(high=16), buckets=[{"n": 16}])
     for size in range(1, 17):
@@ -166,3 +208,16 @@ def test_what_is_uncovered_is_found(sides: list[list[Decision]], a: int, b: int)
     assert (found is None) == all(covered(sizes) for sizes in every)
     if found is not None:
         assert not covered({**example, **found})
+
+
+def test_a_decision_on_a_size_times_a_float() -> None:
+    """Capacity of an expert: torch writes it with `torch.sym_float`."""
+
+    def model(x: Tensor) -> Tensor:
+        capacity = max(1, int(1.5 * x.shape[0] / 4))
+        return torch.ones(capacity, 3).sum(0) + x
+
+    compiled = gaudicc.compile(model, (torch.randn(4, 3),), dynamic_shapes={"x": {0: Dim("t", min=2, max=7)}})
+    for rows in range(2, 8):
+        x = torch.randn(rows, 3)
+        assert torch.equal(compiled(x), model(x))

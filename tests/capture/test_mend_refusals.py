@@ -119,12 +119,6 @@ def torch_equal(x):
 
 
 @refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
-def one_hot(x):
-    h = nn.functional.one_hot(x.nan_to_num(posinf=3.0, neginf=0.0).clamp(0, 3).long())  # refused
-    return h.sum(0) if x[0] > 0 else h.sum(0) * 2
-
-
-@refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
 def genexp_next(x):
     return next((v for v in x if v > 0), x[2]) + x  # refused
 
@@ -272,7 +266,7 @@ def slice_list(x):
     return x * len([1, 2, 3][:n])  # refused
 
 
-@refused("nothing but data ends this loop", "declare the most trips it can make: max_trips=...")
+@refused("nothing but data ends this loop, and it changes which entries", "set them before the loop")
 def sum_gen(x):
     n = int(x[0].nan_to_num(posinf=9.0).clamp(0, 2))
     return x * sum(i for i in range(n))  # refused
@@ -460,10 +454,10 @@ def unsqueezed(x):
     return y
 
 
-@refused("nothing but data ends this loop", "declare the most trips")
+@refused("nothing but data ends this loop, and it does something else in other trips", "fixed shapes")
 def unbounded(x):
     while x.sum() > 0:  # refused
-        x = x - 1
+        x = torch.cat([x, -x])
     return x
 
 
@@ -584,7 +578,7 @@ def test_refused_models_are_left_as_they_were() -> None:
             self.seen += 1
             self.log.append(x)
             while x.sum() > 0:
-                x = x - 1
+                x = torch.cat([x, -x])
             return x
 
     model, code = Model().eval(), Model.forward.__code__

@@ -18,8 +18,8 @@ from gaudicc.errors import DynamicControlFlowError
 from gaudicc.nodes import call_loop
 from gaudicc.program import InputKind, OutputKind, Program
 from tests.capture.looped import Looped
+from tests.capture.looped_early import APART, CASES
 from tests.capture.looped_refused import REFUSED
-from tests.capture.looped_steps import APART, CASES
 
 LENGTHS = ((2, 5), (1, 1), (3, 2), (4, 31), (2, 64))
 SHAPES = ({0: Dim("batch", min=1, max=8), 1: Dim("steps", min=1, max=512)},)

@@ -15,6 +15,8 @@ import gaudicc
 from gaudicc import verify
 from gaudicc.capture import capture
 from gaudicc.errors import InputError, NumericsError, PostconditionError
+from gaudicc.fake_values import fake_mode_of, is_computed, propagate
+from gaudicc.nodes import val
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.verify import TOLERANCE, Level, differs
@@ -70,6 +72,19 @@ def test_shapes_compares_dtype_shape_and_strides(field: str) -> None:
     with pytest.raises(PostconditionError, match="pass a stage left a wrong type on relu") as caught:
         verify.shapes(wrong, "a stage")
     assert caught.value.where.op == "aten.relu"
+
+
+def test_what_was_propagated_needs_no_check_until_its_call_changes() -> None:
+    made = program()
+    propagate(
+        made.root, [val(node) for node in made.root.graph.find_nodes(op="placeholder")], fake_mode_of(made.root.graph)
+    )
+    (node,) = [node for node in made.root.graph.nodes if node.target is aten.mean.dim]
+    assert is_computed(node)
+    node.args = (node.args[0], [0, 1])
+    assert not is_computed(node)
+    with pytest.raises(PostconditionError, match="left a wrong type on mean"):
+        verify.shapes(made, "a stage")
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -230,3 +230,14 @@ def test_function_form() -> None:
     double = th.hpu.wrap_in_hpu_graph_func(lambda x: x * 2)
     assert double(hpu(1)).tolist() == [2]
     assert double(hpu(4)).tolist() == [8]
+
+
+def test_torchs_own_layers_do_not_take_the_device_for_one_with_their_fused_kernels() -> None:
+    """On a Gaudi `hpu` is no PrivateUse1 device, which torch's fast path of attention asks for; its kernel would fall back."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(1, 3, 8)
+    with torch.no_grad():
+        wanted = layer(x)
+        got = wrapped(layer.to("hpu"))(x.to("hpu"))
+    torch.testing.assert_close(got.cpu(), wanted)
+    assert counts("FALLBACK") == 0

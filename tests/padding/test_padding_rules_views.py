@@ -33,6 +33,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "select-size": (lambda x: x[:, x.shape[1] - 1], "b s f"),
     "select-first": (lambda x: x[:, 0] + 1, "b s f"),
     "slice-to-other": (lambda x, y: (x[:, : y.shape[1]] + y).sum(1), "b 70 f", "b s f"),
+    "slice-from-other": (lambda x, y: (x[:, -y.shape[1] :] + y).cos().sum(1), "b 70 f", "b s f"),
     "slice-first": (lambda x: x[:, :2].sum(1), "b s:4 f"),
     "diff": (lambda x: x.diff(dim=1), "b s:4 f"),
     "windows": (lambda x: x.unfold(1, 3, 2).sum(-1), "b s:5 f"),
@@ -46,6 +47,10 @@ CASES: dict[str, tuple[Any, ...]] = {
         "b s f",
     ),
     "pad-or-cut": (lambda x: F.pad(x + 1, (0, 2 - x.shape[1] % 4)).cos().sum(1), "b s f"),
+    "pad-up-to": (lambda x: F.pad(x + 1, (9 - x.shape[1], 0), value=2.0).cos(), "b s f"),
+    "pad-up-to-or-cut": (lambda x: F.pad(x + 1, (2 - x.shape[1], 0)).cos(), "b s f"),
+    "pad-before-by-size": (lambda x, y: F.pad(x + 1, (y.shape[0], 1), value=3.0).cos().sum(1), "b 3 f", "s f"),
+    "pad-before-and-cut": (lambda x, y: F.pad(x + 1, (y.shape[0], -1, 1, 0)).cos().sum(1), "b s f", "s f"),
     "pad-by-size": (lambda x, y: F.pad(x + 1, (1, y.shape[0])).cos().sum(1), "b 3 f", "s f"),
     "merge-linear-split": (
         lambda x, w: F.linear(x.reshape(-1, 4), w).view(x.shape[0], -1, 3).sum(1),
@@ -77,6 +82,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "arange-step": (lambda x: torch.arange(0, 2 * x.shape[0], 2), "b s f"),
     "split": (lambda x: x.split(2, 2)[1].sum(1), "b s 4 f"),
     "split-sizes": (lambda x: x.split([1, 3], 2)[1].sum(1), "b s 4 f"),
+    "unsafe-split": (lambda x: torch.unsafe_split(x, 2, 2)[1].sum(1), "b s 4 f"),
+    "unsafe-split-sizes": (lambda x: torch.unsafe_split_with_sizes(x, [1, 3], 2)[1].sum(1), "b s 4 f"),
     "chunk": (lambda x: ops.chunk(x, 2, 2)[1].sum(1), "b s 4 f"),
     "split-padded": (lambda x: torch.cat([x + 1, x + 2, x + 3], 1).chunk(3, 1)[1], "b s f"),
     "split-padded-sum": (

@@ -154,3 +154,14 @@ def test_a_dropout_of_a_repeated_row_that_drops_nothing_is_the_copy_that_its_fak
     program, _ = alone(Decompose(), capture_of(function, torch.randn(3, 1, 4)))
     (ours,) = program.run(dict(program.example))
     assert torch.equal(ours, function(*program.example.values()))
+
+
+def test_contiguous_is_a_copy_where_only_some_sizes_need_none(capture_of: Any, alone: Any) -> None:
+    """A transposed tensor of one row is contiguous: what the op is would depend on the size."""
+    rows = Dim("rows", min=1, max=8)
+    program = capture_of(lambda x: x.transpose(0, 1).contiguous().sin(), torch.randn(3, 5), dynamic={"x": {0: rows}})
+    after, _ = alone(Decompose(), program)
+    assert "aten.clone" in after.count_ops()
+    for n in (1, 3):
+        x = torch.randn(n, 5)
+        assert torch.equal(after.run({"x": x})[0], x.transpose(0, 1).contiguous().sin())

@@ -147,3 +147,24 @@ def test_sizes_that_values_decide_are_refused_with_their_line(select: Callable[[
     with pytest.raises(UnsupportedOpError, match="depends on the values of a tensor") as caught:
         gaudicc.compile(model, (torch.randn(4),))
     assert "test_specialize.py" in str(caught.value)
+
+
+def test_a_body_whose_sizes_were_numbers_before_gets_its_strides() -> None:
+    """The last token of a sequence has the sequence in its stride alone."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([head(x[:, -1]) for head in self.heads])
+
+    shapes = {"x": {1: Dim("t", min=1, max=8)}}
+    compiled = gaudicc.compile(Heads().eval(), (torch.randn(2, 5, 4),), dynamic_shapes=shapes, buckets=[{"t": 8}])
+    compiled.warm_up()
+    last = compiled.trace[-1].after
+    assert last.bodies
+    values = [node.meta.get("val") for _, module in last.graphs() for node in module.graph.nodes]
+    strides = [step for value in values if isinstance(value, torch.Tensor) for step in value.stride()]
+    assert all(isinstance(step, int) for step in strides)

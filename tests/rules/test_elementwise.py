@@ -48,6 +48,11 @@ def test_narrow_casts(wanted: torch.dtype, data: st.DataObject, same: Callable[.
 
 
 @given(data=st.data())
+def test_hardswish(data: st.DataObject, same: Callable[..., None], tensors: Callable[..., Any]) -> None:
+    same(aten.hardswish.default, data.draw(tensors((torch.float32,))))
+
+
+@given(data=st.data())
 def test_angle(data: st.DataObject, same: Callable[..., None], tensors: Callable[..., Any]) -> None:
     same(aten.angle.default, data.draw(tensors((torch.float32, torch.bfloat16))))
 

@@ -24,6 +24,14 @@ def test_into_a_slice(
     same(aten.slice_scatter.default, x, view.flip(dim).clone(), dim, start, end, step)
 
 
+@given(data=st.data())
+def test_into_one_place(data: st.DataObject, same: Callable[..., None], tensors: Callable[..., Any]) -> None:
+    x = data.draw(tensors(DTYPES, sizes=(1, 5)))
+    dim = data.draw(st.integers(-x.dim(), x.dim() - 1))
+    index = data.draw(st.integers(-x.shape[dim], x.shape[dim] - 1))
+    same(aten.select_scatter.default, x, x.select(dim, 0).clone(), dim, index)
+
+
 @given(data=st.data(), offset=st.integers(-3, 3))
 def test_into_a_diagonal(
     data: st.DataObject, offset: int, same: Callable[..., None], tensors: Callable[..., Any]

@@ -91,6 +91,29 @@ def assert_same(mine: Any, theirs: Any, atol: float) -> None:
     torch.testing.assert_close(mine, theirs, atol=atol, rtol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda build, x: build.call(aten._unsafe_view.default, x, [4, 6]),
+        lambda build, x: build.call(operator.getitem, build.call(aten.unsafe_split.Tensor, x, 2), 1),
+        lambda build, x: build.call(operator.getitem, build.call(aten.unsafe_split_with_sizes.default, x, [1, 3]), 1),
+        lambda build, x: build.call(operator.getitem, build.call(aten.unsafe_chunk.default, x, 2), 0),
+        lambda build, x: build.call(aten.type_as.default, x, x),
+        lambda build, x: build.call(aten.conj_physical.default, x),
+        lambda build, x: build.call(aten.dropout.default, x, 0.5, False),
+    ],
+)
+def test_a_view_that_its_schema_does_not_speak_of_keeps_what_it_views(op: Callable[[Build, fx.Node], fx.Node]) -> None:
+    """A GRU cell takes its gates apart with `unsafe_split`: what it split must not be overwritten before they are read."""
+    build = Build()
+    x = build.place("x", torch.randn(4, 6), bind=False)
+    view = op(build, build.call(aten.add.Tensor, x, 1))
+    other = x
+    for factor in (2.0, 3.0, 4.0):  # each wants memory of its own, as large as what was viewed
+        other = build.call(aten.sin.default, build.call(aten.mul.Tensor, other, factor))
+    check(build.segment(build.call(aten.sum.default, other), build.call(aten.mul.Tensor, view, 2)), build.inputs)
+
+
 UNARY = (
     aten.neg.default,
     aten.tanh.default,

@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 import gaudicc
 from gaudicc.errors import LoweringError
 from gaudicc.nodes import call_region
+from gaudicc.passes import DEFAULT_PIPELINE
+from gaudicc.passes.partition_layers import PartitionLayers
 from gaudicc.plan import Record
 from gaudicc.runtime.device import Segment
 from gaudicc.runtime.hpu_memory import refuse_shared_state, workspace_bytes
@@ -52,8 +54,8 @@ def segment_of(function: Callable[..., Any], state: dict[str, Tensor], inputs: d
     return Segment(traced, dict(state), {name: count + i for i, name in enumerate(state)})
 
 
-def outlined(segment: Segment, size: int) -> Segment:
-    """The same segment with every `size` calls in a region of their own."""
+def outlined(segment: Segment, size: int, together: int = 1) -> Segment:
+    """The same segment with every `size` calls in a region of their own, and so many regions in a sub-graph."""
     old, graph = segment.graph.graph, fx.Graph()
     values: dict[fx.Node, Any] = {}
     bodies: dict[str, Any] = {}
@@ -75,6 +77,7 @@ def outlined(segment: Segment, size: int) -> Segment:
         place = graph.get_attr(f"body_{start}")
         call = graph.call_function(call_region, (place, *(values[node] for node in reads)))
         call.meta["val"] = tuple(node.meta["val"] for node in results)
+        call.meta["subgraph"] = start // (size * together)
         for i, node in enumerate(results):
             values[node] = graph.call_function(operator.getitem, (call, i))
             values[node].meta["val"] = node.meta["val"]
@@ -97,11 +100,18 @@ def prepared(segment: Segment) -> DeviceProgram:
 
 
 def check(
-    function: Callable[..., Any], state: dict[str, Tensor], inputs: dict[str, Tensor], region: int = 0
+    function: Callable[..., Any],
+    state: dict[str, Tensor],
+    inputs: dict[str, Tensor],
+    region: int = 0,
+    together: int = 1,
 ) -> DeviceProgram:
-    """Outputs and state are those of the function, at two calls in a row; with so many calls in a region, if any."""
+    """Outputs and state are those of the function, at two calls in a row.
+
+    With so many ops in a region, if any, and so many regions in a sub-graph.
+    """
     segment = segment_of(function, {name: tensor.clone() for name, tensor in state.items()}, inputs)
-    segment = outlined(segment, region) if region else segment
+    segment = outlined(segment, region, together) if region else segment
     program = prepared(segment)
     now = {name: tensor.clone() for name, tensor in state.items()}
     for _ in range(2):
@@ -205,7 +215,11 @@ def test_any_order_of_reads_and_writes(data: st.DataObject) -> None:
 
     state = {"left": torch.arange(12.0).view(4, 3), "right": torch.arange(12.0).view(4, 3) - 20}
     inputs = {"row": torch.tensor([2]), "new": torch.full((2, 3), 7.0)}
-    check(step, state, inputs, region=data.draw(st.integers(0, 3)))
+    region, together = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 4))
+    program = check(step, state, inputs, region, together)
+    if region:
+        ops_in = sum(call.piece.name != "state" for call in program.calls)
+        assert ops_in <= len(targets(program)) // together + 1
 
 
 class Remembers(nn.Module):
@@ -236,9 +250,11 @@ class _Layer(nn.Module):
         return x + self.cache.mean(0)
 
 
-def test_layers_share_a_piece_that_writes_their_state_in_place() -> None:
+@pytest.mark.parametrize("together", [1, 3])
+def test_layers_share_a_piece_that_writes_their_state_in_place(together: int) -> None:
     torch.manual_seed(0)
-    compiled = gaudicc.compile(Remembers().eval(), (torch.randn(1, 4), torch.tensor([1])))
+    passes = [PartitionLayers(layers=together) if isinstance(p, PartitionLayers) else p for p in DEFAULT_PIPELINE]
+    compiled = gaudicc.compile(Remembers().eval(), (torch.randn(1, 4), torch.tensor([1])), passes=passes)
     (step,) = compiled.plan().steps
     assert isinstance(step, Record)
     static = compiled.static_program()
@@ -247,7 +263,7 @@ def test_layers_share_a_piece_that_writes_their_state_in_place() -> None:
     segment = Segment(step.graph, {name: t.clone() for name, t in static.bound().items()}, state)
     program = prepared(segment)
     regions = [call.piece for call in program.calls if call.piece.name != "root"]
-    assert len(regions) == 3
+    assert len(regions) == 3 // together
     assert len(set(regions)) == 1
     assert aten.copy_.default not in targets(program)
     assert regions[0].written

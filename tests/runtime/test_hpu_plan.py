@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import gaudicc
+from gaudicc.buckets import Bucket
 from gaudicc.cli import main
+from gaudicc.cli.planning_lm import PlannedLM
+from gaudicc.errors import LoweringError
+from gaudicc.lm import compile_lm
+from gaudicc.machine import known_decoders
+from gaudicc.models import load
 from gaudicc.runtime.hpu_plan import BucketMemory, MemoryPlan, plan_memory
 
 
@@ -63,3 +69,47 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "cuda-style-llm"]) == 0
     assert capsys.readouterr().out.startswith("plan for the only bucket:\n  record ")
     assert main(["plan", "cuda-style-llm", "--memory", "--cards", "0"]) == 1
+
+
+def test_generation_counts_caches_and_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--max-batch", "2", "--max-context", "64"]
+    assert main(["plan", "cuda-style-llm", "--generate", "--memory", *sizes, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    lm = compile_lm(load("cuda-style-llm")[0], max_batch=2, max_context=64, device="cpu")
+    assert found["state"] == lm.bytes_held
+    lm.warm_up()
+    recorded = {str(bucket) for buckets in lm.buckets.values() for bucket in buckets}
+    assert {each["bucket"] for each in found["buckets"]} == recorded
+    assert all(each["workspace"] > 0 for each in found["buckets"])
+
+
+def test_a_large_shape_takes_no_memory_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PlannedLM, "buckets", lambda lm: [("decode", Bucket(("batch", "context"), (1, 64)))])
+    sizes = ["--max-batch", "1", "--max-context", "64", "--target", "gaudi3"]
+    dimensions = replace(known_decoders()["Llama-3.1-70B"], layers=2)
+    monkeypatch.setattr("gaudicc.cli.planning_lm.known_decoders", lambda: {"Llama-3.1-70B": dimensions})
+    assert main(["plan", "Llama-3.1-70B", "--generate", "--memory", *sizes, "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert "planning decode batch=1, context=64 (1 of 1)" in captured.err
+    assert found["weights"] == pytest.approx(
+        2 * (2 * 8192 * 128256 + 2 * 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672)), rel=1e-3
+    )
+    caches = 2 * 2 * 8 * 65 * 128 * 2
+    assert caches <= found["state"] <= caches * 1.1
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--max-batch", "0"], ["--max-context", "1"], ["--dynamic", "batch=2"], ["--buckets", "exp"]]
+)
+def test_options_that_generation_has_no_use_for(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "cuda-style-llm", "--generate", *wrong]) == 1
+    assert "compile_lm chooses the buckets" in capsys.readouterr().err
+
+
+def test_a_planned_model_cannot_be_run() -> None:
+    lm = PlannedLM(load("cuda-style-llm")[0], max_batch=1, max_context=64, target="gaudi3")
+    with pytest.raises(LoweringError, match="planned model cannot be run"):
+        lm.graphs.decode(1, 2, sampled=False)

@@ -1,8 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from gaudicc.targets import Engine, Mode, Support, Target, op_name
+from gaudicc.targets import Engine, Mode, Support, Target, load_target, op_name
 from gaudicc.targets.calls import OpCall, example_size, judge_call, map_values, parts_of, reads_host
 
 aten = torch.ops.aten
@@ -167,3 +173,25 @@ def test_example_size_of_a_symbol_adds_no_guard() -> None:
     assert parts_of(OpCall(aten.layer_norm.default, (tensor, [tensor.shape[1]])))
     assert len(env.guards) == guards
     assert example_size(env.create_unbacked_symint()) is None
+
+
+ARGUMENTS = st.sampled_from([0, 1, 1.0, True, 2, -1, None, torch.int64, torch.bool])
+
+
+@given(st.lists(st.tuples(ARGUMENTS, st.sampled_from([X, X.mT, HALF, X.int(), X.long()])), min_size=1, max_size=8))
+def test_a_verdict_that_is_remembered_is_the_one_that_would_be_given(calls: list[tuple[object, torch.Tensor]]) -> None:
+    remembering = load_target("gaudi3", shipped=True)
+    for argument, tensor in calls * 2:
+        for op, args in ((aten.sum.dim_IntList, (tensor, [0], argument)), (aten.clamp.default, (tensor, argument))):
+            call = OpCall(op, args)
+            assert judge_call(remembering, call) == judge_call(replace(remembering, verdicts={}), call)
+
+
+def test_a_call_with_symbolic_sizes_is_judged_anew(gaudi3: Target) -> None:
+    gaudi3 = replace(gaudi3, verdicts={})
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    fake = mode.from_tensor(X, symbolic_context=StatelessSymbolicContext([DimDynamic.DYNAMIC] * 3))
+    judge_call(gaudi3, OpCall(aten.relu.default, (fake,)))
+    assert not gaudi3.verdicts
+    judge_call(gaudi3, OpCall(aten.relu.default, (X,)))
+    assert len(gaudi3.verdicts) == 1

@@ -39,6 +39,7 @@ class Kind(enum.Enum):
     TRIP = "trip"
     BRANCH = "branch"
     TRY = "try with finally"
+    REGION = "one trip of a loop that only data ends"
 
 
 class Signal(enum.Enum):
@@ -93,7 +94,7 @@ class Exit:
 
     pred: Pred
     signal: Signal | Return | None
-    state: State
+    state: Any  # a State; None of a path that raises
 
 
 @dataclass(slots=True)
@@ -140,8 +141,7 @@ class Context:
     """
 
     def __init__(self, roots: tuple[Any, ...], max_trips: int | None, is_rewritten: Callable[[CodeType], bool]) -> None:
-        self.roots = roots
-        self.is_rewritten = is_rewritten
+        self.roots, self.is_rewritten = roots, is_rewritten
         self.boundary: CodeType | None = None  # the code that called the model: frames beyond it are not the user's
         self.max_trips = max_trips
         self.scopes = [Scope(Kind.ROOT, None)]
@@ -155,11 +155,11 @@ class Context:
         self.flags: dict[tuple[str, type, str], tuple[Flag, torch.Tensor]] = {}
         self.trip_counts: dict[str, SizeRange] = {}  # number of a trip -> the range that the loop is over
         self.keeps_loops = True  # loops over dynamic sizes are regions, else they are unrolled, which fixes the size
-        self.first_apart: set[str] = set()  # lines of such loops whose first trip is traced by itself
+        self.first_apart: set[str] = set()  # lines of loops whose first trip is traced by itself
         self.recorders: list[Recorder] = []  # of the trips that run now, outermost first
-        self.kept_rows: set[int] = (
-            set()
-        )  # storages of which a loop keeps rows as they were: later writes would be missed
+        self.regions: set[str] = set()  # lines of loops that data ends, traced as one trip
+        self.unrolled: dict[str, DynamicControlFlowError] = {}  # those that cannot be
+        self.kept_rows: set[int] = set()  # storages of which a loop keeps rows: later writes would be missed
         self.rows_of: list[Row] = []  # rows picked by the number of a trip, which stand for views
         self.departures = 0  # paths that have left a scope early so far
         self._watcher: Callable[[FrameType, str, Any], None] | None = None
@@ -202,8 +202,8 @@ class Context:
         for scope in reversed(self.scopes):
             if gone is not None:
                 scope.pred = self.predicates.without(scope.pred, gone)
-            if scope.kind is kind or scope.kind is Kind.TRY:
-                if state is None:
+            if scope.kind in (kind, Kind.TRY, Kind.REGION):
+                if state is None and scope.kind is Kind.TRY:
                     self._refuse_raise()
                 scope.exits.append(Exit(gone, signal, state))
                 return

@@ -191,7 +191,7 @@ def call(body: Block, access: Access) -> Any:
     if not scope.exits:
         raise Unreachable
     install(context, fold(context, scope.exits, access.outer), access)
-    return _handed_on(context, _returned(context, scope.exits), access)
+    return _handed_on(context, returned(context, scope.exits), access)
 
 
 def _handed_on(context: Context, value: Any, access: Access) -> Any:
@@ -239,7 +239,8 @@ def _can_take_undecided(function: Any) -> bool:
     return code is not None and not is_user_file(code.co_filename)
 
 
-def _returned(context: Context, exits: list[Exit]) -> Any:
+def returned(context: Context, exits: list[Exit]) -> Any:
+    """The value that a function returns, whose paths left it by `exits`; exactly one of their predicates holds."""
     values = [exit_.signal.value for exit_ in exits if isinstance(exit_.signal, Return)]
     merged = values[-1]
     for exit_, value in zip(reversed(exits[:-1]), reversed(values[:-1]), strict=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.modules import container
 from torch.utils import _pytree as pytree
@@ -24,14 +23,18 @@ from torch.utils import _pytree as pytree
 from gaudicc.capture import source_lines
 from gaudicc.capture.assignments import assigned_buffers, refuse_lost
 from gaudicc.capture.mend.context import Context, Flag, Unreachable, activate
+from gaudicc.capture.mend.data_trip import NeedsRegion, NeedsUnrolling
 from gaudicc.capture.mend.internals import quiet, stops_at_data
 from gaudicc.capture.mend.interpose import Interpose
 from gaudicc.capture.mend.merge import settle
 from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frames
 from gaudicc.capture.mend.swap import Swaps, rewritten_code
 from gaudicc.capture.mend.texts import no_frozen_text
+from gaudicc.capture.mend.tidy import tidy
 from gaudicc.capture.mend.traces import module_globals, no_traces
-from gaudicc.capture.mend.trips import NeedsFirstTrip, keeping_loops
+from gaudicc.capture.mend.trip_state import NeedsFirstTrip
+from gaudicc.capture.mend.trips import keeping_loops
+from gaudicc.capture.outline_loops import refusal_of_loops
 from gaudicc.capture.repeats import traced_once
 from gaudicc.errors import DynamicControlFlowError, Where
 
@@ -95,10 +98,10 @@ def export_mending(
         keep_loops: trace loops over dynamic sizes as one trip; otherwise they are unrolled, which fixes the size.
 
     Returns:
-        The program. Every side of every decision is in it, selected by `where`; other loops are unrolled.
+        The program. Every side of every decision is in it, selected by `where`.
 
     Raises:
-        DynamicControlFlowError: a decision or loop that cannot be mended; names the line and what to write instead.
+        DynamicControlFlowError: a decision or loop that cannot be mended; names the line and what to write.
     """
 
     def export() -> ExportedProgram:
@@ -129,6 +132,8 @@ class _Mending:
         self._rewritten: list[str] = []
         self._flags: tuple[Flag, ...] = ()
         self._first_apart: set[str] = set()
+        self._regions: set[str] = set()
+        self._unrolled: dict[str, DynamicControlFlowError] = {}
 
     def run(self, error: BaseException) -> MendedExport:
         """Rewrite and try again until capture gets through."""
@@ -142,10 +147,14 @@ class _Mending:
                 try:
                     with no_traces(self._model), quiet():
                         exported = self._export()
-                except (Exception, NeedsRewrite, NeedsFirstTrip) as again:
+                except (Exception, NeedsRewrite, NeedsFirstTrip, NeedsRegion, NeedsUnrolling) as again:
                     error = again
                     continue
-                _tidy(exported.graph_module)
+                tidy(exported.graph_module)
+                why = refusal_of_loops(exported.graph_module) if self._regions else None
+                if why is not None:
+                    error = NeedsUnrolling(next(iter(self._regions)), why)
+                    continue
                 return MendedExport(exported, tuple(self._rewritten), self._flags)
         finally:
             self._swaps.undo()
@@ -161,6 +170,7 @@ class _Mending:
         def traced(*args: Any, **kwargs: Any) -> Any:
             context = Context((self._model, *module_globals(self._model)), self._max_trips, self._swaps.is_rewritten)
             context.keeps_loops, context.first_apart = self._keep_loops, self._first_apart
+            context.regions, context.unrolled = self._regions, self._unrolled
             context.boundary = traced.__code__  # type: ignore[attr-defined]
             before = dict(self._model._buffers)
             with activate(context), context.watching(), Interpose(context):
@@ -179,6 +189,13 @@ class _Mending:
         """Rewrite the function that `error` stopped in."""
         if isinstance(error, NeedsFirstTrip):
             self._first_apart.add(error.place)
+            return
+        if isinstance(error, NeedsRegion):
+            self._regions.add(error.place)
+            return
+        if isinstance(error, NeedsUnrolling):
+            self._regions.remove(error.place)
+            self._unrolled[error.place] = error.why
             return
         function = getattr(error, "function", None)
         if function is not None:
@@ -204,31 +221,6 @@ class _Mending:
         if not dynamic or owner is None:
             raise error
         return owner[0].f_code, _qualified_name(owner[0]), place(*owner)
-
-
-def _tidy(module: fx.GraphModule) -> None:
-    """Drops what nothing reads: numbers that were read only to be decided on, and torch's asserts that those are 0 or 1."""
-    for node in module.graph.nodes:  # torch forgets users of what it computes inside `with torch.no_grad():`
-        for operand in node.all_input_nodes:
-            operand.users.setdefault(node)
-    for node in list(module.graph.nodes):
-        if node.target is torch.ops.aten._assert_scalar.default and _always_holds(node.args[0]):
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-
-
-def _always_holds(condition: Any) -> bool:
-    if not isinstance(condition, fx.Node):
-        return bool(condition)
-    if condition.meta.get("val") is True:
-        return True
-    if condition.target not in (operator.ge, operator.le) or len(condition.args) != 2:
-        return False
-    number, bound = condition.args
-    is_choice = isinstance(number, fx.Node) and number.target is torch.sym_ite
-    values = number.args[1:] if is_choice else (number,)  # type: ignore[union-attr]
-    return all(isinstance(value, int) and condition.target(value, bound) for value in values)
 
 
 def _is_part(code: CodeType) -> bool:

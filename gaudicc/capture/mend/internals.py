@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
+    ShapeEnv,
     free_unbacked_symbols,
     statically_known_true,
 )
@@ -71,8 +72,8 @@ def symbol_name(size: torch.SymInt) -> str:
 
 
 def unbacked_symbols(value: Any) -> list[Any]:
-    """The symbols of a symbolic number that stand for values read from tensors."""
-    return sorted(free_unbacked_symbols(value), key=str)
+    """The symbols of a symbolic number that stand for values read from tensors, in the order in which they were."""
+    return sorted(free_unbacked_symbols(value), key=lambda symbol: (len(str(symbol)), str(symbol)))
 
 
 def storage_of(tensor: torch.Tensor) -> int:
@@ -124,10 +125,10 @@ def _one_more(reach: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
 
 
 @contextlib.contextmanager
-def untraced(size: torch.SymInt) -> Iterator[None]:
-    """Lets operations run on fake values without becoming nodes; `size` is one of the trace."""
+def untraced(sizes: ShapeEnv) -> Iterator[None]:
+    """Lets operations run on fake values without becoming nodes; `sizes`: those of the trace."""
     hooks = patch.dict(module._global_buffer_registration_hooks, clear=True)  # export's own wants a node
-    with disable_proxy_modes_tracing(), size.node.shape_env.ignore_fresh_unbacked_symbols(), hooks:
+    with disable_proxy_modes_tracing(), sizes.ignore_fresh_unbacked_symbols(), hooks:
         yield
 
 

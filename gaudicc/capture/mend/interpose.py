@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from gaudicc.capture.mend.context import Context
+from gaudicc.capture.mend.counted import counts_classes, one_hot
 from gaudicc.capture.mend.faults import HARMLESS, safe_arguments
 from gaudicc.capture.mend.internals import is_constant, is_data_dependent, shares_storage, storage_of, symbol_name
 from gaudicc.capture.mend.numbers import KINDS
@@ -52,9 +53,12 @@ class Interpose(TorchFunctionMode):
             return distribute(self._again(func), args, kwargs)
         if args and isinstance(args[0], (list, tuple)) and any(isinstance(item, Maybe) for item in args[0]):
             return self._of_partial_list(func, name, args, kwargs)
-        if self.context.trip_counts and (run := trip_call(self.context, name, args, kwargs)) is not None:
+        if self.context.recorders and (run := trip_call(self.context, name, args, kwargs)) is not None:
             with self:
                 return run()
+        if counts_classes(name, args, kwargs):
+            with self:
+                return one_hot(self.context, args[0])
         for recorder in self.context.recorders:
             recorder.call(name, args, kwargs)
         if name in _READS and not is_constant(args[0]) and args[0].numel() == 1:
@@ -181,9 +185,12 @@ class Interpose(TorchFunctionMode):
         context = self.context
         if name == "item" and not context.numbers.reading and is_data_dependent(result):
             source, wide = args[0], KINDS[type(result)]
-            source = source.clone() if wide is torch.bool else source  # it may become a predicate, then change in place
-            source = source if source.dim() == 0 else source.reshape(())
-            context.numbers.remember(result, source if source.dtype is wide else source.to(wide))
+            with self:
+                source = (
+                    source.clone() if wide is torch.bool else source
+                )  # it may become a predicate, then change in place
+                source = source if source.dim() == 0 else source.reshape(())
+                context.numbers.remember(result, source if source.dtype is wide else source.to(wide))
         if name in _COMPACTS:
             for output in result if isinstance(result, tuple) else (result,):
                 if isinstance(output, torch.Tensor) and output.dim() and is_data_dependent(output.shape[0]):

@@ -10,6 +10,7 @@ import torch
 
 from gaudicc.capture.mend.context import Access, Context, Return, Signal, active
 from gaudicc.capture.mend.control import Block, Ending
+from gaudicc.capture.mend.data_trip import Course
 from gaudicc.capture.mend.internals import is_data_dependent, is_fixed, symbol_name
 from gaudicc.capture.mend.loops import Step, loop
 from gaudicc.capture.mend.outcomes import here
@@ -59,7 +60,8 @@ def while_(test: Callable[[], Any], body: Block, orelse: Block | None, access: A
         while True:
             yield Step(truth(test()))
 
-    return loop(steps(), lambda _item: body(), orelse, access, items_end=False)
+    course = Course(lambda _number: None, lambda _number: truth(test()))
+    return loop(steps(), lambda _item: body(), orelse, access, course)
 
 
 def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: Access) -> Ending:
@@ -69,9 +71,9 @@ def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: A
         if isinstance(items, dict) and condition(items) is not None:
             items = on_each(context, items, lambda: list(items))
         if (trips := _size_trips(items)) is not None:
-            run_trips(context, trips[0], lambda t: body(trips[1](t)), access)
-            return orelse() if orelse else None
-        return loop(_steps(context, items), body, orelse, access, items_end=True)
+            return run_trips(context, trips[0], lambda t: body(trips[1](t)), orelse, access)
+        course = _range_course(context, items) if isinstance(items, SymbolicRange) else None
+        return loop(_steps(context, items), body, orelse, access, course)
     for item in items:
         ending = body(item)
         if ending is Signal.BREAK:
@@ -128,6 +130,19 @@ def _range_steps(context: Context, items: SymbolicRange) -> Iterator[Step]:
         now = numbers.tensor(at)
         yield Step(truth(now < stop if items.step > 0 else now > stop), at)
         at = numbers.read(now + items.step) if is_data_dependent(at) else at + items.step
+
+
+def _range_course(context: Context, items: SymbolicRange) -> Course:
+    numbers = context.numbers
+
+    def at(number: torch.Tensor) -> torch.Tensor:
+        return number * items.step + numbers.tensor(items.start)
+
+    def more(number: torch.Tensor) -> bool | torch.Tensor:
+        following, stop = at(number + 1), numbers.tensor(items.stop)
+        return truth(following < stop if items.step > 0 else following > stop)
+
+    return Course(lambda number: numbers.read(at(number)), more)
 
 
 def _row_steps(context: Context, rows: torch.Tensor) -> Iterator[Step]:

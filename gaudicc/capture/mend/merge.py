@@ -139,7 +139,7 @@ def _merge_contents(
 
 def fold(context: Context, exits: list[Exit], outer: int | None = None) -> State:
     """The state after a scope whose paths left it by `exits`; exactly one of their predicates holds."""
-    state = exits[-1].state
+    state: State = exits[-1].state
     for exit_ in reversed(exits[:-1]):
         assert exit_.pred is not None
         state = merge_states(context, exit_.pred, exit_.state, state, outer)
@@ -174,6 +174,8 @@ def settle(context: Context, value: Any) -> Any:
     Raises:
         DynamicControlFlowError: the two paths return things that no one tensor or number can hold.
     """
+    if isinstance(value, Undefined) and value.refuses:
+        value._fail()
     if isinstance(value, Choice):
         then, orelse = settle(context, value._then), settle(context, value._orelse)
         tensors = isinstance(then, torch.Tensor) and isinstance(orelse, torch.Tensor)

@@ -32,7 +32,7 @@ class Numbers:
             self._tensors[id(node)] = (number, tensor, tensor._version)
             self._names |= {str(symbol) for symbol in node.expr.free_symbols}
 
-    def was_read(self, size: torch.SymInt) -> bool:
+    def was_read(self, size: torch.SymInt | torch.SymFloat | torch.SymBool) -> bool:
         """Whether a size is computed from numbers read from tensors (not from the shape of an existing tensor)."""
         return any(str(symbol) in self._names for symbol in size.node.expr.free_symbols)
 

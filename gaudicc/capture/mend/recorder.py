@@ -22,14 +22,16 @@ class Recorder:
     Args:
         carried: what the trip is handed by the one before.
         numbers: tensors that hold the number of the trip, and what is computed of it before the trip begins.
-        number: the number of the trip.
+        number: the number of the trip, where it is known as one.
     """
 
-    def __init__(self, carried: list[torch.Tensor], numbers: list[torch.Tensor], number: torch.SymInt) -> None:
+    def __init__(
+        self, carried: list[torch.Tensor], numbers: list[torch.Tensor], number: torch.SymInt | None = None
+    ) -> None:
         self._alive: list[Any] = [*carried, *numbers]
         self._names: dict[int, Any] = {id(tensor): ("given", i) for i, tensor in enumerate(self._alive)}
         self._made = {storage_of(tensor) for tensor in self._alive}
-        self._symbols = {str(number.node.expr): "trip"}
+        self._symbols = {} if number is None else {str(number.node.expr): "trip"}
         self._calls: list[tuple[str, Any]] = []
         self._written: dict[int, torch.Tensor] = {}
         self.rows: list[Row] = []

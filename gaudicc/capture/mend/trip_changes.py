@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch.utils import _pytree as pytree
 
-from gaudicc.capture.mend.context import State
+from gaudicc.capture.mend.context import Context, State
 from gaudicc.capture.mend.heap import contents, same_contents
 from gaudicc.capture.mend.internals import same_sizes
+from gaudicc.capture.mend.numbers import KINDS
 from gaudicc.capture.mend.outcomes import here
 from gaudicc.errors import DynamicControlFlowError, Where
 
@@ -48,9 +50,22 @@ class Changes:
     grown: list[Any]
     lost: list[int]
 
+    def within(self, others: Changes) -> bool:
+        """Whether all that changes is among what changes there."""
+        known = {(id(place.container), place.key) for place in others.places}
+        known |= {(id(None), index) for index in others.lost} | {(id(grown), None) for grown in others.grown}
+        mine = {(id(place.container), place.key) for place in self.places}
+        mine |= {(id(None), index) for index in self.lost} | {(id(grown), None) for grown in self.grown}
+        return mine <= known
 
-def changes_of(before: State, after: State) -> Changes:
+
+def changes_of(before: State, after: State, refuse: Callable[[str, str], NoReturn] = refuse_loop) -> Changes:
     """What differs between the states before and after a trip.
+
+    Args:
+        before: a trip.
+        after: a trip.
+        refuse: says what cannot be carried, and what to do instead.
 
     Raises:
         DynamicControlFlowError: a container changes in a way that no later trip can take up.
@@ -68,39 +83,91 @@ def changes_of(before: State, after: State) -> Changes:
             continue
         keys = range(len(held)) if isinstance(held, list) else list(held) if isinstance(held, dict) else []
         if type(held) is set or len(held) != len(now) or (isinstance(held, dict) and list(held) != list(now)):
-            refuse_loop("changes which entries a list, dict or object has", "set them before the loop")
+            refuse("changes which entries a list, dict or object has", "set them before the loop")
         for key in keys:
             if held[key] is not now[key]:
                 if not same_type(held[key], now[key]):
-                    refuse_loop(
-                        f"changes {key!r} of a list, dict or object to another type", "keep its shape and dtype"
-                    )
+                    refuse(f"changes {key!r} of a list, dict or object to another type", "keep its shape and dtype")
                 places.append(Place(container, key))
     return Changes(places, grown, lost)
 
 
 def same_type(old: Any, new: Any) -> bool:
-    """Whether two values differ in nothing but what their tensors hold."""
+    """Whether two values differ in nothing but what their tensors hold, and their numbers."""
     (leaves, spec), (others, other_spec) = pytree.tree_flatten(old), pytree.tree_flatten(new)
-    if spec != other_spec or not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+    if spec != other_spec or not any(isinstance(leaf, torch.Tensor) or _kind(leaf) for leaf in leaves):
         return False
     return all(map(_same_leaf, leaves, others))
 
 
+def _kind(leaf: Any) -> torch.dtype | None:
+    return KINDS.get(type(leaf))
+
+
 def _same_leaf(old: Any, new: Any) -> bool:
-    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
-        return old is new or (type(old) is type(new) and isinstance(old, (int, float, str)) and old == new)
-    return old.dtype == new.dtype and old.device == new.device and same_sizes(old, new)
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        return old.dtype == new.dtype and old.device == new.device and same_sizes(old, new)
+    return _unchanged(old, new) or (_kind(old) is not None and _kind(old) == _kind(new))
 
 
-def flat(values: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The leaves of some values, and the structure of each value."""
-    parts = [pytree.tree_flatten(value) for value in values]
+def _unchanged(old: Any, new: Any) -> bool:
+    """Whether a value that is no tensor is the same; bits of floats, so that 0.0 and -0.0 stay apart."""
+    if old is new or type(old) is not type(new):
+        return old is new
+    if isinstance(old, float):
+        return bool(old.hex() == new.hex())
+    return isinstance(old, (int, str)) and bool(old == new)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What of the values at some places one trip hands to the next: their tensors, and the numbers that change.
+
+    Attributes:
+        places: where the values are.
+        leaves: of all values: the type of a carried number, `torch.Tensor`, or a constant.
+        moving: which of the leaves are carried.
+        specs: the structure of each value.
+    """
+
+    places: list[Place]
+    leaves: list[Any]
+    moving: list[bool]
+    specs: list[Any]
+
+    @classmethod
+    def of(cls, places: list[Place], before: State, after: State) -> Carried:
+        """What is carried, from the states around a trip."""
+        (old, specs), (new, _) = (_flat(places, state) for state in (before, after))
+        moving = [isinstance(a, torch.Tensor) or not _unchanged(a, b) for a, b in zip(old, new, strict=True)]
+        return cls(places, old, moving, specs)
+
+    def tensors(self, context: Context, state: State) -> list[torch.Tensor] | None:
+        """The carried values of a state, numbers as tensors of no dims; None if a value there is of another type."""
+        leaves, specs = _flat(self.places, state)
+        if specs != self.specs or not all(map(_same_leaf, self.leaves, leaves)):
+            return None
+        pairs = list(zip(self.leaves, leaves, self.moving, strict=True))
+        if not all(moving or _unchanged(old, new) for old, new, moving in pairs):
+            return None
+        return [
+            leaf if isinstance(leaf, torch.Tensor) else context.numbers.tensor(leaf)
+            for leaf, moving in zip(leaves, self.moving, strict=True)
+            if moving
+        ]
+
+    def values(self, context: Context, tensors: list[torch.Tensor]) -> list[Any]:
+        """The values at the places, of these carried ones."""
+        feed = iter(tensors)
+        leaves = [
+            leaf if not moving else next(feed) if isinstance(leaf, torch.Tensor) else context.numbers.read(next(feed))
+            for leaf, moving in zip(self.leaves, self.moving, strict=True)
+        ]
+        parts = iter(leaves)
+        return [pytree.tree_unflatten([next(parts) for _ in range(spec.num_leaves)], spec) for spec in self.specs]
+
+
+def _flat(places: list[Place], state: State) -> tuple[list[Any], list[Any]]:
+    """The leaves of the values at some places, and the structure of each value."""
+    parts = [pytree.tree_flatten(place.of(state)) for place in places]
     return [leaf for leaves, _ in parts for leaf in leaves], [spec for _, spec in parts]
-
-
-def unflat(leaves: list[Any], specs: list[Any], tensors: list[torch.Tensor]) -> list[Any]:
-    """Values of these structures, their tensors replaced in order."""
-    feed = iter(tensors)
-    replaced = iter([next(feed) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
-    return [pytree.tree_unflatten([next(replaced) for _ in range(spec.num_leaves)], spec) for spec in specs]

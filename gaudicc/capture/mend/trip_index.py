@@ -6,20 +6,33 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from gaudicc.capture.mend.context import Context
-from gaudicc.capture.mend.internals import at_least_zero, same_sizes_as, shares_storage, unbacked_symbols
+from gaudicc.capture.mend.internals import (
+    SYMBOLIC,
+    at_least_zero,
+    is_constant,
+    same_sizes_as,
+    shares_storage,
+    unbacked_symbols,
+)
+from gaudicc.capture.mend.operators import fail
 from gaudicc.capture.mend.trip_changes import refuse_loop
+from gaudicc.capture.mend.truth import fresh_test
 
 _ARITHMETIC = {
     *(f"__{side}{name}__" for side in ("", "r") for name in ("add", "sub", "mul", "truediv", "pow", "mod", "floordiv")),
     *(f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "iadd", "isub", "imul", "itruediv")),
+    *(f"__{side}{name}__" for side in ("", "r", "i") for name in ("and", "or", "xor")),
     "add", "sub", "rsub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge", "pow",
 }  # fmt: skip
+
+_LIKE = {torch.bool: True, torch.int64: 1, torch.float64: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +46,16 @@ class Row:
 
 
 def reads_trip(context: Context, value: Any) -> bool:
-    """Whether a value is a number that depends on the number of a trip."""
+    """Whether a value is a number that differs from trip to trip: computed from the number of a trip, or read in one."""
     if isinstance(value, slice):
         return any(reads_trip(context, part) for part in (value.start, value.stop))
-    return isinstance(value, torch.SymInt) and any(str(s) in context.trip_counts for s in unbacked_symbols(value))
+    return isinstance(value, SYMBOLIC) and context.numbers.was_read(value)
 
 
 def trip_call(context: Context, name: str, args: Any, kwargs: Any) -> Any:
     """What a call with the number of a trip among its arguments means, as a function of no arguments, or None."""
+    if name in ("__getitem__", "__setitem__") and any(map(_is_position, (listed := _listed(args[1])))):
+        return lambda: _by_numbers(context, name, args, listed)
     if name == "__getitem__" and any(reads_trip(context, part) for part in _listed(args[1])):
         return lambda: _read(context, args[0], _listed(args[1]))
     if name == "__setitem__" and any(reads_trip(context, part) for part in _listed(args[1])):
@@ -63,6 +78,18 @@ def write_through(context: Context, written: list[torch.Tensor]) -> None:
             row.base.index_copy_(row.dim, row.at, row.rows)
         elif any(shares_storage(tensor, row.base) for tensor in written):
             row.rows.copy_(row.base.index_select(row.dim, row.at))
+
+
+def _by_numbers(context: Context, name: str, args: Any, listed: list[Any]) -> Any:
+    """`tensor[i]` or `tensor[i] = value`, positions as numbers."""
+    index = tuple(context.numbers.read(part.to(torch.int64)) if _is_position(part) else part for part in listed)
+    return operator.getitem(args[0], index) if name == "__getitem__" else operator.setitem(args[0], index, args[2])
+
+
+def _is_position(part: Any) -> bool:
+    """Whether a part of an index is a tensor that stands for one number, which torch would read."""
+    kinds = (torch.int64, torch.int32, torch.int16, torch.int8)
+    return isinstance(part, torch.Tensor) and part.dim() == 0 and part.dtype in kinds and not is_constant(part)
 
 
 def _listed(index: Any) -> list[Any]:
@@ -148,8 +175,18 @@ def _in_range(
     at = _on_device(context, low, tensor)
     below, above = _least(context, low), _least(context, size - 1 - high)
     if not above or not (below or (wraps and _least(context, low + size))):
+        if wraps and not any(str(symbol) in context.trip_counts for symbol in unbacked_symbols(low)):
+            return _checked(context, tensor, at, size)
         refuse_loop("indexes a tensor where it may have no element", "loop over the size of that very dim")
     return at if below else torch.where(at < 0, at + _on_device(context, size, tensor), at)
+
+
+def _checked(context: Context, tensor: torch.Tensor, at: torch.Tensor, size: Any) -> torch.Tensor:
+    """A position counted from the front; where there is no such element, what eager PyTorch raises is flagged."""
+    length = _on_device(context, size, tensor)
+    inside = torch.logical_and(at >= -length, at < length)
+    fail(fresh_test(torch.logical_not(inside)), IndexError(f"index is out of bounds for a dimension of size {size}"))
+    return torch.where(inside, torch.where(at < 0, at + length, at), torch.zeros_like(at))
 
 
 def _on_device(context: Context, number: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -163,13 +200,14 @@ def _least(context: Context, number: Any) -> bool:
 
 
 def _arithmetic(context: Context, tensor: torch.Tensor, name: str, args: Any, kwargs: Any) -> Any:
-    """A number in arithmetic with a tensor: a 0-d tensor of the dtype that a Python number would take."""
+    """A number in arithmetic with a tensor: a 0-d tensor that changes no dtype otherwise than a Python number does."""
 
     def value(arg: Any) -> Any:
         if not reads_trip(context, arg):
             return arg
-        held, dtype = _on_device(context, arg, tensor), torch.result_type(tensor, 1)
-        return held if held.dtype == dtype else held.to(dtype)
+        held = _on_device(context, arg, tensor)
+        dtype = torch.result_type(tensor, _LIKE[held.dtype])
+        return held if torch.result_type(tensor, held) == dtype else held.to(dtype)
 
     first, *rest = map(value, args)
     if name in ("rsub",):

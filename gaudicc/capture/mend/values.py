@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Undefined:
     """A name that no statement has assigned on this path; every use raises what eager Python would."""
 
+    refuses = False  # whether a use of it is refused at capture, where eager PyTorch has a value
+
     def __init__(self, error: type[Exception], message: str) -> None:
         self._error, self._message = error, message
 

@@ -26,7 +26,8 @@ def _slice(p: Padder, node: fx.Node) -> Claims:
             (*pads.dims[:dim], p.dim(result.shape[dim], constant(pads.uniform, strong=True)), *pads.dims[dim + 1 :]),
             pads.uniform,
         )
-    if not pads.padded(dim):
+    begins_at_size = isinstance(start, fx.Node) and bool(expression(val(start)).free_symbols)
+    if not pads.padded(dim) and not begins_at_size:
         behind = (
             constant(0, strong=True) if pads.zeros == (dim, expression(result.shape[dim])) and not start else GARBAGE
         )
@@ -63,7 +64,8 @@ def _prefix(p: Padder, node: fx.Node, pads: Pads, dim: int, start: int, step: in
 
 def _logical(p: Padder, position: Any, pads: Pads, dim: int) -> Any:
     """A position counted from the end, or given as a size, as a tensor."""
-    length = p.resources.length(sympy.Mul(*pads.sizes(dim)))
+    size = sympy.Mul(*pads.sizes(dim))
+    length = p.resources.length(size) if size.free_symbols else p.resources.scalar(size)
     if isinstance(position, int):
         return p.raw(aten.add.Tensor, length, position) if position < 0 else position
     expr = expression(val(position))
@@ -72,6 +74,8 @@ def _logical(p: Padder, position: Any, pads: Pads, dim: int) -> Any:
         return value
     if not isinstance(value, fx.Node):
         return _logical(p, int(value), pads, dim)
+    if never_below_zero(-1 - expr, p.ranges):
+        return p.raw(aten.add.Tensor, value, length)
     negative = p.raw(aten.lt.Scalar, value, 0)
     return p.raw(aten.where.self, negative, p.raw(aten.add.Tensor, value, length), value)
 
@@ -217,42 +221,6 @@ def _stack(p: Padder, node: fx.Node) -> Claims:
     return p.become(p.emit(aten.cat.default, lifted, dim))
 
 
-def _constant_pad(p: Padder, node: fx.Node) -> Claims:
-    """New positions after the valid ones lie where pads are: they hold the value, and so must the pads."""
-    x: Any = operand(node, 0)
-    widths, value = list(operand(node, 1)), argument(node, 2, "value", 0)
-    if isinstance(value, fx.Node) or any(isinstance(width, fx.Node) for width in widths[::2]):
-        raise p.refuse("a value, or a width before the first position, that is a size; concatenate instead")
-    rank = val(node).dim()
-    demanded = []
-    for i in range(len(widths) // 2):
-        dim = rank - 1 - i
-        if p.pads(x).padded(dim):
-            x = p.compact(x, dim)
-            if isinstance(widths[2 * i + 1], fx.Node) or widths[2 * i + 1] > 0:
-                demanded.append(dim)
-    p.set_arg(0, x)
-    pads = p.fill_arg(0, demanded, value, "new positions after the valid ones hold the padding value")
-    dims = list(pads.dims)
-    for i in range(len(widths) // 2):
-        dim = rank - 1 - i
-        if isinstance(widths[2 * i + 1], fx.Node):  # what a larger size adds holds the value, as the pads do
-            adds = never_below_zero(expression(val(widths[2 * i + 1])), p.ranges)
-            dims[dim] = p.dim(val(node).shape[dim], constant(value) if adds else GARBAGE)
-        elif widths[2 * i] or widths[2 * i + 1]:
-            old = pads.contents(dim)
-            kept = old[0].weak if old else GARBAGE
-            cut = widths[2 * i + 1] < 0
-            dims[dim] = normal(
-                p.dim(val(node).shape[dim], (FINITE if kept.finite else GARBAGE) if cut else kept), val(node).dtype
-            )
-    if any(
-        isinstance(width, fx.Node) or width > 0 for width in widths
-    ):  # where one dim is pad, the others' new positions hold the value
-        dims = [normal(mapped(d, lambda c: join(c, constant(value))), val(node).dtype) for d in dims]
-    return Pads(tuple(mapped(d, lambda c: c.weak) for d in dims))
-
-
 RULES = (
     Rule(
         (aten.slice.Tensor,),
@@ -275,10 +243,4 @@ RULES = (
         _cat,
     ),
     Rule((aten.stack.default,), "as unsqueeze and cat", "as cat", _stack),
-    Rule(
-        (aten.constant_pad_nd.default,),
-        "the padding value, where positions are added after the valid ones; their number may be a size",
-        "kept",
-        _constant_pad,
-    ),
 )

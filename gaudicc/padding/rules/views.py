@@ -278,7 +278,13 @@ RULES = (
         _triangle,
     ),
     Rule(
-        (aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int),
+        (
+            aten.split.Tensor,
+            aten.split_with_sizes.default,
+            aten.unsafe_split.Tensor,
+            aten.unsafe_split_with_sizes.default,
+            aten.unbind.int,
+        ),
         "a padded dim is sliced; unbind refuses it",
         "as slice",
         _split,

@@ -1,0 +1,269 @@
+"""One walk over a graph that gives tensors of unknown length a largest one, and a count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from gaudicc.calling import Raise
+from gaudicc.nodes import output_of, source_of, val
+from gaudicc.padding.rules.pointwise import pointwise
+from gaudicc.rewriter import Rewriter
+from gaudicc.rules.bounded import Number, Refused, Rows, ends, first, number_dtype, refuse_known_lengths, values
+from gaudicc.rules.bounded_forms import FORMS, NUMBERS
+from gaudicc.rules.ranges import INF, promises_of, range_of
+
+aten = torch.ops.aten
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_READS = (aten.item.default, aten._local_scalar_dense.default)
+
+
+def is_dynamic(node: fx.Node) -> bool:
+    """Whether data decides on a node's size, or its value is a number that was read."""
+    value = node.meta.get("val")
+    leaves = value if isinstance(value, (tuple, list)) else (value,)
+    if node.target in _READS:
+        return True
+    return any(_unknown_dims(leaf) or (isinstance(leaf, _SYMBOLS) and free_unbacked_symbols(leaf)) for leaf in leaves)
+
+
+def selects_nothing(node: fx.Node) -> bool:
+    """Whether a node selects rows by data from a tensor that has none."""
+    if node.target not in (aten.nonzero.default, aten.argwhere.default, aten.masked_select.default, aten.index.Tensor):
+        return False
+    indices: Any = node.args[1] if node.target is aten.index.Tensor else ()
+    by_mask = any(item is not None and val(item).dtype is torch.bool for item in indices)
+    return not is_dynamic(node) and 0 in val(node).shape and (by_mask or node.target is not aten.index.Tensor)
+
+
+def _unknown_dims(value: Any) -> list[int]:
+    if not isinstance(value, torch.Tensor):
+        return []
+    return [i for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt) and free_unbacked_symbols(size)]
+
+
+@dataclass
+class BoundingWalk:
+    """One walk over a graph, in order.
+
+    Attributes:
+        rewriter: of the graph.
+        constants: placeholder name -> tensor, for what never changes.
+        rows: the nodes of unknown length, and what stands for them.
+        numbers: the numbers that were read from tensors.
+        flags: conditions on which the host raises.
+        late: those that it looks at last.
+        bounded: how many tensors got a largest length.
+        inline: traces functions of tensors where the walk stands.
+    """
+
+    rewriter: Rewriter
+    constants: dict[str, torch.Tensor]
+    rows: dict[fx.Node, Rows] = field(default_factory=dict)
+    numbers: dict[fx.Node, Any] = field(default_factory=dict)
+    flags: list[tuple[Raise, fx.Node]] = field(default_factory=list)
+    late: list[tuple[Raise, fx.Node]] = field(default_factory=list)
+    bounded: int = 0
+
+    def __post_init__(self) -> None:
+        self.inline = _Inline(self)
+        self._promises = promises_of(self.rewriter.graph)
+
+    def run(self) -> None:
+        """Rewrites the nodes in order."""
+        for node in list(self.rewriter.graph.nodes):
+            self.node: fx.Node = node
+            if node.op == "call_function":
+                self._visit(node)
+        self.node = output_of(self.rewriter.graph)
+        self.flags += self.late
+        self.rewriter.modified = True
+
+    def _visit(self, node: fx.Node) -> None:
+        if selects_nothing(node):
+            shape, dtype = list(val(node).shape), val(node).dtype
+            self.rewriter.replace(node, self.inline(lambda: aten.full.default(shape, 0, dtype=dtype)))
+            return
+        known = any(arg in self.rows or arg in self.numbers for arg in node.all_input_nodes)
+        if not known and not is_dynamic(node):
+            return
+        if node.target is aten._assert_scalar.default:
+            self._assert(node)
+        elif str(node.target).startswith(("aten.sym_constrain_range", "aten._assert_tensor_metadata")):
+            self.rewriter.graph.erase_node(node)
+        elif not isinstance(val(node), (torch.Tensor, tuple, list)):
+            self.numbers[node] = self._number(node)
+        else:
+            self._tensor(node)
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def _number(self, node: fx.Node) -> Any:
+        args = [self._operand(arg) for arg in node.args]
+        if node.target in _READS:
+            low, high = range_of(args[0], self.constants)
+            return Number(
+                self.inline(lambda x: aten.reshape.default(x, []), args[0]),
+                low,
+                high,
+                min(_promised(node), self._told(args[0])),
+            )
+        if node.target is aten.sym_size.int and isinstance(args[0], Rows):
+            rows: Rows = args[0]
+            is_length = args[1] % val(rows.value).dim() == rows.dim
+            return Number(rows.length, 0, ends(rows.bound)[1]) if is_length else self._size(rows.value, args[1])
+        if node.target is aten.sym_storage_offset.default:  # torch only asserts that it is not negative
+            return Number(None, 0)
+        if node.target in NUMBERS and all(isinstance(arg, (int, Number)) or _is_size(arg) for arg in args):
+            return self._arithmetic(node.target, args)
+        if node.target is torch.sym_not and isinstance(args[0], Number):
+            return Number(self.inline(aten.logical_not.default, args[0].node), 0, 1)
+        if node.target is torch.sym_ite and isinstance(args[0], Number):
+            held = self.inline(lambda c, *t: aten.where.self(c.ne(0), *map(_as_tensor, t)), *map(_held, args))
+            (low, high), (low2, high2) = map(_ends, args[1:])
+            return Number(held, min(low, low2), max(high, high2))
+        raise Refused("it has no form on a number read from a tensor")
+
+    def _told(self, source: Any) -> float:
+        """The most that the user says a tensor holds."""
+        return range_of(source, self.constants, self._promises)[1]
+
+    def _size(self, tensor: fx.Node, dim: int) -> Any:
+        """A size that no data decides."""
+        size = val(tensor).shape[dim]
+        return size if isinstance(size, int) else self.rewriter.emit(aten.sym_size.int, tensor, dim, like=self.node)
+
+    def _arithmetic(self, function: Any, args: list[Any]) -> Any:
+        if all(isinstance(arg, int) for arg in args):
+            return function(*args)
+        if not any(isinstance(arg, Number) for arg in args):
+            return self.rewriter.emit(function, *args, like=self.node)
+        (low, high), (low2, high2) = (_ends(arg) for arg in args)
+        name = getattr(function, "__name__", "")
+        compared = {"ge": (low >= high2, high < low2), "le": (high <= low2, low > high2)}.get(name, (False, False))
+        if any(compared):
+            return compared[0]
+        made = {"add": (low + low2, high + high2), "sub": (low - high2, high - low2)}.get(name, (-INF, INF))
+        nodes = list(map(_held, args))
+        if None in nodes:
+            raise Refused("the offset of a view is used")
+        form = NUMBERS[function]
+        return Number(self.inline(lambda *t: form(*map(_as_tensor, t)), *nodes), *made, _promised(self.node))
+
+    def _assert(self, node: fx.Node) -> None:
+        """A condition that torch checks at run time: dropped where it always holds, otherwise a flag."""
+        condition = self._operand(node.args[0])
+        if isinstance(condition, Number):
+            error = RuntimeError(str(node.args[1]))
+            failed = self.inline(lambda c: aten.eq.Scalar(c, 0), condition.node)
+            own = "Runtime assertion failed" in str(error)  # torch's, where what is eager may raise another exception
+            (self.late if own else self.flags).append((Raise(error, source_of(node) or ""), failed))
+        elif not condition:
+            raise Refused("an assert never holds")
+        self.rewriter.graph.erase_node(node)
+
+    # -- tensors ---------------------------------------------------------------------------------------------------
+
+    def _tensor(self, node: fx.Node) -> None:
+        args, kwargs = self._operand(list(node.args)), self._operand(dict(node.kwargs))
+        if node in self.rows:  # an item of an op with several results
+            return
+        result = val(node)
+        dims = _unknown_dims(result if isinstance(result, torch.Tensor) else result[0])
+        if len(dims) > 1 or not isinstance(node.target, torch._ops.OpOverload):
+            raise Refused("it has several lengths that only data knows")
+        dim = dims[0] if dims else None
+        form = FORMS.get(node.target)
+        if form is None and pointwise(node.target):
+            result = self._pointwise(node, args, kwargs, dim)
+        elif form is None:
+            raise Refused("it has no form on tensors of unknown length")
+        else:
+            shape = result.shape if isinstance(result, torch.Tensor) else result[0].shape
+            self.inline.promised = INF if dim is None else ends(shape[dim])[1]
+            result = form(self.inline, args, kwargs, dim)
+        if isinstance(result, Rows):
+            self.rows[node] = replace(result, symbol=str(val(node).shape[result.dim]))
+            self.bounded += 1
+        elif isinstance(result, tuple):
+            for user in list(node.users):
+                part = result[user.args[1]]  # type: ignore[index]
+                if isinstance(part, Rows):
+                    self.rows[user] = replace(part, symbol=str(val(user).shape[part.dim]))
+                else:
+                    self.rewriter.replace(user, part)
+        else:
+            self.rewriter.replace(node, result)
+
+    def _pointwise(self, node: fx.Node, args: Any, kwargs: Any, dim: int | None) -> Any:
+        op: Any = node.target
+        numbers = [arg for arg in args if isinstance(arg, Number)]
+        if numbers:
+            op = getattr(op.overloadpacket, "Tensor", op) if op._overloadname in ("Scalar", "Tensor") else None
+            if op is None or kwargs:
+                raise Refused("it takes a number read from a tensor")
+            dtype = number_dtype(node, args)
+            args = [
+                self.inline(lambda t: aten._to_copy.default(t, dtype=dtype), arg.node)
+                if isinstance(arg, Number)
+                else arg
+                for arg in args
+            ]
+        refuse_known_lengths(args)
+        made = self.inline(lambda *a: op(*a, **kwargs), *values(args))
+        return made if dim is None else Rows(made, dim, first(args).length)
+
+    # -- both ------------------------------------------------------------------------------------------------------
+
+    def _operand(self, arg: Any) -> Any:
+        if isinstance(arg, fx.Node):
+            return self.rows.get(arg) or self.numbers.get(arg, arg)
+        if isinstance(arg, (list, tuple)):
+            return [self._operand(item) for item in arg]
+        if isinstance(arg, dict):
+            return {key: self._operand(item) for key, item in arg.items()}
+        return arg
+
+
+@dataclass
+class _Inline:
+    """See `bounded.Inline`."""
+
+    walk: BoundingWalk
+    promised: float = INF
+
+    def __call__(self, function: Any, *args: Any) -> Any:
+        return self.walk.rewriter.inline(function, *args, like=self.walk.node)
+
+    def range_of(self, node: fx.Node) -> tuple[float, float]:
+        return range_of(node, self.walk.constants)
+
+    def demand(self, failed: fx.Node, error: Exception) -> None:
+        self.walk.flags.append((Raise(error, source_of(self.walk.node) or ""), failed))
+
+
+def _promised(node: fx.Node) -> float:
+    """The most that the user says a number is."""
+    return ends(val(node))[1] if isinstance(val(node), torch.SymInt) else INF
+
+
+def _held(value: Any) -> Any:
+    return value.node if isinstance(value, Number) else value
+
+
+def _as_tensor(value: Any) -> Any:
+    return value if isinstance(value, torch.Tensor) else aten.full.default([], value, dtype=torch.int64)
+
+
+def _ends(value: Any) -> tuple[float, float]:
+    if isinstance(value, fx.Node):
+        return ends(val(value))
+    return (value.low, value.high) if isinstance(value, Number) else (value, value)
+
+
+def _is_size(arg: Any) -> bool:
+    return isinstance(arg, fx.Node) and isinstance(val(arg), torch.SymInt)

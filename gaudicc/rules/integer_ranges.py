@@ -1,0 +1,243 @@
+"""Which int64 values of a program provably fit the 32 bits that a Gaudi computes them in, and which do not."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+from gaudicc.nodes import call_loop, call_region, operands_of, outputs_of, val
+from gaudicc.program import InputKind, Program
+from gaudicc.rules.interval_forms import FORMS, MOVES
+from gaudicc.rules.intervals import ALL, FLAG, INF, INT32, Interval, add, exactly, hull, multiply, whole
+
+aten = torch.ops.aten
+CASTS = (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default, aten.to.other)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# What an index reads, whole: an index out of range is an error in eager, so a call that is valid keeps to it.
+_WHOLE = (
+    aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.expand.default, aten.permute.default,
+    aten.transpose.int, aten.clone.default, aten.alias.default, aten._unsafe_view.default, aten.flatten.using_ints,
+)  # fmt: skip
+_READS = {aten.embedding.default: (1, 0, None), aten.index_select.default: (2, 0, 1), aten.gather.default: (2, 0, 1)}
+
+Known = Any  # an Interval, or one for each of several results
+
+
+@dataclass
+class IntegerRanges:
+    """Walks a program in order, bodies once per call, and keeps what cannot be proved.
+
+    Attributes:
+        program: whose dimensions bound the sizes.
+        declared: path of an argument -> what its values are said to be.
+        open: op -> the interval of its true values, where 32 bits may not hold them; None where nothing is known.
+        seen: how many int64 results were looked at.
+    """
+
+    program: Program
+    declared: Mapping[str, Interval] = field(default_factory=dict)
+    open: dict[fx.Node, Interval | None] = field(default_factory=dict)
+    seen: int = 0
+
+    def run(self) -> None:
+        """Walks the root from what its inputs hold."""
+        placeholders = {node.name: node for node in self.program.root.graph.nodes if node.op == "placeholder"}
+        self._graph(self.program.root, [self._input(spec, placeholders[spec.name]) for spec in self.program.inputs])
+
+    def _input(self, spec: Any, node: fx.Node) -> Known:
+        value = val(node)
+        if not isinstance(value, torch.Tensor):
+            return self.size(value)
+        held = range_of_dtype(value.dtype).cut(INT32) if value.dtype in _INTEGERS else range_of_dtype(value.dtype)
+        if spec.kind is InputKind.CONSTANT and (tensor := self.program.tensors[spec.source]).numel():
+            return held if tensor.is_meta or tensor.is_complex() else _ends(tensor).cut(held)
+        if spec.kind is InputKind.LENGTH:
+            return hull(Interval(dim.low, dim.high) for dim in self.program.dimensions if dim.name == spec.source)
+        if spec.kind is InputKind.USER and value.dtype is torch.int64:
+            held = self.declared.get(spec.source, held)
+            for bound in self._indexed(node):
+                held = bound.cut(held) if bound.high < held.high else held
+        return held
+
+    def _indexed(self, node: fx.Node) -> Iterator[Interval]:
+        """What the ops say that read with a tensor, as it is, as an index."""
+        for user in node.users:
+            args: Any = user.args
+            if user.target in _WHOLE or (user.target in CASTS and val(user).dtype in (torch.int64, torch.int32)):
+                yield from self._indexed(user)
+            elif user.target in _READS and args[_READS[user.target][0]] is node:
+                _, read, place = _READS[user.target]
+                dim = 0 if place is None else args[place]
+                shape = val(args[read]).shape
+                yield Interval(0, self.size(shape[dim] if shape else 1).high - 1)
+            elif user.target is call_region:
+                body = getattr(user.graph.owning_module, str(args[0].target))
+                inner = body.graph.find_nodes(op="placeholder")
+                for place, operand in enumerate(operands_of(user)):
+                    if operand is node:
+                        yield from self._indexed(inner[place])
+
+    def size(self, size: Any) -> Interval:
+        """Of a size: a number, or an expression over the program's dimensions."""
+        if isinstance(size, (bool, int, float)):
+            return exactly(size)
+        if not isinstance(size, torch.SymInt):
+            return ALL
+        bounds = dict(size.node.shape_env.var_to_range) if size.node.shape_env else {}
+        for dim in self.program.dimensions:
+            known = next((symbol for symbol in size.node.expr.free_symbols if str(symbol) == dim.symbol), None)
+            if known is not None and dim.high >= 0:
+                bounds[known] = ValueRanges(dim.low, dim.high)
+        found = bound_sympy(size.node.expr, bounds)
+        low, high = (int(end) if end.is_Integer else INF for end in (found.lower, found.upper))
+        return Interval(low if low < INF else -INF, high)
+
+    def entries(self, node: fx.Node) -> Interval:
+        """Of how many entries the operands of a node have together, and so of how many one result may be a sum."""
+        shapes = [value.shape for value in map(val, node.all_input_nodes) if isinstance(value, torch.Tensor)]
+        return reduce(add, map(self.count, shapes), exactly(0))
+
+    def count(self, sizes: Iterable[Any]) -> Interval:
+        """Of the product of sizes."""
+        return reduce(multiply, map(self.size, sizes), exactly(1))
+
+    # -- graphs ----------------------------------------------------------------------------------------------------
+
+    def _graph(self, module: fx.GraphModule, operands: Sequence[Known]) -> tuple[Known, ...]:
+        known: dict[fx.Node, Known] = {}
+        feed = iter(operands)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                known[node] = next(feed)
+            elif node.op == "call_function":
+                known[node] = self._node(module, node, known)
+        return tuple(known.get(value, ALL) for value in outputs_of(module.graph))
+
+    def _node(self, module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Known]) -> Known:
+        if node.target is operator.getitem and isinstance(known.get(node.args[0]), list):  # type: ignore[arg-type]
+            return known[node.args[0]][node.args[1]]  # type: ignore[index]
+        if node.target is call_region:
+            return list(self._graph(_body(module, node), [known.get(arg, ALL) for arg in operands_of(node)]))
+        if node.target is call_loop:
+            return self._loop(module, node, [known.get(arg, ALL) for arg in operands_of(node)])
+        value = val(node)
+        if not isinstance(value, (torch.Tensor, tuple, list)):
+            return self.size(value)
+        found = self._form(node, known)
+        if isinstance(value, torch.Tensor):
+            return self._settled(node, found, value.dtype)
+        results = (found,) * len(value) if found is None or isinstance(found, Interval) else found
+        return [
+            self._settled(node, each, leaf.dtype) if isinstance(leaf, torch.Tensor) else self.size(leaf)
+            for each, leaf in zip_longest(results, value)
+        ]
+
+    def _loop(self, module: fx.GraphModule, node: fx.Node, operands: list[Known]) -> Known:
+        """A trip is walked from what the first is given; what it widens may be anything the dtype holds."""
+        body, carried = _body(module, node), int(node.args[3])  # type: ignore[arg-type]
+        limit = INT32.high if node.args[1] is None else self.size(_size_of(node.args[1])).high - 1
+        number = Interval(0, max(limit, 0))
+        before = dict(self.open)
+        results = self._graph(body, [number, *operands])
+        inner = body.graph.find_nodes(op="placeholder")[1:]
+        widened = [
+            given if result.within(given) else range_of_dtype(val(inner[i]).dtype).cut(INT32)
+            for i, (given, result) in enumerate(zip(operands[:carried], results[:carried], strict=True))
+        ]
+        if widened != operands[:carried]:
+            self.open = before
+            results = self._graph(body, [number, *widened, *operands[carried:]])
+        last = [hull(pair) for pair in zip(widened, results[:carried], strict=True)]
+        return [*last, *(hull((exactly(0), row)) for row in results[carried:])]
+
+    def _form(self, node: fx.Node, known: dict[fx.Node, Known]) -> Any:
+        if node.target in CASTS:
+            source = known.get(node.args[0], ALL)  # type: ignore[arg-type]
+            return whole(source) if val(node.args[0]).is_floating_point() and not _floats(node) else source  # type: ignore[arg-type]
+        form = FORMS.get(node.target)
+        return None if form is None else form(_Call(self, node, known))
+
+    def _settled(self, node: fx.Node, found: Interval | None, dtype: torch.dtype) -> Interval:
+        """What a result holds once it is computed, or checked."""
+        holds = range_of_dtype(dtype)
+        if dtype is not torch.int64:
+            fits = found is not None and found.within(holds)
+            return found if fits else holds  # type: ignore[return-value]
+        self.seen += 1
+        if found is not None and found.within(INT32):
+            return found
+        if node.target not in MOVES:  # which only hand on what was checked, or refused as a constant, before
+            self.open[node] = found
+        return INT32 if found is None else found.cut(INT32)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """See `interval_forms.Call`."""
+
+    ranges: IntegerRanges
+    node: fx.Node
+    known: Mapping[fx.Node, Known]
+
+    def literal(self, name: str) -> Any:
+        arguments = self.node.target._schema.arguments  # type: ignore[union-attr]
+        for place, argument in enumerate(arguments):
+            if argument.name == name:
+                given = self.node.args[place] if place < len(self.node.args) else self.node.kwargs.get(name)
+                return argument.default_value if given is None and argument.has_default_value() else given
+        return None
+
+    def of(self, name: str) -> Interval:
+        value = self.literal(name)
+        return hull(map(self._of, value)) if isinstance(value, (list, tuple)) else self._of(value)
+
+    def _of(self, value: Any) -> Interval:
+        if isinstance(value, fx.Node):
+            known = self.known.get(value, ALL)
+            return hull(known) if isinstance(known, list) else known
+        return exactly(value) if isinstance(value, (bool, int, float)) and value == value else ALL
+
+    def size(self, name: str, dim: int) -> Interval:
+        shape = val(self.literal(name)).shape
+        return self.ranges.size(shape[dim]) if shape else exactly(1)
+
+    def entries(self, name: str, dims: Any = None) -> Interval:
+        shape = val(self.literal(name)).shape
+        chosen = [dims] if isinstance(dims, int) else dims
+        sizes = [shape[dim] for dim in chosen] if chosen and shape else list(shape)
+        return self.ranges.count(sizes)
+
+
+def range_of_dtype(dtype: torch.dtype) -> Interval:
+    """Every value of a dtype."""
+    if dtype is torch.bool:
+        return FLAG
+    if dtype in _INTEGERS:
+        return Interval(torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    return ALL
+
+
+def _ends(tensor: torch.Tensor) -> Interval:
+    low, high = (end.item() for end in tensor.detach().aminmax()) if tensor.dtype is not torch.bool else (0, 1)
+    return Interval(low, high) if low == low else ALL
+
+
+def _floats(node: fx.Node) -> bool:
+    return bool(val(node).is_floating_point())
+
+
+def _size_of(size: Any) -> Any:
+    return val(size) if isinstance(size, fx.Node) else size
+
+
+def _body(module: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
+    body: fx.GraphModule = getattr(module, str(node.args[0].target))  # type: ignore[union-attr]
+    return body
