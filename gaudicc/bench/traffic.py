@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from gaudicc.buckets.cost import BLOCK, llama_8b_prompt
+from gaudicc.buckets.options import Phase
 from gaudicc.buckets.planner import with_prior
-from gaudicc.buckets.scheduler import Server, Steps, at_load, clipped, replay
+from gaudicc.buckets.scheduler import Server, at_load, clipped, replay
 from gaudicc.buckets.space import Rows, Sample, Space
-from gaudicc.buckets.trace import Trace, read_trace, resampled, with_cached_prefixes
+from gaudicc.buckets.trace import Trace, read_trace, with_cached_prefixes
+from gaudicc.buckets.training import Replays
 
 REPLAYS = 8
 CACHED_SHARE, LONGEST_CACHED = 0.5, 0.9
@@ -63,18 +65,12 @@ def _halves(name: str, trace: Trace, server: Server) -> dict[str, Problem]:
     prefixed = with_cached_prefixes(trace, CACHED_SHARE, LONGEST_CACHED, BLOCK, rng)
     trace = at_load(clipped(prefixed, server), server)
     middle = len(trace) // 2
-    steps = replay(trace, server)
-    half = trace[:middle]
-    replays = [replay(resampled(half, rng), server) for _ in range(REPLAYS)]
+    steps, replays = replay(trace, server), Replays.of(trace[:middle], server, REPLAYS, rng)
     before, after = steps.until(float(trace.arrival[middle])), steps.since(float(trace.arrival[middle]))
 
-    def problem(phase: str, space: Space) -> Problem:
-        def rows(part: Steps) -> Rows:
-            return part.prefill if phase == "prefill" else part.decode
-
-        first = Sample.of(rows(before)).rounded(space)
-        planned = with_prior(space, first, [Sample.of(rows(part)).rounded(space) for part in replays], rng)
-        return Problem(name, space, first, planned, space.round_up(rows(after)))
+    def problem(phase: Phase, space: Space) -> Problem:
+        first = Sample.of(before.rows(phase)).rounded(space)
+        return Problem(name, space, first, replays.sample(phase, space, first, rng), space.round_up(after.rows(phase)))
 
     return {"prefill": problem("prefill", server.prefill_space()), "decode": problem("decode", server.decode_space())}
 

@@ -17,12 +17,13 @@ from gaudicc.buckets.files import first_fit_cost, for_first_fit, plan_as_json, r
 from gaudicc.buckets.live import rows_of
 from gaudicc.buckets.options import Phase, PlanOptions
 from gaudicc.buckets.picture import draw
-from gaudicc.buckets.planner import Plan, Planner, with_prior
+from gaudicc.buckets.planner import Plan, Planner
 from gaudicc.buckets.pool import Budget, divide_pool
 from gaudicc.buckets.scheduler import Server, at_load, clipped, replay
 from gaudicc.buckets.show import heat_table
 from gaudicc.buckets.space import Rows, Sample, Space, waste
-from gaudicc.buckets.trace import read_trace, resampled, with_cached_prefixes
+from gaudicc.buckets.trace import read_trace, with_cached_prefixes
+from gaudicc.buckets.training import Replays
 from gaudicc.errors import InputError
 
 LONGEST_CACHED = 0.9
@@ -64,7 +65,7 @@ def plan(options: PlanOptions) -> int:
 
 
 def traffic_of(options: PlanOptions) -> dict[Phase, Traffic]:
-    """Replays the trace, and resampled copies of it, through the server.
+    """Replays the trace, and what it might have been, through the server.
 
     Raises:
         InputError: the trace cannot be read or is not one, or makes no call of a phase that is asked for.
@@ -74,16 +75,15 @@ def traffic_of(options: PlanOptions) -> dict[Phase, Traffic]:
     server, rng = _server(options), np.random.default_rng(0)
     trace = with_cached_prefixes(read_trace(options.trace), options.cached_share, LONGEST_CACHED, BLOCK, rng)
     trace = at_load(clipped(trace, server), server)
-    streams = [replay(trace, server), *(replay(resampled(trace, rng), server) for _ in range(options.replays))]
+    steps, replays = replay(trace, server), Replays.of(trace, server, options.replays, rng)
     wanted: tuple[Phase, ...] = ("prefill", "decode") if options.phase == "both" else (options.phase,)
     result: dict[Phase, Traffic] = {}
     for name in wanted:
         space = server.prefill_space() if name == "prefill" else server.decode_space()
-        rows = [steps.prefill if name == "prefill" else steps.decode for steps in streams]
-        if not len(rows[0]):
+        if not len(steps.rows(name)):
             raise InputError(f"the trace makes no {name} calls", hint="plan the other phase only: --phase")
-        seen, *replayed = [Sample.of(shapes).rounded(space) for shapes in rows if len(shapes)]
-        result[name] = Traffic(space, seen, with_prior(space, seen, replayed, rng))
+        seen = Sample.of(steps.rows(name)).rounded(space)
+        result[name] = Traffic(space, seen, replays.sample(name, space, seen, rng))
     return result
 
 

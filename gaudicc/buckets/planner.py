@@ -8,7 +8,7 @@ In one dimension the dynamic program is exact and replaces all of it. docs/bucke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,16 +199,20 @@ def tighten(space: Space, boxes: Rows, sample: Sample, fixed: int) -> Rows:
         boxes = shrunk
 
 
-def with_prior(space: Space, real: Sample, replays: list[Sample], rng: np.random.Generator) -> Sample:
+def with_prior(
+    space: Space, real: Sample, replays: list[Sample], rng: np.random.Generator, *, unseen: Sequence[Sample] = ()
+) -> Sample:
     """The sample to plan on: half the stream that was seen, half its resampled replays, and a little of everything.
 
-    The replays keep a plan of many buckets from fitting the accidents of one stream; the 2 % that are log-uniform over
-    all legal shapes give sizes that were never seen a bucket not too far above them. Weights sum to those of `real`.
+    The replays keep a plan of many buckets from fitting the accidents of one stream. The 2 % of everything give sizes that
+    were never seen a bucket not too far above them: they are log-uniform over all legal shapes or, where there are such, half
+    of them the calls of replays with `unseen` requests. Weights sum to those of `real`.
     """
     share = 1.0 - PRIOR_SHARE
     parts = [real.scaled(share / 2 if replays else share)]
     parts += [replayed.scaled(share / 2 / len(replays)) for replayed in replays]
-    parts.append(log_uniform(space, PRIOR_SHAPES, rng).scaled(PRIOR_SHARE))
+    parts += [replayed.scaled(PRIOR_SHARE / 2 / len(unseen)) for replayed in unseen]
+    parts.append(log_uniform(space, PRIOR_SHAPES, rng).scaled(PRIOR_SHARE / 2 if unseen else PRIOR_SHARE))
     return parts[0].joined(*parts[1:]).scaled(float(real.weights.sum()))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaudicc.buckets.cost import BLOCK, ShapeCost, llama_8b_decode, llama_8b_prefill
+from gaudicc.buckets.options import Phase
 from gaudicc.buckets.space import Rows, Space
 from gaudicc.buckets.trace import Trace
 from gaudicc.errors import InputError
@@ -114,6 +115,10 @@ class Steps:
     prefill: Rows
     decode_time: NDArray[np.float64]
     decode: Rows
+
+    def rows(self, phase: Phase) -> Rows:
+        """The shapes of a phase's calls."""
+        return self.prefill if phase == "prefill" else self.decode
 
     def until(self, seconds: float) -> Steps:
         """The calls that start before a time."""

@@ -103,3 +103,14 @@ def resampled(trace: Trace, rng: np.random.Generator, run: int = 50, neighbours:
     share = trace.cached_len[donor] / np.maximum(trace.input_len[donor], 1)
     cached = (share * trace.input_len[picked] / BLOCK).astype(np.int64) * BLOCK
     return Trace(np.cumsum(gaps), trace.input_len[picked], trace.output_len[picked], cached)
+
+
+def unseen(trace: Trace, longest: int, rng: np.random.Generator) -> Trace:
+    """The trace with prompts of other lengths: log-uniform from 1 to `longest`, with the cached shares that were there.
+
+    Long prompts are few and cost most, so that those to come are seldom among those that came. Replayed through the server,
+    they say in which batches and contexts they would be met, which sizes drawn by themselves do not.
+    """
+    lengths = np.exp(rng.uniform(0.0, np.log(longest), len(trace))).astype(np.int64)
+    share = trace.cached_len / np.maximum(trace.input_len, 1)
+    return Trace(trace.arrival, lengths, trace.output_len, (share * lengths / BLOCK).astype(np.int64) * BLOCK)

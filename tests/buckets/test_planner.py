@@ -128,6 +128,18 @@ def test_prior_keeps_the_number_of_calls() -> None:
     assert len(at) == 24
 
 
+def test_half_of_the_prior_is_what_unseen_requests_would_bring() -> None:
+    real, other = Sample.of([[1, 1]], [30]), Sample.of([[4, 6], [2, 6]], [3, 1])
+    shapes = [
+        dict(zip(map(tuple, mixed.shapes.tolist()), mixed.weights, strict=True))
+        for mixed in (with_prior(PLANE, real, [], np.random.default_rng(0), unseen=seen) for seen in ([], [other]))
+    ]
+    plain, mixed = shapes
+    assert sum(mixed.values()) == pytest.approx(30)
+    assert mixed[4, 6] - plain[4, 6] / 2 == pytest.approx(30 * 0.01 * 0.75)
+    assert mixed[2, 6] - plain[2, 6] / 2 == pytest.approx(30 * 0.01 * 0.25)
+
+
 def test_plan_without_traffic_covers_the_ranges() -> None:
     chosen = plan_log_uniform({"batch": Range(1, 1, 8), "seq": Range(0, 16, 512)}, 6, cost=lambda b: 1.0 + b["seq"])
     assert len(chosen) <= 6

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaudicc.buckets.trace import Trace, read_trace, resampled, with_cached_prefixes
+from gaudicc.buckets.trace import Trace, read_trace, resampled, unseen, with_cached_prefixes
 from gaudicc.errors import GaudiccError
 
 HEAD = "arrival_s,input_len,output_len"
@@ -75,3 +75,24 @@ def test_cached_prefixes_are_whole_blocks_of_the_share_asked_for() -> None:
     assert with_cached_prefixes(trace, 0.0, 0.9, 128, np.random.default_rng(0)) is trace
     with pytest.raises(GaudiccError, match="within 0 and 1"):
         with_cached_prefixes(trace, 1.5, 0.9, 128, np.random.default_rng(0))
+
+
+@given(st.integers(1, 200), st.integers(2, 100_000), st.integers(0, 9))
+def test_unseen_prompts_are_of_any_length_and_keep_all_else(size: int, longest: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(1, 4000, size)
+    trace = Trace(np.cumsum(rng.random(size)), prompt, prompt % 17, prompt // 256 * 128)
+    other = unseen(trace, longest, rng)
+    assert (other.arrival == trace.arrival).all()
+    assert (other.output_len == trace.output_len).all()
+    assert ((other.input_len >= 1) & (other.input_len <= longest)).all()
+    assert ((other.cached_len <= other.input_len) & (other.cached_len % 128 == 0)).all()
+
+
+def test_unseen_prompts_are_log_uniform() -> None:
+    rng = np.random.default_rng(0)
+    trace = Trace(np.arange(4000.0), np.ones(4000, int), np.ones(4000, int), np.zeros(4000, int))
+    lengths = unseen(trace, 10_000, rng).input_len
+    assert [np.mean((lengths >= low) & (lengths < 10 * low)) for low in (1, 10, 100, 1000)] == pytest.approx(
+        [0.25] * 4, abs=0.03
+    )
