@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from gaudicc.errors import InputError, Where
+from gaudicc.host_calls import HostCall, with_results
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Calling:
         parameters: the model's own signature.
         raises: what each element of the program's flag output means; at most one of them is true.
         caches: arguments that the compiled model holds as state instead of copying them at each call.
+        hosted: what the host computes before a call, as further keywords of the canonical form.
     """
 
     in_spec: pytree.TreeSpec
@@ -94,6 +96,7 @@ class Calling:
     parameters: tuple[Parameter, ...] = ()
     raises: tuple[Raise, ...] = ()
     caches: tuple[GrowingCache, ...] = ()
+    hosted: tuple[HostCall, ...] = ()
 
     @cached_property
     def signature(self) -> inspect.Signature:
@@ -152,6 +155,7 @@ class Binder:
     def __init__(self, calling: Calling) -> None:
         self._signature = calling.signature
         self._in_spec = calling.in_spec
+        self._hosted = calling.hosted
         self._routes: dict[tuple[Any, ...], Route | None] = {}
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -167,7 +171,10 @@ class Binder:
         route = self._routes[form]
         if route is not None and all(type(value) in _LEAVES for value in given):
             return [default if place is None else given[place] for place, default in route]
-        leaves, spec = pytree.tree_flatten(bind(self._signature, args, kwargs))
+        bound = bind(self._signature, args, kwargs)
+        if self._hosted:
+            bound = bound[0], with_results(self._hosted, *bound)
+        leaves, spec = pytree.tree_flatten(bound)
         if spec != self._in_spec:
             raise InputError(
                 "the arguments are nested otherwise than at compile time",

@@ -12,10 +12,10 @@ import torch
 
 from gaudicc.buckets import Bucket, BucketForm, BucketSet
 from gaudicc.capture import CapturedSide
-from gaudicc.capture.decisions import refuse_decision
+from gaudicc.capture.decisions import Decision, refuse_decision
 from gaudicc.certificate import Certificate
 from gaudicc.compiled import CompiledModel
-from gaudicc.errors import InputError, ShapeError, Where
+from gaudicc.errors import InputError, ModelRaisedError, ShapeError, Where
 from gaudicc.program import Program
 from gaudicc.trace import CompileTrace
 
@@ -79,6 +79,13 @@ class SidedModel(CompiledModel):
                     f"{name} is {sizes[name]}, it runs from {low} to {high}",
                     where=Where(stage="the call"),
                     hint="raise the bound of this Dim in dynamic_shapes and compile again",
+                )
+        for entry in self.sides[0].captured.raising:
+            if entry.when.holds(sizes):
+                raise ModelRaisedError(
+                    f"the model raises {type(entry.error).__name__} where {entry.when.text}: {entry.error}",
+                    where=Where(source=entry.when.source, stage="the call"),
+                    hint="give it sizes that it takes",
                 )
         return next(side for side in self.sides if side.captured.serves(sizes))
 
@@ -153,7 +160,7 @@ def compile_sides(
         compile_side: compiles the program of one side, with its buckets, to a compiled model of the class it is given.
     """
     first, *others = sides
-    if not others:
+    if not others and not first.raising:
         return compile_side(first, buckets, CompiledModel)
     models = [
         compile_side(side, _on_side(side.program, buckets), CompiledModel if side is not first else SidedModel)
@@ -195,15 +202,26 @@ def admitted(side: CapturedSide, buckets: BucketSet) -> BucketSet:
 
 
 def _raised(side: CapturedSide, bucket: Bucket) -> Bucket | None:
-    """The next larger bucket that any one entry of the decisions admits: the smallest that one has."""
-    found: list[dict[str, int]] = []
-    for entry in side.when:
-        sizes: dict[str, int] = {}
-        for name, size in bucket.as_dict().items():
-            tests = [decision.test for decision in entry if decision.sizes == (name,)]
-            high = side.ranges.get(name, (0, size))[1]
-            fitting = (n for n in range(size, max(size, high) + 1) if all(test(n) for test in tests))
-            sizes[name] = next(fitting, -1)
-        if min(sizes.values(), default=0) >= 0 and all(d.holds(sizes) for d in entry if set(d.sizes) <= sizes.keys()):
-            found.append(sizes)
-    return Bucket.of(min(found, key=lambda sizes: math.prod(sizes.values()))) if found else None
+    """The next larger bucket that any one entry of the decisions admits: the smallest that one has.
+
+    Where sizes hang together no larger one may be admitted: then the largest that is serves all that can come.
+    """
+    for lower in (False, True):
+        found = [sizes for entry in side.when if (sizes := _fitted(side, entry, bucket, lower)) is not None]
+        if found:
+            return Bucket.of(min(found, key=lambda sizes: math.prod(sizes.values())))
+    return None
+
+
+def _fitted(side: CapturedSide, entry: Sequence[Decision], bucket: Bucket, lower: bool) -> dict[str, int] | None:
+    sizes: dict[str, int] = {}
+    for name, size in bucket.as_dict().items():
+        low, high = side.ranges.get(name, (0, size))
+        tests = [decision for decision in entry if name in decision.sizes and set(decision.sizes) <= {*sizes, name}]
+        joined = lower and any(len(decision.sizes) > 1 for decision in tests)
+        order = [*range(size, max(size, high) + 1), *(range(size - 1, low - 1, -1) if joined else ())]
+        fitting = (n for n in order if all(decision.holds({**sizes, name: n}) for decision in tests))
+        if (fits := next(fitting, None)) is None:
+            return None
+        sizes[name] = fits
+    return sizes

@@ -11,6 +11,7 @@ from gaudicc.bundle import literals, trees
 from gaudicc.bundle.formulas import size_text
 from gaudicc.bundle.item import Item
 from gaudicc.calling import Calling, GrowingCache, Parameter, Raise
+from gaudicc.errors import InputError, Where
 from gaudicc.padding import Edit, OutputProof, PadCertificate
 from gaudicc.program import PadRecord
 
@@ -28,7 +29,14 @@ def encode(calling: Calling) -> dict[str, object]:
 
     Raises:
         TypeError: a static value, literal or default is of a type that no bundle holds.
+        InputError: a function is run on the host before each call.
     """
+    for call in calling.hosted:
+        raise InputError(
+            f"{call.function.__name__} is run on the host before each call, and a bundle holds no code",
+            where=Where(stage="save"),
+            hint="call it yourself, and compile a model that takes what it computes",
+        )
     return {
         "in_spec": trees.encode(calling.in_spec),
         "paths": list(calling.paths),

@@ -23,9 +23,10 @@ from gaudicc.capture.decisions import Decision, Ranges, refuse_decision, span
 from gaudicc.capture.exact_sizes import exact_sizes
 from gaudicc.capture.experts import experts_of
 from gaudicc.capture.fixed_sizes import noting_fixed_sizes
+from gaudicc.capture.hosting import HostCallMet, hosting, named, with_host_sizes
 from gaudicc.capture.mend import DECIDES, MendedExport, carry_flags, export_mending
-from gaudicc.capture.shapes import check_dims, grow_ones, separate, specialized
-from gaudicc.capture.sides import export_every_side
+from gaudicc.capture.shapes import check_dims, dims_by_size, grow_ones, separate, specialized
+from gaudicc.capture.sides import Raising, export_every_side
 from gaudicc.capture.signature import CallForm, FunctionModule, register_types
 from gaudicc.capture.source_lines import every_frame, user_line
 from gaudicc.capture.surroundings import attention_in_parts, cast, no_seeds, output_types, quiet
@@ -39,6 +40,7 @@ from gaudicc.errors import (
     UnsupportedInputError,
     Where,
 )
+from gaudicc.host_calls import HostCall, with_results
 from gaudicc.program import Program
 
 Model = Any  # nn.Module | Callable | ExportedProgram | str | Path: isinstance decides, and says what else was given
@@ -75,7 +77,7 @@ def capture(
     sides = capture_sides(
         model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast, experts=experts
     )
-    if len(sides) > 1:
+    if len(sides) > 1 or sides[0].raising:
         refuse_decision(sides[0].when[0][0])
     return sides[0].program
 
@@ -88,11 +90,13 @@ class CapturedSide:
         program: the program.
         when: the sizes: all decisions of any one entry hold.
         ranges: name of a size -> smallest and largest, of all sides together.
+        raising: the sizes for which the model raises, of all sides together.
     """
 
     program: Program
     when: tuple[tuple[Decision, ...], ...] = ((),)
     ranges: Ranges = field(default_factory=dict)
+    raising: tuple[Raising, ...] = ()
 
     def serves(self, sizes: Mapping[str, int]) -> bool:
         """Whether these sizes are on this side."""
@@ -139,8 +143,13 @@ def capture_sides(
     leaves = refusals.leaf_paths(form.positional, args, kwargs)
     refusals.refuse_inputs(leaves)
     refusals.refuse_mixed_devices(module, leaves)
+    calls: list[HostCall] = []  # what is computed on the host before, as far as it is known
     with cast(module, autocast), experts_of(experts):
-        return _capture_module(module, form, args, kwargs, tuple(path for path, _ in leaves), dynamic_shapes)
+        while True:
+            try:
+                return _capture_module(module, form, args, kwargs, calls, dynamic_shapes)
+            except HostCallMet as met:
+                calls.append(named(met.call, len(calls), [leaf for _, leaf in leaves]))
 
 
 def _capture_module(
@@ -148,49 +157,60 @@ def _capture_module(
     form: CallForm,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    paths: tuple[str, ...],
+    calls: Sequence[HostCall],
     dynamic_shapes: Any,
 ) -> list[CapturedSide]:
-    auto = dynamic_shapes == "auto"
-    if isinstance(dynamic_shapes, str) and not auto:
+    if auto := dynamic_shapes == "auto":
+        given = dict([*zip(form.positional, args, strict=False), *kwargs.items()])
+        dynamic_shapes = {name: pytree.tree_map(_every_dim, value) for name, value in given.items()}
+    elif isinstance(dynamic_shapes, str):
         raise InputError(f"dynamic_shapes is {dynamic_shapes!r}", hint="pass None, 'auto', or a dict by argument name")
-    if auto:
-        tensors = {n: v for n, v in [*zip(form.positional, args, strict=False), *kwargs.items()]}
-        dynamic_shapes = {
-            name: pytree.tree_map(
-                lambda leaf: {d: Dim.AUTO for d in range(leaf.dim())} if isinstance(leaf, torch.Tensor) else None, value
-            )
-            for name, value in tensors.items()
-        }
-    shapes = form.complete_shapes(dynamic_shapes, args, kwargs)
+    shapes: Mapping[str, Any] | None = form.complete_shapes(dynamic_shapes, args, kwargs)
+    declared = dims_by_size(args, kwargs, form.positional, shapes)
+    kwargs = with_results(calls, args, kwargs)
+    shapes = with_host_sizes(shapes, calls, kwargs, declared)
+    paths = tuple(path for path, _ in refusals.leaf_paths(form.positional, args, kwargs))
     check_dims(args, kwargs, form.positional, shapes)
     args, kwargs = grow_ones(*separate(args, kwargs), form.positional, shapes)
-    with output_types(module), noting_fixed_sizes() as fixed, _errors(module, args, kwargs, fixed):
+    eager_error = partial(_eager_error, module)
+    with (
+        hosting(module, calls, kwargs),
+        output_types(module),
+        noting_fixed_sizes() as fixed,
+        _errors(module, args, kwargs, fixed),
+    ):
         try:
-            sides, ranges = export_every_side(partial(_export, module), args, kwargs, form.positional, shapes)
+            found = export_every_side(partial(_export, module), args, kwargs, form.positional, shapes, eager_error)
         except DynamicControlFlowError:
             if not auto:
                 raise
             export = partial(_export, module, keep_loops=False)  # a size that a loop fixes is listed, not refused
-            sides, ranges = export_every_side(export, args, kwargs, form.positional, shapes)
+            found = export_every_side(export, args, kwargs, form.positional, shapes, eager_error)
+    sides, raising, ranges = found
     captured = []
     for side in sides:
         exported = side.mended.exported
         example = pytree.tree_leaves((side.args, side.kwargs), is_leaf=lambda x: x is None)
         program = from_exported(exported, paths, tuple(example), form.parameters, side.names)
+        program.calling = replace(program.calling, hosted=tuple(calls))
         carry_flags(program, side.mended.flags)
         program.notes = (
             *refusals.hooks_of(module),
             *(f"size fixed by the model: {entry}" for entry in (specialized(exported, paths) if auto else ())),
             *(f"{DECIDES}{function}" for function in side.mended.rewritten),
+            *(f"computed on the host before each call: {call.function.__name__}" for call in calls),
         )
         if len(sides) > 1:
             spans = {name: span(name, side.when, bounds) for name, bounds in ranges.items()}
             program.dimensions = tuple(
                 replace(dim, low=spans[dim.name][0], high=spans[dim.name][1]) for dim in program.dimensions
             )
-        captured.append(CapturedSide(program, tuple(side.when), ranges))
+        captured.append(CapturedSide(program, tuple(side.when), ranges, tuple(raising)))
     return captured
+
+
+def _every_dim(leaf: Any) -> dict[int, Any] | None:
+    return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
 
 
 def _export(

@@ -6,7 +6,7 @@ import linecache
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from types import FrameType
 from typing import Any
@@ -14,6 +14,9 @@ from unittest.mock import patch
 
 import sympy
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from gaudicc.capture.shapes import UNBOUNDED, bounds_of
@@ -56,19 +59,34 @@ def noting_fixed_sizes() -> Iterator[list[str]]:
 
 @contextmanager
 def stopping_at_loops(stop: Callable[[FrameType], None]) -> Iterator[None]:
-    """Calls `stop` with the frame of the user's code that is about to list a dynamic size: as a range, or row by row."""
+    """Calls `stop` with the frame of the user's code that is about to list a dynamic size: as a range, or row by row.
+
+    And with that which splits a tensor into pieces whose lengths were read from another one.
+    """
 
     def look(frame: FrameType) -> None:
         if _RANGE.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)):
             stop(frame)
 
-    with _watching(look), _watching_rows("__iter__", stop), _watching_rows("unbind", stop):
+    with _watching(look), _watching_pieces(stop), ExitStack() as watches:
+        for kind, name in _LISTS:
+            watches.enter_context(_watching_rows(kind, name, stop))
         yield
 
 
-def _watching_rows(name: str, found: Callable[[FrameType], None]) -> AbstractContextManager[Any]:
-    """Watches a method of tensors that gives a tensor for each row."""
-    plain = getattr(torch.Tensor, name)
+# Traced tensors have a `tolist` of their own.
+_LISTS = (
+    (Tensor, "__iter__"),
+    (Tensor, "unbind"),
+    (Tensor, "tolist"),
+    (FakeTensor, "tolist"),
+    (FunctionalTensor, "tolist"),
+)
+
+
+def _watching_rows(kind: type, name: str, found: Callable[[FrameType], None]) -> AbstractContextManager[Any]:
+    """Watches a method of tensors that gives a tensor, or a number, for each row."""
+    plain = getattr(kind, name)
 
     @wraps(plain)
     def rows(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +97,25 @@ def _watching_rows(name: str, found: Callable[[FrameType], None]) -> AbstractCon
             found(frame)
         return plain(self, *args, **kwargs)
 
-    return patch.object(torch.Tensor, name, rows)
+    return patch.object(kind, name, rows)
+
+
+def _watching_pieces(found: Callable[[FrameType], None]) -> AbstractContextManager[Any]:
+    plain = Tensor.split
+
+    @wraps(plain)
+    def split(self: Any, sizes: Any, dim: int = 0) -> Any:
+        if isinstance(sizes, (list, tuple)) and any(
+            isinstance(size, torch.SymInt) and not size.node.has_hint() for size in sizes
+        ):
+            frame: FrameType | None = sys._getframe(1)
+            while frame is not None and "/torch/" in frame.f_code.co_filename:
+                frame = frame.f_back
+            if frame is not None:
+                found(frame)
+        return plain(self, sizes, dim)
+
+    return patch.object(Tensor, "split", split)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ torch writes a size as the ops made it. What follows for all sizes of a side is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -17,19 +17,35 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.capture.size_trials import Columns, tried
 
+ColumnsOf = Callable[[frozenset[str]], Columns | None]
+"""Some symbols -> what each is, for all sizes of a side; None if these are too many."""
 
-def settle_sizes(exported: ExportedProgram, columns: Columns) -> None:
+
+def settle_sizes(exported: ExportedProgram, columns_of: ColumnsOf) -> None:
     """Writes sizes as one number, or as one size of an input, wherever that is what they are for all sizes of a side.
 
     Args:
         exported: the export of the side; its fake values are replaced.
-        columns: symbol -> what it is, for all sizes of the side.
+        columns_of: the sizes of the side.
     """
-    settle = _Settle(columns, dict(_inputs(exported)))
+    settle = _Settle(columns_of, dict(_inputs(exported)))
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
             if node.op != "placeholder" and "val" in node.meta:
                 node.meta["val"] = pytree.tree_map(settle, node.meta["val"])
+                _spell_out(node)
+
+
+def _spell_out(node: fx.Node) -> None:
+    """Writes the number for a `-1` of a view that is one: inferred again later it would be an expression again."""
+    if node.target not in _VIEWS or not isinstance(node.args[1], (tuple, list)) or -1 not in node.args[1]:
+        return
+    at = list(node.args[1]).index(-1)
+    if isinstance(size := node.meta["val"].shape[at], int):
+        node.update_arg(1, [*node.args[1][:at], size, *node.args[1][at + 1 :]])
+
+
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 
 
 def _inputs(exported: ExportedProgram) -> Iterator[tuple[sympy.Symbol, torch.SymInt]]:
@@ -45,12 +61,12 @@ class _Settle:
     """Settles the sizes of one value.
 
     Args:
-        columns: symbol -> what it is, for all sizes of the side.
+        columns_of: the sizes of the side.
         inputs: symbol -> the size as torch holds it.
     """
 
-    def __init__(self, columns: Columns, inputs: Mapping[sympy.Symbol, torch.SymInt]) -> None:
-        self.columns = columns
+    def __init__(self, columns_of: ColumnsOf, inputs: Mapping[sympy.Symbol, torch.SymInt]) -> None:
+        self.columns_of = columns_of
         self.inputs = inputs
         self.known: dict[sympy.Expr, Any] = {}
 
@@ -73,10 +89,11 @@ class _Settle:
         return size if settled is None else settled
 
     def _settled(self, expr: sympy.Expr) -> Any:
-        values = tried(expr, self.columns)
-        if values is None:
+        columns = self.columns_of(frozenset(map(str, expr.free_symbols)))
+        values = None if columns is None else tried(expr, columns)
+        if columns is None or values is None:
             return None
         if (values == values.flat[0]).all():
             return int(values.flat[0])
-        same = (symbol for symbol in expr.free_symbols if (values == self.columns[str(symbol)]).all())
+        same = (symbol for symbol in expr.free_symbols if (values == columns[str(symbol)]).all())
         return next((self.inputs[symbol] for symbol in same if symbol in self.inputs), None)

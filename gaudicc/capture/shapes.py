@@ -149,6 +149,19 @@ def sizes_of(
     return found
 
 
+def dims_by_size(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], positional: Sequence[str], shapes: Mapping[str, Any] | None
+) -> dict[int, Any]:
+    """Size in the example -> the Dim of that size, where there is one only; sizes of 0 and 1 tell nothing."""
+    found: dict[int, set[Any]] = {}
+    for name, value in [*zip(positional, args, strict=False), *kwargs.items()]:
+        for _, spec, tensor in _pairs((shapes or {}).get(name), value, name):
+            for dim, entry in _dims(spec).items():
+                if hasattr(entry, "__name__"):
+                    found.setdefault(tensor.shape[dim], set()).add(entry)
+    return {size: next(iter(dims)) for size, dims in found.items() if len(dims) == 1 and size > 1}
+
+
 def _with_sizes(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

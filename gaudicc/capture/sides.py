@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import combinations, product
 from typing import Any
 
@@ -57,13 +58,27 @@ class Side:
     when: list[tuple[Decision, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class Raising:
+    """Sizes for which the model itself raises.
+
+    Attributes:
+        when: the decision that it takes there.
+        error: what it raised, in eager PyTorch, at one of them.
+    """
+
+    when: Decision
+    error: Exception
+
+
 def export_every_side(
     export: Export,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     positional: Sequence[str],
     shapes: Mapping[str, Any] | None,
-) -> tuple[list[Side], Ranges]:
+    eager_error: Callable[[tuple[Any, ...], dict[str, Any]], Exception | None],
+) -> tuple[list[Side], list[Raising], Ranges]:
     """Exports a model as often as it takes for graphs that together stand for every size that is declared.
 
     Args:
@@ -72,9 +87,10 @@ def export_every_side(
         kwargs: the example.
         positional: names of `args`.
         shapes: the declared sizes by argument name.
+        eager_error: what the model raises in eager PyTorch, if it does.
 
     Returns:
-        The sides, the example's first, and the range of every size.
+        The sides, the example's first; the sizes for which the model raises; and the range of every size.
 
     Raises:
         UnsupportedInputError: there are too many sides, or equal sizes are not equal.
@@ -90,14 +106,22 @@ def export_every_side(
     example = sizes_of(args, kwargs, positional, shapes)
     ranges = ranges_of(first.mended.exported, first.names)
     if uncovered(first.when, ranges, example) is None:
-        return [first], ranges
+        return [first], [], ranges
     export = every_layer_traced(export)
     sides = [side_of(args, kwargs, shapes)]
+    raising: list[Raising] = []
     exports = 1
-    while (sizes := uncovered([when for side in sides for when in side.when], ranges, example)) is not None:
+    while (sizes := uncovered(_served(sides, raising), ranges, example)) is not None:
         if (exports := exports + 1) > _EXPORTS:
             refuse_decision(sides[0].when[0][0])
-        other = side_of(*resized(args, kwargs, positional, shapes, sizes), shapes)
+        given = resized(args, kwargs, positional, shapes, sizes)
+        try:
+            other = side_of(*given, shapes)
+        except Exception:
+            if (error := eager_error(*given)) is None:
+                raise
+            raising.append(Raising(_broken(sides[0], {**example, **sizes}), error))
+            continue
         if _joins(other, sides, sizes, ranges):
             continue
         fixed = {name for name in sizes if _is_one_size(name, other, sizes, ranges)}
@@ -106,17 +130,37 @@ def export_every_side(
         sides = _with(other, sides, ranges)
     for side in sides:
         _settle(side, ranges)
-    return sides, ranges
+    return sides, raising, ranges
+
+
+def _served(sides: Sequence[Side], raising: Sequence[Raising]) -> list[tuple[Decision, ...]]:
+    return [when for side in sides for when in side.when] + [(entry.when,) for entry in raising]
+
+
+def _broken(side: Side, sizes: Mapping[str, int]) -> Decision:
+    """The first decision of a side that does not hold for sizes, the other way round."""
+    broken = next(decision for decision in side.when[0] if not decision.holds(sizes))
+    return replace(broken, text=f"not ({broken.text})", test=lambda *given: not broken.test(*given))
 
 
 def _settle(side: Side, ranges: Ranges) -> None:
     """Leaves of what an export decided what holds for all sizes of its side."""
     columns = columns_of(side.when, ranges, {})
+    settle_sizes(side.mended.exported, cache(partial(_columns_for, side, ranges, columns)))
     if columns is not None:
-        settle_sizes(side.mended.exported, _by_symbol(side, columns))
         ranges = {name: (int(column.min()), int(column.max())) for name, column in columns.items()}
     if len(side.when) > 1:
         forget_decisions(side.mended.exported, side.names, ranges)
+
+
+def _columns_for(side: Side, ranges: Ranges, every: Columns | None, symbols: frozenset[str]) -> Columns | None:
+    """The sizes of some symbols: on the side or, where all its sizes are too many, as what is decided on these alone has them."""
+    if every is not None:
+        return _by_symbol(side, every)
+    names = {name for symbol, name in side.names.items() if symbol in symbols}
+    alone = [[decision for decision in entry if set(decision.sizes) <= names] for entry in side.when]
+    columns = columns_of(alone, {name: ranges[name] for name in names & ranges.keys()}, {})
+    return None if columns is None else _by_symbol(side, columns)
 
 
 def _refuse_unequal(names: Mapping[str, str]) -> None:

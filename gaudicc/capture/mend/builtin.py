@@ -19,6 +19,7 @@ from gaudicc.capture.mend.iteration import Enumerated, SymbolicRange, as_items, 
 from gaudicc.capture.mend.merge import is_number
 from gaudicc.capture.mend.operators import all_of, any_of, binary, fail, test_compare
 from gaudicc.capture.mend.partial import condition, on_each
+from gaudicc.capture.mend.pieces import zip_
 from gaudicc.capture.mend.rows import length_of
 from gaudicc.capture.mend.trips import SizeRange
 from gaudicc.capture.mend.truth import fresh_test, truth
@@ -55,20 +56,6 @@ def _context() -> Context:
 
 def _scalar(value: Any) -> torch.Tensor:
     return value.reshape(()) if isinstance(value, torch.Tensor) else _context().numbers.tensor(value)
-
-
-def method(bound: Any) -> Any:
-    """What a rewritten function calls in place of `tolist` or `unbind`: of a tensor of dynamic length they are ours."""
-    owner = getattr(bound, "__self__", None)
-    if getattr(bound, "__name__", "") == "unbind" and isinstance(owner, torch.Tensor):
-        return lambda dim=0: rows if has_dynamic_rows(rows := owner.movedim(dim, 0)) else bound(dim)
-    if getattr(bound, "__name__", "") == "tolist" and isinstance(owner, torch.Tensor) and has_unknown_length(owner):
-        return lambda: [_listed(item) for item in as_items(_context(), owner)]
-    return bound
-
-
-def _listed(item: Any) -> Any:
-    return Maybe(item.present, item.value.tolist()) if isinstance(item, Maybe) else item.tolist()
 
 
 def int_(*args: Any) -> Any:
@@ -274,6 +261,7 @@ _HELPERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "range"): range_,
     ("builtins", "enumerate"): enumerate_,
     ("builtins", "list"): list_,
+    ("builtins", "zip"): zip_,
     ("builtins", "sum"): sum_,
     ("builtins", "any"): any_,
     ("builtins", "all"): all_,

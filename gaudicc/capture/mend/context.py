@@ -22,6 +22,8 @@ from gaudicc.capture.mend.predicates import Pred, Predicates
 from gaudicc.errors import DynamicControlFlowError, Where
 
 if TYPE_CHECKING:
+    from gaudicc.capture.mend.piece_calls import Calls
+    from gaudicc.capture.mend.pieces import Split
     from gaudicc.capture.mend.recorder import Recorder
     from gaudicc.capture.mend.trip_index import Row
     from gaudicc.capture.mend.trips import SizeRange
@@ -153,10 +155,12 @@ class Context:
         self.tests: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.safe_sizes: dict[tuple[str, int], Any] = {}
         self.flags: dict[tuple[str, type, str], tuple[Flag, torch.Tensor]] = {}
+        self.listed: dict[int, tuple[Any, torch.Tensor]] = {}  # result of tolist -> (result, what it was read from)
+        self.splits: dict[int, tuple[Any, Split]] = {}  # pieces by such a list -> (pieces, what was split)
         self.trip_counts: dict[str, SizeRange] = {}  # number of a trip -> the range that the loop is over
         self.keeps_loops = True  # loops over dynamic sizes are regions, else they are unrolled, which fixes the size
         self.first_apart: set[str] = set()  # lines of loops whose first trip is traced by itself
-        self.recorders: list[Recorder] = []  # of the trips that run now, outermost first
+        self.recorders: list[Recorder | Calls] = []  # of the trips that run now, outermost first
         self.regions: set[str] = set()  # lines of loops that data ends, traced as one trip
         self.unrolled: dict[str, DynamicControlFlowError] = {}  # those that cannot be
         self.kept_rows: set[int] = set()  # storages of which a loop keeps rows: later writes would be missed

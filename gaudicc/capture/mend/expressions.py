@@ -18,6 +18,7 @@ _BUILTINS = frozenset(
         "range",
         "enumerate",
         "list",
+        "zip",
         "sum",
         "any",
         "all",

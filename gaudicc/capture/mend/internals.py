@@ -14,11 +14,13 @@ from unittest.mock import patch
 
 import sympy
 import torch
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     ShapeEnv,
+    _constrain_range_for_size,
     free_unbacked_symbols,
     statically_known_true,
 )
@@ -122,6 +124,32 @@ def _one_more(reach: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
     size = next((symbol for symbol in reach.free_symbols if sympy.diff(reach, symbol) == 1), None)
     more = sympy.Dummy("more", integer=True, nonnegative=True)
     return None if size is None else (size, more + 1 - (reach - size))
+
+
+def same_expression(left: object, right: object) -> bool:
+    """Whether two sizes are one and the same expression."""
+    return left is right or (
+        isinstance(left, torch.SymInt) and isinstance(right, torch.SymInt) and bool(left.node.expr == right.node.expr)
+    )
+
+
+def symbols_of(value: Any) -> set[Any]:
+    """The symbols of a symbolic number."""
+    return set(value.node.expr.free_symbols)
+
+
+def between(size: torch.SymInt, least: int, most: int) -> torch.SymInt:
+    """Tells torch the range of a number that was read from a tensor and is a size, without a node."""
+    _constrain_range_for_size(size, min=least, max=most)
+    return size
+
+
+def sizes_beside(tensor: torch.Tensor) -> ShapeEnv:
+    """The sizes of the trace that a tensor is of."""
+    mode = detect_fake_mode((tensor,))
+    assert mode is not None
+    assert mode.shape_env is not None
+    return mode.shape_env
 
 
 @contextlib.contextmanager

@@ -20,10 +20,11 @@ from gaudicc.capture.mend.internals import is_constant, is_data_dependent, share
 from gaudicc.capture.mend.numbers import KINDS
 from gaudicc.capture.mend.operators import fail
 from gaudicc.capture.mend.outcomes import NeedsRewrite, here
+from gaudicc.capture.mend.pieces import Listed, join_pieces, split
 from gaudicc.capture.mend.rows import join_rows
 from gaudicc.capture.mend.trip_index import trip_call, write_through
 from gaudicc.capture.mend.truth import fresh_test, truth
-from gaudicc.capture.mend.values import Maybe, Rows, distribute, first_choice, replace
+from gaudicc.capture.mend.values import Maybe, Pieces, Rows, distribute, first_choice, replace
 from gaudicc.errors import DynamicControlFlowError, Where
 
 _RANDOM = {
@@ -51,6 +52,8 @@ class Interpose(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if first_choice((args, kwargs)) is not None:
             return distribute(self._again(func), args, kwargs)
+        if args and isinstance(args[0], Listed):
+            args = (args[0].made, *args[1:])
         if args and isinstance(args[0], (list, tuple)) and any(isinstance(item, Maybe) for item in args[0]):
             return self._of_partial_list(func, name, args, kwargs)
         if self.context.recorders and (run := trip_call(self.context, name, args, kwargs)) is not None:
@@ -60,7 +63,7 @@ class Interpose(TorchFunctionMode):
             with self:
                 return one_hot(self.context, args[0])
         for recorder in self.context.recorders:
-            recorder.call(name, args, kwargs)
+            args, kwargs = recorder.call(name, args, kwargs)
         if name in _READS and not is_constant(args[0]) and args[0].numel() == 1:
             raise NeedsRewrite
         if name in ("_assert", "_assert_async"):
@@ -69,6 +72,8 @@ class Interpose(TorchFunctionMode):
             return self._decide(func, name, args, kwargs)
         if name == "__setitem__" and _selects_by_data(args[1]):
             return self._store(*args)
+        if (pieces := split(self.context, name, func, args, kwargs)) is not None:
+            return pieces
         result = self._run(func, name, args, kwargs)
         self._note(func, name, args, kwargs, result)
         return result
@@ -157,6 +162,8 @@ class Interpose(TorchFunctionMode):
         """`stack` or `cat` of a list whose length depends on data: of everything, then the rows that are there."""
         items, rest = args[0], args[1:]
         dim = kwargs.get("dim", rest[0] if rest else 0)
+        if any(isinstance(item, Pieces) for item in items):
+            return join_pieces(name, items, dim)
         if any(isinstance(item, Rows) for item in items):
             with self:
                 return join_rows(name, items, dim)

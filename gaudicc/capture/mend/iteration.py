@@ -15,6 +15,7 @@ from gaudicc.capture.mend.internals import is_data_dependent, is_fixed, symbol_n
 from gaudicc.capture.mend.loops import Step, loop
 from gaudicc.capture.mend.outcomes import here
 from gaudicc.capture.mend.partial import condition, on_each
+from gaudicc.capture.mend.piece_trip import run_pieces
 from gaudicc.capture.mend.trips import SizeRange, run_trips
 from gaudicc.capture.mend.truth import truth
 from gaudicc.capture.mend.values import Maybe
@@ -70,6 +71,8 @@ def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: A
     if context is not None:
         if isinstance(items, dict) and condition(items) is not None:
             items = on_each(context, items, lambda: list(items))
+        if run_pieces(context, items, body, access):
+            return orelse() if orelse else None
         if (trips := _size_trips(items)) is not None:
             return run_trips(context, trips[0], lambda t: body(trips[1](t)), orelse, access)
         course = _range_course(context, items) if isinstance(items, SymbolicRange) else None

@@ -36,9 +36,10 @@ class Recorder:
         self._written: dict[int, torch.Tensor] = {}
         self.rows: list[Row] = []
 
-    def call(self, name: str, args: Any, kwargs: Any) -> None:
-        """Notes a call."""
+    def call(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Notes a call; returns its arguments, positional and by keyword."""
         self._calls.append((name, self._describe((args, kwargs))))
+        return args, kwargs
 
     def result(self, args: Any, value: Any, written: list[torch.Tensor]) -> None:
         """Notes what a call gave, and the tensors that it wrote to."""

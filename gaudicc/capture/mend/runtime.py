@@ -7,12 +7,13 @@ from builtins import slice
 from collections.abc import Callable
 from typing import Any
 
-from gaudicc.capture.mend.builtin import function, method
+from gaudicc.capture.mend.builtin import function
 from gaudicc.capture.mend.containers import contains, contains_not, getitem, store
 from gaudicc.capture.mend.context import Access, Return, Signal
 from gaudicc.capture.mend.control import call, finally_, if_, invoke
 from gaudicc.capture.mend.iteration import for_, while_
 from gaudicc.capture.mend.managers import manager
+from gaudicc.capture.mend.methods import method
 from gaudicc.capture.mend.operators import (
     all_of,
     and_,

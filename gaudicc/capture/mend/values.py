@@ -127,6 +127,24 @@ class Rows(Maybe):
         )
 
 
+class Pieces(Maybe):
+    """What a loop over pieces whose lengths depend on data appended to a list: the tensors of all pieces, joined along `dim`."""
+
+    __slots__ = ("dim",)
+
+    def __init__(self, value: torch.Tensor, dim: int) -> None:
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "dim", dim)
+
+    @property
+    def present(self) -> NoReturn:
+        """Refuses: nothing but `torch.cat` can take them."""
+        raise DynamicControlFlowError(
+            "a list that a loop over pieces fills is used otherwise than by torch.cat",
+            hint="join it along the dim of the pieces, and go on with the tensor",
+        )
+
+
 def refuse_partial(what: str) -> NoReturn:
     """Refuses something that mending cannot do to a list or dict whose elements depend on data."""
     raise DynamicControlFlowError(
