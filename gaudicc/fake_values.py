@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
@@ -94,15 +95,27 @@ def trace(
 
 @contextmanager
 def reshapes_for_all_sizes() -> Iterator[None]:
-    """Inside, `reshape` is a view where that is one for all sizes, and else a copy, whatever it is for those of the example."""
-    reshape = torch.ops.aten.reshape.default
-    kernels = {DispatchKey.CompositeImplicitAutograd: _reshaped}
+    """Inside, `reshape` and `flatten` are views where they are so for all sizes, else copies, whatever the example says."""
+    with _kernel(torch.ops.aten.reshape.default, _reshaped), _kernel(torch.ops.aten.flatten.using_ints, _flattened):
+        yield
+
+
+@contextmanager
+def _kernel(op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> Iterator[None]:
     try:
-        with patch.dict(reshape.py_kernels, kernels):
-            reshape._dispatch_cache.clear()
+        with patch.dict(op.py_kernels, {DispatchKey.CompositeImplicitAutograd: kernel}):
+            op._dispatch_cache.clear()
             yield
     finally:
-        reshape._dispatch_cache.clear()
+        op._dispatch_cache.clear()
+
+
+def _flattened(x: torch.Tensor, start: int = 0, end: int = -1) -> torch.Tensor:
+    rank = max(x.dim(), 1)
+    first, last = start % rank, end % rank
+    if x.dim() and first == last:
+        return x
+    return _reshaped(x, [*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]])
 
 
 def _reshaped(x: torch.Tensor, shape: Any) -> torch.Tensor:

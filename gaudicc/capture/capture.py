@@ -166,7 +166,7 @@ def _capture_module(
     elif isinstance(dynamic_shapes, str):
         raise InputError(f"dynamic_shapes is {dynamic_shapes!r}", hint="pass None, 'auto', or a dict by argument name")
     shapes: Mapping[str, Any] | None = form.complete_shapes(dynamic_shapes, args, kwargs)
-    declared = dims_by_size(args, kwargs, form.positional, shapes)
+    declared = dims_by_size(args, kwargs, form.positional, shapes) if calls else {}
     kwargs = with_results(calls, args, kwargs)
     shapes = with_host_sizes(shapes, calls, kwargs, declared)
     paths = tuple(path for path, _ in refusals.leaf_paths(form.positional, args, kwargs))

@@ -75,7 +75,47 @@ def _body(root: fx.GraphModule, layer: fx.Node) -> tuple[str, list[fx.Node]]:
 def _operands(layer: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     """The operands of a layer node, and what stands for its results."""
     operands, results = layer.args
-    return list(cast(Any, operands)), list(cast(Any, results))
+    return [_entry(layer, operand) for operand in cast(Any, operands)], list(cast(Any, results))
+
+
+_aten = torch.ops.aten
+_GIVE_BACK = frozenset(
+    {_aten.to.dtype, _aten.to.device, _aten.to.other, _aten.to.dtype_layout, _aten.type_as.default, _aten.contiguous.default,
+     _aten.dropout.default, _aten.flatten.using_ints}
+)  # fmt: skip
+
+
+def _entry(layer: fx.Node, operand: fx.Node) -> fx.Node:
+    """What a layer was given: an op in it that gives back its argument as it is makes the last such node stand for it."""
+    while operand.target in _GIVE_BACK and _is_in(layer, operand):
+        given = cast(fx.Node, operand.args[0])
+        if _type(given) != _type(operand):
+            break
+        operand = given
+    return operand
+
+
+def _type(node: fx.Node) -> Any:
+    value = node.meta["val"]
+    return value.dtype, str(value.shape), str(value.stride()), value.device
+
+
+def _is_in(layer: fx.Node, node: fx.Node) -> bool:
+    """Whether a node was traced in a layer."""
+    return any(path == _path(layer) for path, _ in node.meta.get("nn_module_stack", {}).values())
+
+
+def are_whole(graph: fx.Graph) -> bool:
+    """Whether each layer that stands for others computes its results from its operands, by nodes of its own alone."""
+    layers = [node for node in graph.nodes if node.target is layer_op]
+    times = Counter(tuple(_operands(node)[1]) for node in layers)
+    first = {tuple(_operands(node)[1]): node for node in reversed(layers)}
+    return all(
+        _is_in(layer, node)
+        for kind, layer in first.items()
+        if times[kind] > 1
+        for node in _between(graph, *_operands(layer))[0]
+    )
 
 
 def _path(node: fx.Node) -> str:

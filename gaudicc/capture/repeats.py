@@ -135,21 +135,23 @@ def every_layer_traced(export: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
-def traced_once(model: nn.Module, export: Callable[[], Result]) -> Result:
+def traced_once(model: nn.Module, export: Callable[[], Result], fits: Callable[[Result], bool]) -> Result:
     """Exports a model, layers that repeat traced once; as it is where a layer leaves tensors elsewhere, or export fails.
 
     Args:
         model: its `nn.ModuleList`s are looked through, outermost first.
         export: exports it; called again where the first time was in vain.
+        fits: whether one layer can stand for the others in an export.
     """
     layers = _repeated_layers(model)
     if not layers or _plainly.get():
         return export()
     try:
         with _watched(layers), collector_paused():
-            return export()
+            exported = export()
     except (Exception, TensorKeptError):  # export itself tells what is wrong, at the user's own lines
         return export()
+    return exported if fits(exported) else export()
 
 
 def _repeated_layers(model: nn.Module) -> list[nn.Module]:

@@ -49,7 +49,7 @@ class Target:
     name: str
     rows: Mapping[str, Row]
     overlays: Mapping[str, tuple[OverlayRow, ...]]
-    verdicts: dict[Hashable, Verdict] = field(default_factory=dict, repr=False)
+    verdicts: dict[Hashable, Verdict] = field(default_factory=dict, init=False, repr=False)
 
     def lookup(
         self,

@@ -150,7 +150,7 @@ class Failing(nn.Module):
     def forward(self, x: Tensor) -> Any:
         if self.kind == "loop":
             while x.sum() > 0:  # loop
-                x = x - 1
+                x = torch.cat([x, x - 9])
             return x
         if self.kind == "raise":
             raise KeyError("user")  # raise
@@ -163,7 +163,7 @@ class Failing(nn.Module):
 
 def helper(x: Tensor) -> Tensor:
     while x.max() < 9:  # helper
-        x = x * 2
+        x = torch.cat([x, x * 2])
     return x
 
 

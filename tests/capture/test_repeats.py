@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -261,3 +262,35 @@ def test_outline_leaves_other_graphs_alone() -> None:
     nodes = [node.name for node in program.root.graph.nodes]
     outline(program.root)
     assert [node.name for node in program.root.graph.nodes] == nodes
+
+
+class GivesBack(nn.Module):
+    """A layer whose residual is its input, through ops that give back what they are given."""
+
+    def __init__(self, give_back: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.give_back = nn.Linear(4, 4), give_back
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.linear(x.to(self.linear.weight.dtype)).tanh()
+        result: Tensor = self.give_back(x) + hidden
+        return result
+
+
+@pytest.mark.parametrize("give_back", [lambda x: x.to(torch.float32), lambda x: x.contiguous(), torch.atleast_2d])
+def test_a_residual_that_an_op_gives_back_is_that_of_its_own_layer(give_back: Callable[[Tensor], Tensor]) -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layers = nn.Linear(4, 4), nn.ModuleList(GivesBack(give_back) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    torch.manual_seed(0)
+    model, x = Deep().eval(), torch.randn(2, 4)
+    (ours,) = capture(model, (x,)).run({"x": x})
+    assert torch.equal(ours, model(x))

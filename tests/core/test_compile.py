@@ -313,7 +313,7 @@ def test_the_certificate_says_what_is_proved_and_what_is_not(make_stack: Make) -
 
 def on_value(x: Tensor) -> Tensor:
     while x.sum() > 0:
-        x = x - 1
+        x = torch.cat([x, x - 9])
     return x
 
 

@@ -75,16 +75,28 @@ graph root:
   %b_step: i64[1] = state step
   %x: bf16[3, 4] = input x
   %0: i64[1] = aten.add.Tensor(%b_step, 1)  # TPC  core/test_printing.py:30
-  %1: bf16[3, 4] = aten.linear(%x, %p_inner_weight, %p_inner_bias)  # MME+TPC  inner  core/test_printing.py:31
-  %2: (bf16[3, 2], bf16[3, 2]) = aten.split.Tensor(%1, 2, -1)  # none  core/test_printing.py:31
-  %3: bf16[3, 2] = getitem(%2, 0)  # core/test_printing.py:31
-  %4: bf16[3, 2] = getitem(%2, 1)  # core/test_printing.py:31
-  %5: bf16[3, 2] = aten.sigmoid(%3)  # TPC  core/test_printing.py:32
-  %6: bf16[3, 2] = aten.mul.Tensor(%5, %4)  # TPC  core/test_printing.py:32
-  %7: bf16[3, 2] = aten.mul.Tensor(%6, 0.5)  # TPC  core/test_printing.py:32
-  %8: bf16[12] = aten.view(%x, [12])  # none  core/test_printing.py:32
-  %9: bf16[11] = aten.slice.Tensor(%8, 0, 1, 9223372036854775807)  # none  core/test_printing.py:32
-  return (%0, %7, %9)
+  %1: f32[1] = aten._to_copy(%b_step, dtype=float32)  # TPC  core/test_printing.py:30
+  %2: f32[1] = aten.add.Tensor(%1, 1)  # TPC  core/test_printing.py:30
+  %3: f32[1] = aten.abs(%1)  # TPC  core/test_printing.py:30
+  %4: f32[1] = aten.add.Scalar(%3, 1)  # TPC  core/test_printing.py:30
+  %5: f32[1] = aten._to_copy(%0, dtype=float32)  # TPC  core/test_printing.py:30
+  %6: f32[1] = aten.sub.Tensor(%2, %5)  # TPC  core/test_printing.py:30
+  %7: f32[1] = aten.abs(%6)  # TPC  core/test_printing.py:30
+  %8: f32[1] = aten.mul.Scalar(%4, 1.52587890625e-05)  # TPC  core/test_printing.py:30
+  %9: f32[1] = aten.clamp(%8, 2147483648.0)  # TPC  core/test_printing.py:30
+  %10: bool[1] = aten.ge.Tensor(%7, %9)  # TPC  core/test_printing.py:30
+  %11: bool[] = aten.any(%10)  # TPC  core/test_printing.py:30
+  %12: bf16[3, 4] = aten.linear(%x, %p_inner_weight, %p_inner_bias)  # MME+TPC  inner  core/test_printing.py:31
+  %13: (bf16[3, 2], bf16[3, 2]) = aten.split.Tensor(%12, 2, -1)  # none  core/test_printing.py:31
+  %14: bf16[3, 2] = getitem(%13, 0)  # core/test_printing.py:31
+  %15: bf16[3, 2] = getitem(%13, 1)  # core/test_printing.py:31
+  %16: bf16[3, 2] = aten.sigmoid(%14)  # TPC  core/test_printing.py:32
+  %17: bf16[3, 2] = aten.mul.Tensor(%16, %15)  # TPC  core/test_printing.py:32
+  %18: bf16[3, 2] = aten.mul.Tensor(%17, 0.5)  # TPC  core/test_printing.py:32
+  %19: bf16[12] = aten.view(%x, [12])  # none  core/test_printing.py:32
+  %20: bf16[11] = aten.slice.Tensor(%19, 0, 1, 9223372036854775807)  # none  core/test_printing.py:32
+  %21: bool[1] = aten.stack([%11])  # none
+  return (%0, %18, %20, %21)
 """,
     )
 

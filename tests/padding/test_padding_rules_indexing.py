@@ -33,6 +33,8 @@ CASES: dict[str, tuple[Any, ...]] = {
         "3 2 f",
     ),
     "one-hot": (lambda i: F.one_hot(3 - i, 4).sum(1), "b s i"),
+    "grid-sampler": (lambda x, g: ops.grid_sampler_2d(x, g.tanh(), 0, 0, False), "b 2 4 3 f", "b s t 2 f"),
+    "grid-sampler-border": (lambda x, g: ops.grid_sampler_2d(x, g.exp(), 1, 1, True), "2 2 4 3 f", "2 s t 2 f"),
     "one-hot-whole": (lambda i: ops.one_hot(3 - i, 5), "b s i"),
     "index-put-mask": (lambda x, m: ops.index_put(x.exp(), [m], x.new_zeros(())).sum(1), "b s f", "b s m"),
     "index-put-mask-rows": (lambda x, m, v: ops.index_put(x.exp(), [m], v).sum(1), "b s 2 f", "b s m", "2 f"),

@@ -184,11 +184,11 @@ def test_a_verdict_that_is_remembered_is_the_one_that_would_be_given(calls: list
     for argument, tensor in calls * 2:
         for op, args in ((aten.sum.dim_IntList, (tensor, [0], argument)), (aten.clamp.default, (tensor, argument))):
             call = OpCall(op, args)
-            assert judge_call(remembering, call) == judge_call(replace(remembering, verdicts={}), call)
+            assert judge_call(remembering, call) == judge_call(replace(remembering), call)
 
 
 def test_a_call_with_symbolic_sizes_is_judged_anew(gaudi3: Target) -> None:
-    gaudi3 = replace(gaudi3, verdicts={})
+    gaudi3 = replace(gaudi3)
     mode = FakeTensorMode(shape_env=ShapeEnv())
     fake = mode.from_tensor(X, symbolic_context=StatelessSymbolicContext([DimDynamic.DYNAMIC] * 3))
     judge_call(gaudi3, OpCall(aten.relu.default, (fake,)))

@@ -34,6 +34,7 @@ from gaudicc.capture.mend.tidy import tidy
 from gaudicc.capture.mend.traces import module_globals, no_traces
 from gaudicc.capture.mend.trip_state import NeedsFirstTrip
 from gaudicc.capture.mend.trips import keeping_loops
+from gaudicc.capture.outline import are_whole
 from gaudicc.capture.outline_loops import refusal_of_loops
 from gaudicc.capture.repeats import traced_once
 from gaudicc.errors import DynamicControlFlowError, Where
@@ -113,7 +114,7 @@ def export_mending(
     with _LOCK:
         try:
             with no_traces(model), quiet():
-                return MendedExport(traced_once(model, export))
+                return MendedExport(traced_once(model, export, lambda exported: are_whole(exported.graph)))
         except (Exception, NeedsRewrite) as error:
             if not isinstance(error, NeedsRewrite) and not stops_at_data(error):
                 raise

@@ -24,8 +24,8 @@ class NotApart(Exception):
 
 
 _READS = {
-    "__get__", "size", "dim", "ndimension", "is_contiguous", "is_floating_point", "is_complex", "stride", "element_size", "result_type",
-    "kept",
+    "__get__", "size", "dim", "ndimension", "is_contiguous", "is_floating_point", "is_complex", "stride", "element_size",
+    "result_type", "kept",
 }  # fmt: skip
 _POINTWISE = {
     "add", "sub", "mul", "div", "true_divide", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "abs",

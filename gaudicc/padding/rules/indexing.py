@@ -213,11 +213,26 @@ def _one_hot(p: Padder, node: fx.Node) -> Claims:
     return Pads((*(mapped(d, lambda c: GARBAGE) for d in p.pads(index).dims), p.dim(val(node).shape[-1])))
 
 
+def _grid_sampler(p: Padder, node: fx.Node) -> Claims:
+    """Places in a plane are parts of its size: a plane with pads would be another one."""
+    planes, places = p.pads(operand(node, 0)), p.pads(operand(node, 1))
+    if any(planes.padded(dim) for dim in (2, 3)):
+        raise p.refuse("it samples a plane that has pads")
+    batch, height, width = (mapped(d, lambda c: GARBAGE) for d in places.dims[:-1])
+    return Pads((batch, mapped(planes.dims[1], lambda c: GARBAGE), height, width))
+
+
 RULES = (
     Rule((aten.embedding.default,), "0 in the pads of the index", "rows of the table: finite", _embedding),
     Rule((aten.index_select.default,), "0 in the pads of the index", "picked rows", _index_select),
     Rule((aten.one_hot.default,), "0 in the pads of the index", "garbage", _one_hot),
     Rule((aten.gather.default,), "0 in the pads of the index", "picked values", _gather),
+    Rule(
+        (aten.grid_sampler_2d.default,),
+        "nothing; pads of a plane refused",
+        "garbage",
+        _grid_sampler,
+    ),
     Rule(
         (aten.index.Tensor, aten._unsafe_index.Tensor),
         "0 in the pads of indices, unless they are 0, 1, ...; negative ones count from the logical end; masks refused",
