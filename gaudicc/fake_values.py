@@ -151,7 +151,10 @@ def _undecided(env: ShapeEnv) -> Iterator[None]:
 def _look_anew(env: ShapeEnv) -> None:
     """Forgets conditions that were looked into: met again, one is a guard again."""
     env._update_version_counter()
-    type(env)._inner_evaluate_expr.cache_clear()
+    for name in ("_inner_evaluate_expr", "evaluate_expr"):  # which of them keeps answers depends on torch's version
+        clear = getattr(getattr(type(env), name, None), "cache_clear", None)
+        if clear is not None:
+            clear()
 
 
 # Where torch decides on sizes to tell the layout of one op's result, which every bucket computes anew.

@@ -18,6 +18,7 @@ from gaudicc.lower import lower
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.check_integers import CheckIntegers
 from gaudicc.passes.pad import Pad
+from gaudicc.passes.partition_layers import PartitionLayers
 from gaudicc.passes.specialize import Specialize
 from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.passes.stagger_rows import StaggerRows
@@ -31,9 +32,10 @@ from gaudicc.verify import Level
 Shapes = Mapping[str, Mapping[int, Any]]
 
 # What is pad is declared by the steps themselves: rows behind a length are masked and written to dump rows.
-# Slices of attention and of rows overlap two engines; the CPU is one, and its fused kernel takes a third of their time.
+# Slices of attention and of rows overlap two engines, and sub-graphs are launched; the CPU is one engine and launches nothing.
 # Their integers are tokens, slots, lengths and positions, which the scheduler keeps below the limits of the state.
 _PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, (CheckIntegers, Pad)))
+_FOR_ENGINES = (PartitionLayers, SplitAttention, StaggerRows)
 
 
 class EntryPoint:
@@ -62,9 +64,7 @@ class EntryPoint:
     ) -> None:
         self._module, self._example, self._dims = module, dict(example), dims
         self._target, self._device, self._counters, self._level = target, device, counters, level
-        passes = [
-            step for step in _PASSES if device.name != "cpu" or not isinstance(step, (SplitAttention, StaggerRows))
-        ]
+        passes = [step for step in _PASSES if device.name != "cpu" or not isinstance(step, _FOR_ENGINES)]
         self._symbolic, self._static = split_pipeline(passes)
         self._program: Program | None = None
         self._runners: dict[Bucket, Runner] = {}

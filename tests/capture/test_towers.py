@@ -19,7 +19,6 @@ TOWERS = {
     "qwen3_vl_moe": ("Qwen3VLMoeVisionConfig", "Qwen3VLMoeVisionModel"),
     "qwen3_5": ("Qwen3_5VisionConfig", "Qwen3_5VisionModel"),
     "glm_ocr": ("GlmOcrVisionConfig", "GlmOcrVisionModel"),
-    "glm_image": ("GlmImageVisionConfig", "GlmImageVisionModel"),
     "ernie4_5_vl_moe": ("Ernie4_5_VLMoeVisionConfig", "Ernie4_5_VLMoeVisionTransformerPretrainedModel"),
 }
 SMALL = {
