@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gaudicc.targets.call_keys import call_key
 from gaudicc.targets.dtypes import COMPLEX, code
 from gaudicc.targets.fused import fused_op
 from gaudicc.targets.model import Mode, Support, Verdict
@@ -127,7 +128,7 @@ def judge_call(target: Target, call: OpCall, mode: Mode = Mode.LAZY) -> Verdict:
     Returns:
         The verdict, with all conditions on sizes and arguments applied.
     """
-    key = _key((call.op, mode, call.args, dict(call.kwargs)))
+    key = call_key((call.op, mode, call.args, dict(call.kwargs)))
     if key is None:
         return _judge(target, call, mode)
     if (known := target.verdicts.get(key)) is None:
@@ -149,25 +150,6 @@ def _judge(target: Target, call: OpCall, mode: Mode) -> Verdict:
 
 # Every pass and check of every bucket asks about the same calls again. So many verdicts take a few MB.
 _REMEMBERED = 20_000
-
-
-def _key(value: object) -> Hashable | None:
-    """All that a verdict may depend on: of tensors dtype, sizes and strides; None where sizes are symbolic, or it is unknown."""
-    if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided:
-            return None
-        sizes = (*value.shape, *value.stride())
-        return None if any(isinstance(size, torch.SymInt) for size in sizes) else (value.dtype, sizes)
-    if isinstance(value, Mapping):
-        return _key([*value, *value.values()])
-    if isinstance(value, (list, tuple)):
-        items = tuple(map(_key, value))
-        return None if None in items else items
-    plain = value is None or isinstance(value, _PLAIN)
-    return (type(value), value) if plain else None  # 1, 1.0 and True are equal, but other arguments
-
-
-_PLAIN = (bool, int, float, str, OpOverload, Mode, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 def own_verdict(target: Target, call: OpCall, mode: Mode = Mode.LAZY) -> Verdict:
