@@ -241,7 +241,7 @@ class Pipeline:
 def _share(before: Program, result: PassResult) -> tuple[Program, list[fx.GraphModule]]:
     """Lets the new program share every graph that reads the same as before; returns it with the graphs that differ."""
     after = result.program
-    changed_inputs = (before.inputs, before.outputs) != (after.inputs, after.outputs)
+    changed_inputs = _called_otherwise(before, after)
     if not result.modified and not changed_inputs:
         return replace(after, root=before.root), []
     old = dict(before.graphs())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import fx
@@ -17,8 +17,9 @@ from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
 from gaudicc.loop_flags import carry_flag
 from gaudicc.nodes import CALLS, call_loop, op_name, output_of, outputs_of, source_of, val, where
 from gaudicc.pipeline import Numerics, PassResult
-from gaudicc.program import OutputKind, OutputSpec, Program
+from gaudicc.program import OutputKind, Program
 from gaudicc.rewriter import Rewriter
+from gaudicc.rules.flags import with_flags
 from gaudicc.rules.integer_checks import checked_form
 from gaudicc.rules.integer_ranges import IntegerRanges
 from gaudicc.rules.intervals import Interval
@@ -77,7 +78,7 @@ class CheckIntegers:
         flags = self._checked(program, ranges)
         flags += self._arguments(program, declared)
         checked = f"{len(flags)} checks added" if flags else ""
-        return PassResult(_with_flags(program, flags), True, tuple(filter(None, (proved, checked))))
+        return PassResult(with_flags(program, flags), True, tuple(filter(None, (proved, checked))))
 
     def compare(self, before: Program, after: Program) -> None:
         """Compares all outputs but the flags on the example.
@@ -169,8 +170,7 @@ def _own(arg: Any) -> Any:
     return list(arg) if isinstance(arg, (list, tuple)) else arg
 
 
-@dataclass(frozen=True, slots=True)
-class _Flag:
+class _Flag(NamedTuple):
     """One check: the node of its flag, bool `[]`, and what is raised where it is set."""
 
     node: fx.Node
@@ -197,22 +197,3 @@ def _handed_on(rewriter: Rewriter, call: fx.Node, flags: Sequence[_Flag]) -> lis
             item = rewriter.inline(aten.any.default, item, like=output_of(rewriter.graph))
         found.append(_Flag(item, flag.meaning))
     return found
-
-
-def _with_flags(program: Program, flags: Sequence[_Flag]) -> Program:
-    """One output for all flags, those that the program had before first."""
-    rewriter = Rewriter(program.root)
-    output = output_of(program.root.graph)
-    results = list(outputs_of(program.root.graph))
-    made = rewriter.inline(lambda *each: aten.stack.default(list(each)), *(flag.node for flag in flags), like=output)
-    specs = list(program.outputs)
-    place = next((i for i, spec in enumerate(specs) if spec.kind is OutputKind.FLAG), None)
-    if place is None:
-        results.append(made)
-        specs.append(OutputSpec(OutputKind.FLAG))
-    else:
-        results[place] = rewriter.inline(lambda a, b: aten.cat.default([a, b]), results[place], made, like=output)
-    output.args = (tuple(results),)
-    rewriter.finish()
-    raises = (*program.calling.raises, *(flag.meaning for flag in flags))
-    return replace(program, outputs=tuple(specs), calling=replace(program.calling, raises=raises))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import nn
@@ -16,7 +15,6 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
-from gaudicc.calling import Parameter
 from gaudicc.capture import refusals
 from gaudicc.capture.convert import from_exported
 from gaudicc.capture.decisions import Decision, Ranges, refuse_decision, span
@@ -25,6 +23,7 @@ from gaudicc.capture.experts import experts_of
 from gaudicc.capture.fixed_sizes import noting_fixed_sizes
 from gaudicc.capture.hosting import HostCallMet, hosting, named, with_host_sizes
 from gaudicc.capture.mend import DECIDES, MendedExport, carry_flags, export_mending
+from gaudicc.capture.pt2 import from_exported_program, load_pt2
 from gaudicc.capture.shapes import check_dims, dims_by_size, grow_ones, separate, specialized
 from gaudicc.capture.sides import Raising, export_every_side
 from gaudicc.capture.signature import CallForm, FunctionModule, register_types
@@ -35,7 +34,6 @@ from gaudicc.errors import (
     DynamicControlFlowError,
     GaudiccError,
     InputError,
-    ModelFileError,
     ModelRaisedError,
     UnsupportedInputError,
     Where,
@@ -123,11 +121,11 @@ def capture_sides(
         The sides, the example's first; almost always one.
     """
     if isinstance(model, (str, Path)):
-        model = _load_pt2(Path(model))
+        model = load_pt2(Path(model))
     if isinstance(model, ExportedProgram):
         if autocast is not None:
             raise InputError("an exported program cannot be cast anew", hint="export it inside the autocast region")
-        return [CapturedSide(_from_exported_program(model))]
+        return [CapturedSide(from_exported_program(model))]
     if isinstance(model, type) or not (isinstance(model, nn.Module) or callable(model)):
         raise InputError(
             f"the model is {'the class' if isinstance(model, type) else 'a'} {getattr(model, '__name__', type(model).__name__)}",
@@ -225,31 +223,6 @@ def _export(
         exact_sizes(),
     ):
         return export_mending(module, args, kwargs, shapes, keep_loops=keep_loops)
-
-
-def _load_pt2(path: Path) -> ExportedProgram:
-    if not path.exists():
-        raise ModelFileError(f"no file {path}")
-    try:
-        return torch.export.load(path)
-    except (RuntimeError, ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
-        raise ModelFileError(f"{path} is not a readable .pt2 file: {error}") from error
-
-
-def _from_exported_program(exported: ExportedProgram) -> Program:
-    if exported.example_inputs is None:
-        raise InputError(
-            "the exported program carries no example inputs", hint="export it again with torch.export.export"
-        )
-    args, kwargs = exported.example_inputs
-    leaves = refusals.leaf_paths([f"arg{i}" for i in range(len(args))], args, kwargs)
-    paths = tuple(path for path, _ in leaves)
-    # An exported program has forgotten the names of positional arguments.
-    parameters = (
-        *(Parameter(f"arg{i}", "POSITIONAL_ONLY") for i in range(len(args))),
-        *(Parameter(name, "KEYWORD_ONLY") for name in sorted(kwargs)),
-    )
-    return from_exported(exported, paths, tuple(leaf for _, leaf in leaves), parameters)
 
 
 @contextmanager

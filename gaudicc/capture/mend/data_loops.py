@@ -33,10 +33,9 @@ from gaudicc.capture.mend.trip_changes import Carried, Changes
 from gaudicc.capture.mend.trip_state import (
     NeedsFirstTrip,
     assign,
+    following_trip,
     put,
     refuse_shared,
-    rehearsal,
-    set_tables,
     settled_changes,
     standing_apart,
     tables,
@@ -124,13 +123,9 @@ class DataLoop:
         if new is None or len(result) != len(_tensors(context, rehearsed.result)):
             self._differs("a value that it hands on changes its type")
         outside, twice = traced.recorder.shared([*new, *result], written, entry)
-        after = tables(context)
-        set_tables(context, noted)
-        with rehearsal(context):
-            following = [torch.empty_like(tensor) for tensor in new]
-            put(access, context.state(access), carried.places, carried.values(context, following))
-            again = self._trip.once(torch.empty_like(index), following)
-        set_tables(context, after)
+        again = following_trip(
+            context, access, carried, new, lambda given: self._trip.once(torch.empty_like(index), given), noted
+        )
         if (difference := traced.recorder.difference(again.recorder)) is not None:
             self._differs(difference)
         _, *ends = end_loop(index, [traced.go, *new, *written, *traced.signals, *result], [], UNTIL_DATA_ENDS)

@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import sympy
 import torch
-from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.fx.experimental.symbolic_shapes import (
@@ -142,14 +141,6 @@ def between(size: torch.SymInt, least: int, most: int) -> torch.SymInt:
     """Tells torch the range of a number that was read from a tensor and is a size, without a node."""
     _constrain_range_for_size(size, min=least, max=most)
     return size
-
-
-def sizes_beside(tensor: torch.Tensor) -> ShapeEnv:
-    """The sizes of the trace that a tensor is of."""
-    mode = detect_fake_mode((tensor,))
-    assert mode is not None
-    assert mode.shape_env is not None
-    return mode.shape_env
 
 
 @contextlib.contextmanager

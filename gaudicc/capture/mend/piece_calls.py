@@ -9,6 +9,7 @@ import torch
 
 from gaudicc.capture.mend.internals import SYMBOLIC, same_expression
 from gaudicc.capture.mend.piece_rules import Action, NotApart, action_of
+from gaudicc.capture.mend.recorder import tensors_in
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Calls:
 
     def result(self, args: Any, value: Any, written: list[torch.Tensor]) -> None:
         """Notes what a call gave."""
-        for i, tensor in enumerate(_tensors(value)):
+        for i, tensor in enumerate(tensors_in(value)):
             self._names[id(tensor)] = (
                 "made",
                 len(self.made),
@@ -90,9 +91,3 @@ def _alike(expected: Any, made: Any) -> bool:
     if isinstance(expected, (tuple, list)) and isinstance(made, (tuple, list)) and len(expected) == len(made):
         return all(map(_alike, expected, made))
     return bool(expected == made)
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (list, tuple)) else []

@@ -6,15 +6,14 @@ The dims of that length are then known by their size, and `piece_rules` says of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from gaudicc.capture.mend.context import Access, Context, Kind
 from gaudicc.capture.mend.heap import contents
-from gaudicc.capture.mend.internals import between, known_true, same_expression, sizes_beside, untraced
+from gaudicc.capture.mend.internals import between, known_true, same_expression
 from gaudicc.capture.mend.loops import Step, trip
 from gaudicc.capture.mend.marks import modes, refuse_changes, refuse_modes
 from gaudicc.capture.mend.operators import fail
@@ -23,8 +22,9 @@ from gaudicc.capture.mend.piece_calls import Calls
 from gaudicc.capture.mend.piece_rules import NotApart
 from gaudicc.capture.mend.pieces import Split, Zipped
 from gaudicc.capture.mend.trip_changes import Changes, changes_of
+from gaudicc.capture.mend.trip_state import rehearsal, standing_apart, without
 from gaudicc.capture.mend.truth import fresh_test
-from gaudicc.capture.mend.values import Pieces, Undefined
+from gaudicc.capture.mend.values import Pieces
 from gaudicc.errors import DynamicControlFlowError, InputError, Where
 
 _LONGEST = 2**20
@@ -74,7 +74,7 @@ class _Whole:
         sizes = [entry.whole.shape[entry.dim] for entry in self._splits]
         if not all(known_true(size == self._rows) for size in sizes):
             raise NotApart("goes over tensors of different lengths")
-        with untraced(sizes_beside(self._splits[0].whole)), _unconditionally(context):
+        with rehearsal(context):
             length = between(context.numbers.read(torch.empty((), dtype=torch.int64)), 2, _LONGEST)  # type: ignore[arg-type]
             calls, changes = self._trip(Calls(length, self._fakes(length)))
             dims = [_only_dim(contents(grown)[-1], length) for grown in changes.grown]
@@ -88,10 +88,7 @@ class _Whole:
         _, changes = self._trip(Calls(self._rows, wholes, expected=calls, same=self._same_piece()))
         grown = [(container, contents(container)[-1]) for container in changes.grown]
         context.restore(self._before, access)
-        lost = list(self._before.variables)
-        for index in changes.lost:
-            lost[index] = AfterPieces(here())
-        access.write(tuple(lost))
+        access.write(without(self._before, changes.lost, None, here()).variables)
         for (container, value), dim in zip(grown, dims, strict=True):
             list.append(container, Pieces(value, dim))
 
@@ -121,12 +118,12 @@ class _Whole:
         flags, item = len(context.flags), calls.pieces[0] if self._single else tuple(calls.pieces)
         context.recorders.append(calls)
         try:
-            with context.scope(Kind.LOOP) as scope:
+            with standing_apart(context) as around, context.scope(Kind.LOOP) as scope:
                 ending = trip(context, scope, Step(True, item), self._body, access)
         finally:
             context.recorders.remove(calls)
         refuse_modes(mode, modes())
-        if ending is not None or scope.exits or len(context.flags) > flags:
+        if ending is not None or scope.exits or around.exits or len(context.flags) > flags:
             raise NotApart("is left early, or raises an exception that depends on data")
         after = context.state(access)
         refuse_changes(self._before.heap.marks, after.heap.marks)
@@ -149,32 +146,6 @@ class _Whole:
         ends = lengths.to(torch.int64).cumsum(0)
         piece = ends.unsqueeze(0).le(torch.arange(rows, device=lengths.device).unsqueeze(1)).sum(1)
         return piece.unsqueeze(1).eq(piece.unsqueeze(0))
-
-
-class AfterPieces(Undefined):
-    """A variable that a loop over pieces assigns, after the loop."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(DynamicControlFlowError, "")
-        self._source = source
-
-    def _fail(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        raise DynamicControlFlowError(
-            "a variable that a loop over pieces assigns is used after the loop",
-            where=Where(source=self._source),
-            hint="append it to a list, and join the list by torch.cat",
-        )
-
-
-@contextmanager
-def _unconditionally(context: Context) -> Iterator[None]:
-    """Outside of all branches: a rehearsal happens on no path."""
-    scope = context.scopes[-1]
-    pred, scope.pred = scope.pred, None
-    try:
-        yield
-    finally:
-        scope.pred = pred
 
 
 def _only_dim(value: torch.Tensor, length: Any) -> int:

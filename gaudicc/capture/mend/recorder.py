@@ -43,8 +43,8 @@ class Recorder:
 
     def result(self, args: Any, value: Any, written: list[torch.Tensor]) -> None:
         """Notes what a call gave, and the tensors that it wrote to."""
-        known = {storage_of(tensor) for tensor in _tensors(args)}
-        for tensor in _tensors(value):
+        known = {storage_of(tensor) for tensor in tensors_in(args)}
+        for tensor in tensors_in(value):
             if id(tensor) not in self._names:
                 self._names[id(tensor)] = ("made", len(self._alive))
             self._alive.append(tensor)
@@ -125,11 +125,12 @@ class Recorder:
         return type(value).__name__
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in a value, through lists and tuples."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     return []
 
 

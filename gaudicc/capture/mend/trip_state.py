@@ -115,6 +115,34 @@ def settled_changes(
             return Changes(places, changes.grown, changes.lost), carried, results
 
 
+def following_trip(
+    context: Context,
+    access: Access,
+    carried: Carried,
+    handed_on: list[torch.Tensor],
+    once: Callable[[list[torch.Tensor]], Once],
+    noted: Tables,
+) -> Once:
+    """The trip after one that was just traced, rehearsed in its place: where all are alike it is the same.
+
+    Args:
+        context: the traced run.
+        access: the variables of the function.
+        carried: what a trip hands to the next.
+        handed_on: by the trip that was traced.
+        once: runs one trip, from the carried values.
+        noted: what was noted before that trip.
+    """
+    after = tables(context)
+    set_tables(context, noted)
+    with rehearsal(context):
+        given = [torch.empty_like(tensor) for tensor in handed_on]
+        put(access, context.state(access), carried.places, carried.values(context, given))
+        again = once(given)
+    set_tables(context, after)
+    return again
+
+
 def written_by(recorders: list[Recorder], state: State, access: Access) -> list[torch.Tensor]:
     """The tensors around a loop that its trips write to, each once."""
     reachable = tensors_of(state, access)

@@ -33,10 +33,9 @@ from gaudicc.capture.mend.trip_changes import Carried, Changes, changes_of, refu
 from gaudicc.capture.mend.trip_state import (
     NeedsFirstTrip,
     assign,
+    following_trip,
     put,
     refuse_shared,
-    rehearsal,
-    set_tables,
     settled_changes,
     standing_apart,
     tables,
@@ -195,13 +194,9 @@ class _Trips:
             self._differs("a value that it hands on changes its type")
         rows = [contents(grown)[-1] for grown in changes.grown]
         outside, twice = traced.shared([*new, *rows], written, entry)
-        after = tables(context)
-        set_tables(context, noted)
-        with rehearsal(context):
-            following = [torch.empty_like(tensor) for tensor in new]
-            put(access, context.state(access), changes.places, carried.values(context, following))
-            again = self._once(torch.empty_like(index), following)
-        set_tables(context, after)
+        again = following_trip(
+            context, access, carried, new, lambda given: self._once(torch.empty_like(index), given), noted
+        )
         if (difference := traced.difference(again)) is not None:
             self._differs(difference)
         ends = end_loop(index, [*new, *written], rows, self._trips)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 
@@ -110,39 +110,45 @@ class Maybe:
         refuse_partial("an operator")
 
 
-class Rows(Maybe):
-    """What the trips of a loop over a dynamic size appended to a list: their tensors, stacked along a new first dim."""
+class Many(Maybe):
+    """A list element that stands for as many tensors as a loop makes trips: no operation but those that know it can take it."""
 
     __slots__ = ()
+    taken: ClassVar[tuple[str, str]]
+    """What fills such a list and what takes it, and what to do instead of anything else."""
 
     def __init__(self, value: torch.Tensor) -> None:
         object.__setattr__(self, "value", value)
 
     @property
     def present(self) -> NoReturn:
-        """Refuses: no operation but those that know such rows can take them."""
-        raise DynamicControlFlowError(
-            "a list that a loop over a dynamic size fills is used otherwise than by torch.stack, torch.cat, len or an index",
-            hint="stack the list after the loop, and go on with the tensor",
-        )
+        """Refuses."""
+        fills, hint = self.taken
+        raise DynamicControlFlowError(f"a list that a loop over {fills}", hint=hint)
 
 
-class Pieces(Maybe):
+class Rows(Many):
+    """What the trips of a loop over a dynamic size appended to a list: their tensors, stacked along a new first dim."""
+
+    __slots__ = ()
+    taken = (
+        "a dynamic size fills is used otherwise than by torch.stack, torch.cat, len or an index",
+        "stack the list after the loop, and go on with the tensor",
+    )
+
+
+class Pieces(Many):
     """What a loop over pieces whose lengths depend on data appended to a list: the tensors of all pieces, joined along `dim`."""
 
     __slots__ = ("dim",)
+    taken = (
+        "pieces fills is used otherwise than by torch.cat",
+        "join it along the dim of the pieces, and go on with the tensor",
+    )
 
     def __init__(self, value: torch.Tensor, dim: int) -> None:
-        object.__setattr__(self, "value", value)
+        super().__init__(value)
         object.__setattr__(self, "dim", dim)
-
-    @property
-    def present(self) -> NoReturn:
-        """Refuses: nothing but `torch.cat` can take them."""
-        raise DynamicControlFlowError(
-            "a list that a loop over pieces fills is used otherwise than by torch.cat",
-            hint="join it along the dim of the pieces, and go on with the tensor",
-        )
 
 
 def refuse_partial(what: str) -> NoReturn:
