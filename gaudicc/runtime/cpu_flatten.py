@@ -190,13 +190,18 @@ def _copy_call(flat: Flat, node: fx.Node, environment: dict[fx.Node, Any]) -> An
     copied = flat.graph.create_node("call_function", target, args, kwargs, name=node.name)
     copied.meta = {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
     copied.meta["val"] = as_meta(value)
-    return _hoist(flat, copied)
+    return _hoist(flat, copied, value)
 
 
-def _hoist(flat: Flat, node: fx.Node) -> fx.Node:
-    """Computes a call now if it depends on nothing but numbers and other values hoisted before."""
-    sources = node.all_input_nodes
-    value, target = node.meta["val"], node.target
+def _hoist(flat: Flat, node: fx.Node, value: Any) -> fx.Node:
+    """Computes a call now if it depends on nothing but numbers and other values hoisted before.
+
+    Args:
+        flat: the graph so far.
+        node: the call, in it.
+        value: what the call gives, as captured: its device too.
+    """
+    sources, target = node.all_input_nodes, node.target
     if not isinstance(value, torch.Tensor) or not isinstance(target, torch._ops.OpOverload):
         return node
     known = target in _FILLED or all("hoisted" in n.meta for n in sources)
@@ -205,7 +210,8 @@ def _hoist(flat: Flat, node: fx.Node) -> fx.Node:
     if value.numel() * value.element_size() > HOIST_LIMIT or target._schema.name.startswith("aten::empty"):
         return node
     if target in _FILLED:
-        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).fill_(_FILLED[target])
+        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        made.fill_(_FILLED[target])
     else:
         args, kwargs = fx.map_arg((node.args, node.kwargs), flat.bound.__getitem__)
         made = target(*args, **kwargs)
