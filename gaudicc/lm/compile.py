@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from gaudicc.errors import InputError, TrainingModeError, UnsupportedInputError, Where
 from gaudicc.lm.axes import exponential
 from gaudicc.lm.compiled import CompiledLM
+from gaudicc.lm.defaults import defaults_of
 from gaudicc.lm.graphs import Graphs
 from gaudicc.lm.scheduler import LmStats
 from gaudicc.lm.stack_model import StackModel
@@ -75,14 +74,14 @@ def compile_lm(
         if not isinstance(opened, CpuDevice):
             raise InputError("release is for weights on the CPU", hint="leave release out, or pass device='cpu'")
         opened = CpuDevice(release=True)
-    stop, pad = _endings(model)
-    limits = Limits(max_batch, max_context, max(max_stop_ids, len(stop)))
+    defaults = defaults_of(model)
+    limits = Limits(max_batch, max_context, max(max_stop_ids, len(defaults.stop)))
     place = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), place:
         state = LmState(adapted.shapes, adapted.dtype, limits)
     stats = LmStats()
     graphs = Graphs(adapted, state, exponential(limits), chip, opened, stats)
-    return CompiledLM(graphs, stats, chunk=chunk, default_stop=stop, pad=pad, notes=(chosen,))
+    return CompiledLM(graphs, stats, chunk=chunk, defaults=defaults, notes=(chosen,))
 
 
 def _adapt(model: nn.Module) -> LanguageModel:
@@ -97,11 +96,3 @@ def _adapt(model: nn.Module) -> LanguageModel:
         where=Where(stage="compile_lm"),
         hint="pass a causal LM of transformers, or give it the interface of gaudicc.lm.steps.LanguageModel",
     )
-
-
-def _endings(model: nn.Module) -> tuple[tuple[int, ...], int | None]:
-    """Stop ids and pad id of a transformers model's own generation config."""
-    config: Any = getattr(model, "generation_config", None)
-    ends: Any = getattr(config, "eos_token_id", None)
-    stop = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
-    return stop, getattr(config, "pad_token_id", None)

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gaudicc.buckets import Bucket
 from gaudicc.errors import InputError, ShapeError, Where
+from gaudicc.lm.defaults import Defaults
 from gaudicc.lm.graphs import Graphs
 from gaudicc.lm.request import GenerationOptions, OnToken, Request, check_prompt, rows_of
 from gaudicc.lm.scheduler import LmStats, Scheduler
@@ -39,14 +40,13 @@ class CompiledLM:
     Attributes:
         stats: counters.
         notes: what was decided at compile time.
-        default_stop: stop ids where a call names none.
+        defaults: what holds where a call names nothing else.
 
     Args:
         graphs: the recorded graphs.
         stats: what they count into.
         chunk: most decode steps between two reads of the host.
-        default_stop: stop ids where a call names none.
-        pad: id that fills rows of `generate` which ended before others.
+        defaults: what holds where a call names nothing else.
         notes: for the user.
     """
 
@@ -56,12 +56,11 @@ class CompiledLM:
         stats: LmStats,
         *,
         chunk: int,
-        default_stop: tuple[int, ...] = (),
-        pad: int | None = None,
+        defaults: Defaults,
         notes: tuple[str, ...] = (),
     ) -> None:
-        self.stats, self.notes, self.default_stop = stats, notes, default_stop
-        self._graphs, self._pad = graphs, pad
+        self.stats, self.notes, self.defaults = stats, notes, defaults
+        self._graphs = graphs
         self._scheduler = Scheduler(graphs, chunk, stats)
 
     @property
@@ -75,17 +74,22 @@ class CompiledLM:
         return self._graphs.state.bytes_held
 
     def warm_up(
-        self, *, do_sample: bool = False, sessions: bool = False, progress: Callable[[str, Bucket], None] | None = None
+        self,
+        *,
+        do_sample: bool | None = None,
+        sessions: bool = False,
+        progress: Callable[[str, Bucket], None] | None = None,
     ) -> None:
         """Records every bucket, so that no later call does.
 
         Args:
-            do_sample: the graphs that sample instead of the greedy ones.
+            do_sample: the graphs that sample, or the greedy ones; None: those of a call that names nothing.
             sessions: also the graphs of later turns of sessions.
             progress: called before each with the entry point and the bucket.
         """
+        sampled = self.defaults.options.get("do_sample", False) if do_sample is None else do_sample
         with self._scheduler.lock:
-            for kind, bucket in self._graphs.warm_up(sampled=do_sample, sessions=sessions):
+            for kind, bucket in self._graphs.warm_up(sampled=sampled, sessions=sessions):
                 if progress is not None:
                     progress(kind, bucket)
 
@@ -171,7 +175,8 @@ class CompiledLM:
             seed: row i samples with `seed + i`.
             return_dict_in_generate: return a `Generation`.
             output_logits: with the logits of each new token.
-            **how: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`.
+            **how: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`; by default as the model's generation config
+                says, and greedily 20 tokens where it says nothing.
 
         Returns:
             int64 `[batch, columns + new tokens]`: the columns given, then the new tokens.
@@ -188,7 +193,7 @@ class CompiledLM:
             request.logits = [] if output_logits else None
         self._scheduler.enqueue(requests)
         self._scheduler.run(requests)
-        fill = pad_token_id if pad_token_id is not None else self._pad or 0
+        fill = pad_token_id if pad_token_id is not None else self.defaults.pad or 0
         tail = pad_sequence([torch.tensor(request.tokens) for request in requests], True, fill)
         sequences = torch.cat([input_ids.view(len(rows), -1), tail.to(input_ids.device)], dim=1)
         if not return_dict_in_generate:
@@ -212,7 +217,7 @@ class CompiledLM:
                 where=Where(stage="generate"),
                 hint=f"the options are {', '.join(known)}",
             )
-        options = GenerationOptions(**{"stop": self.default_stop, **how})
+        options = GenerationOptions(**{**self.defaults.options, "stop": self.defaults.stop, **how})
         return Request(check_prompt(prompt, self._graphs.model.vocabulary), options)
 
 

@@ -13,15 +13,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gaudicc.errors import UnsupportedInputError, Where
+from gaudicc.errors import ModelRaisedError, UnsupportedInputError, Where
+from gaudicc.lm.attention import attention
 from gaudicc.lm.cache import Cache, mask
+from gaudicc.lm.rehearsal import rehearse, sample_ids
 from gaudicc.lm.state import CacheShape
 
 _NAME = "gaudicc"
-_current: ContextVar[Cache] = ContextVar("the cache of the forward pass that is being captured")
-_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
+_current: ContextVar[tuple[Cache, bool]] = ContextVar(
+    "the cache of a forward pass, and whether masks are added to scores"
+)
 
 
 class TransformersModel(nn.Module):
@@ -31,7 +33,9 @@ class TransformersModel(nn.Module):
         model: with an output embedding, and with layers that keep keys and values of every token and nothing else.
 
     Raises:
-        UnsupportedInputError: the model keeps something else between tokens, or has no output embedding.
+        ModelRaisedError: the model fails in eager.
+        UnsupportedInputError: the model keeps something else between tokens, has no output embedding, or computes something
+            else on our cache than alone.
     """
 
     def __init__(self, model: Any) -> None:
@@ -42,12 +46,16 @@ class TransformersModel(nn.Module):
         self.vocabulary = int(config.vocab_size)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self._head = _head(model)
-        self.dtype, self.shapes = _probe(model)
+        self._added = not any(_calls_by_name(part) for part in model.modules())
+        ids = sample_ids(config, model.device)
+        logits, self.dtype, self.shapes = _probe(model, ids)
+        if not logits.is_meta:
+            rehearse(type(model).__name__, self, ids, logits)
 
     def forward(self, ids: Tensor, cache: Cache, last: Tensor | None) -> Tensor:
         """See `LanguageModel.__call__`."""
         with _as_ours(self.inner), _last_only(self._head, last):
-            token = _current.set(cache)
+            token = _current.set((cache, self._added))
             try:
                 output = self.inner(
                     input_ids=ids,
@@ -61,6 +69,11 @@ class TransformersModel(nn.Module):
         return logits.float()
 
 
+def _calls_by_name(part: nn.Module) -> bool:
+    """Whether a model's attention is called by name; one that is written out adds the mask to the scores."""
+    return getattr(part, "_supports_attention_backend", False)
+
+
 def _head(model: Any) -> nn.Module:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
@@ -72,13 +85,20 @@ def _head(model: Any) -> nn.Module:
     return head
 
 
-def _probe(model: Any) -> tuple[torch.dtype, tuple[CacheShape, ...]]:
-    """What each layer keeps of a token: seen by running two tokens with transformers' own growing cache."""
+def _probe(model: Any, ids: Tensor) -> tuple[Tensor, torch.dtype, tuple[CacheShape, ...]]:
+    """The model's own logits, and what each layer keeps of a token: seen by running it with transformers' growing cache."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    with torch.no_grad():
-        output = model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.device), use_cache=True)
+    try:
+        with torch.no_grad():
+            output = model(input_ids=ids, use_cache=True)
+    except Exception as error:
+        raise ModelRaisedError(
+            f"{type(model).__name__} raised {type(error).__name__}: {error}",
+            where=Where(stage="compile_lm"),
+            hint=f"it must take input_ids of shape {list(ids.shape)} with use_cache=True",
+        ) from error
     kept = getattr(output, "past_key_values", None)
     layers = list(kept.layers) if isinstance(kept, DynamicCache) else []
     if not layers or not all(isinstance(layer, DynamicLayer) and layer.is_initialized for layer in layers):
@@ -89,7 +109,7 @@ def _probe(model: Any) -> tuple[torch.dtype, tuple[CacheShape, ...]]:
             hint="use a model whose layers all attend, or gaudicc.compile with a step of your own",
         )
     shapes = tuple(CacheShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers)
-    return layers[0].keys.dtype, shapes
+    return output.logits, layers[0].keys.dtype, shapes
 
 
 def _adapted(cache: Cache, layers: int) -> Any:
@@ -158,47 +178,14 @@ def _register() -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, _mask)
 
 
-def _mask(*_: Any, mask_function: Any, **__: Any) -> Tensor:
+def _mask(*_: Any, mask_function: Any, dtype: torch.dtype = torch.float32, **__: Any) -> Tensor:
     """The model's own rule, of positions."""
-    zero = torch.zeros((), dtype=torch.int64)
-    return mask(_current.get(), lambda query, key: cast(Tensor, mask_function(zero, zero, query, key)))
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    for name in _UNSUPPORTED:
-        if others.get(name) is not None:
-            raise UnsupportedInputError(f"the attention of {type(module).__name__} has a {name}")
-    if softcap is not None:
-        return _capped(query, key, value, attention_mask, scaling, softcap), None
-    grouped = query.shape[1] != key.shape[1]
-    result = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=grouped
-    )
-    return result.transpose(1, 2), None
-
-
-def _capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
-) -> Tensor:
-    """Attention whose scores are capped smoothly (Gemma 2), which no fused kernel does."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap)
-    if mask is not None:
-        scores = torch.where(mask, scores, torch.full_like(scores, torch.finfo(scores.dtype).min))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2)
+    zero, (cache, added) = torch.zeros((), dtype=torch.int64), _current.get()
+    allowed = mask(cache, lambda query, key: cast(Tensor, mask_function(zero, zero, query, key)))
+    if not added:
+        return allowed
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)

@@ -15,7 +15,10 @@ from gaudicc.models.transformers_models import build
 
 LENGTHS = (5, 17, 9, 30)
 FAST = ("llama", "gpt2")
-MORE = ("mistral", "qwen3", "gemma3_text", "gemma2", "mixtral", "phi3", "qwen2", "olmo2", "gpt_neox", "opt")
+MORE = (
+    *("mistral", "qwen3", "gemma3_text", "gemma2", "mixtral", "phi3", "qwen2", "olmo2", "gpt_neox", "opt", "gpt_oss"),
+    *("codegen", "gptj", "gpt_neo", "falcon", "bloom", "deepseek_v3", "glm4_moe", "granite_swa", "gemma4_text"),
+)
 
 
 def ragged() -> tuple[torch.Tensor, torch.Tensor]:

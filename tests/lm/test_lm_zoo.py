@@ -1,0 +1,125 @@
+"""`compile_lm` on every causal language model of transformers, beside its own `generate`; a table of results.
+
+python tests/lm/test_lm_zoo.py > docs/tables/lm_zoo.md
+python tests/lm/test_lm_zoo.py qwen3 gpt_oss   # some rows
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import gaudicc
+from gaudicc.errors import GaudiccError, InputError, ModelRaisedError
+from gaudicc.lm import Generation
+from gaudicc.models.transformers_models import build, model_types
+
+LENGTHS, NEW = (5, 2, 4), 8
+TOLERANCE = 1e-4
+
+
+class Row(NamedTuple):
+    """One model type.
+
+    Attributes:
+        status: `equal`, `other` (a wrong answer), `refused`, `eager` (transformers' own forward pass or generate fails) or
+            `not built` (no tiny config).
+        note: why.
+    """
+
+    status: str
+    note: str = ""
+
+
+def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and mask, `[rows, columns]`."""
+    generator = torch.Generator().manual_seed(0)
+    ids, mask = torch.zeros(2, len(LENGTHS), max(LENGTHS), dtype=torch.int64)
+    for row, length in enumerate(LENGTHS):
+        ids[row, -length:] = torch.randint(5, 90, (length,), generator=generator)
+        mask[row, -length:] = 1
+    return ids, mask
+
+
+def compare(model: Any) -> Row:
+    """Compiles a model, generates twice, and holds tokens and logits against transformers'."""
+    ids, mask = prompts()
+    wanted: dict[str, Any] = {
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    lm = gaudicc.compile_lm(model, max_batch=4, max_context=32)
+    ours = lm.generate(ids, mask, **wanted)
+    assert isinstance(ours, Generation)
+    try:
+        theirs = model.generate(ids, attention_mask=mask, pad_token_id=0, **wanted)
+    except Exception as error:  # transformers' own failure is a result of this table
+        return Row("eager", _short(error))
+    largest = max(float((mine - other).abs().max()) for mine, other in zip(ours.logits, theirs.logits, strict=True))
+    if not torch.equal(ours.sequences, theirs.sequences) or largest > TOLERANCE:
+        return Row("other", f"logits differ by {largest:.1e}")
+    records = lm.stats.records
+    again = lm.generate(ids, mask, max_new_tokens=NEW, do_sample=False)
+    if not torch.equal(torch.as_tensor(again), ours.sequences) or lm.stats.records != records:
+        return Row("other", "the second time is not as the first")
+    return Row("equal")
+
+
+def row_of(name: str) -> Row:
+    """What becomes of one model type."""
+    try:
+        model: Any = build(name, task="causal")
+    except InputError as error:
+        return Row("not built", _short(error))
+    model.generation_config.eos_token_id = None
+    for field in ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        setattr(model.generation_config, field, None)  # of tasks with another vocabulary than a tiny one's
+    try:
+        return compare(model)
+    except ModelRaisedError as error:
+        return Row("eager", _short(error))
+    except GaudiccError as error:
+        return Row("refused", _short(error))
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:160].replace("|", "/")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", model_types("causal"))
+def test_nothing_is_silently_wrong(name: str) -> None:
+    assert row_of(name).status != "other"
+
+
+def main() -> None:
+    """Prints the table; rows as they come on stderr."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rows = {}
+    for name in sys.argv[1:] or model_types("causal"):
+        rows[name] = row_of(name)
+        print(name, *rows[name], file=sys.stderr, flush=True)
+    counts = Counter(row.status for row in rows.values())
+    print("# compile_lm on every causal language model of transformers\n")
+    print("`python tests/lm/test_lm_zoo.py > docs/tables/lm_zoo.md`\n")
+    print(
+        f"Tiny configs with random weights, float32; prompts of {LENGTHS} tokens in one batch, {NEW} greedy tokens each. "
+        f"`equal`: tokens as transformers' `generate` gives, logits within {TOLERANCE:g} at each step, nothing recorded the second time. "
+        "`eager`: transformers' own forward pass or generate fails. No row is silently wrong unless it says `other`.\n"
+    )
+    print(", ".join(f"{count} {status}" for status, count in counts.most_common()) + f" of {len(rows)}.\n")
+    print("| model | | why |\n|---|---|---|")
+    for name, row in rows.items():
+        print(f"| {name} | {row.status} | {row.note} |")
+
+
+if __name__ == "__main__":
+    main()
