@@ -50,6 +50,19 @@ class Cache(Protocol):
         """
         ...
 
+    @property
+    def continues(self) -> bool:
+        """Whether something was read before."""
+        ...
+
+    def carried(self, name: str) -> Tensor:
+        """What a recurrence carried here, `[batch, ...]`; only if this pass `continues`."""
+        ...
+
+    def carry(self, name: str, value: Tensor) -> None:
+        """Stores what a recurrence carries on."""
+        ...
+
 
 def mask(cache: Cache, rule: Rule = causal) -> Tensor:
     """The boolean mask `[batch, 1, queries, keys]` of a rule on positions."""
@@ -65,12 +78,23 @@ class _Written:
         positions: see `Cache`.
         keys: see `Cache`.
         rows: heads of a layer -> int64 `[batch * queries * heads]`, the buffer row that each new key goes to.
+        owners: int64 `[batch]`, the slot, or the dump slot, that what each row carries goes to.
     """
 
     memory: Memory
     positions: Tensor
     keys: Tensor
     rows: Mapping[int, Tensor]
+    owners: Tensor
+
+    @property
+    def continues(self) -> bool:
+        """See `Cache.continues`."""
+        return True
+
+    def carry(self, name: str, value: Tensor) -> None:
+        """See `Cache.carry`."""
+        self.memory.write(name, self.owners, value)
 
     def _write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         rows, parts = self.rows[self.memory.state.heads[layer]], (("keys", keys), ("values", values))
@@ -109,6 +133,15 @@ class FreshCache(_Written):
         self._write(layer, keys, values)
         return keys, values
 
+    @property
+    def continues(self) -> bool:
+        """See `Cache.continues`."""
+        return False
+
+    def carried(self, name: str) -> Tensor:
+        """See `Cache.carried`."""
+        raise AssertionError(f"nothing was read before that {name} could have carried")
+
 
 class FirstSlotsCache(_Written):
     """Row i of the batch is slot i, so that what is attended to is a narrowed view of the buffers."""
@@ -118,6 +151,10 @@ class FirstSlotsCache(_Written):
         batch, length = self.positions.shape[0], self.keys.shape[1]
         all_keys, all_values = self._write(layer, keys, values)
         return all_keys[:batch, :, :length], all_values[:batch, :, :length]
+
+    def carried(self, name: str) -> Tensor:
+        """See `Cache.carried`."""
+        return self.memory.read(name)[: self.positions.shape[0]]
 
 
 @dataclass(frozen=True)
@@ -136,3 +173,7 @@ class AnySlotsCache(_Written):
         all_keys, all_values = self._write(layer, keys, values)
         keys, values = all_keys[:, :, :length], all_values[:, :, :length]
         return torch.index_select(keys, 0, self.slots), torch.index_select(values, 0, self.slots)
+
+    def carried(self, name: str) -> Tensor:
+        """See `Cache.carried`."""
+        return torch.index_select(self.memory.read(name), 0, self.slots)

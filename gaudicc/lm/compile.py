@@ -13,7 +13,7 @@ from gaudicc.lm.graphs import Graphs
 from gaudicc.lm.scheduler import LmStats
 from gaudicc.lm.stack_model import StackModel
 from gaudicc.lm.state import Limits, LmState
-from gaudicc.lm.steps import LanguageModel
+from gaudicc.lm.steps import LanguageModel, carried_by
 from gaudicc.lm.transformers_model import TransformersModel
 from gaudicc.models.cuda_style_llm import Transformer
 from gaudicc.runtime.cpu import CpuDevice
@@ -78,7 +78,7 @@ def compile_lm(
     limits = Limits(max_batch, max_context, max(max_stop_ids, len(defaults.stop)))
     place = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), place:
-        state = LmState(adapted.shapes, adapted.dtype, limits)
+        state = LmState(adapted.shapes, adapted.dtype, limits, carried_by(adapted))
     stats = LmStats()
     graphs = Graphs(adapted, state, exponential(limits), chip, opened, stats)
     return CompiledLM(graphs, stats, chunk=chunk, defaults=defaults, notes=(chosen,))

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gaudicc.buckets import Bucket
-from gaudicc.errors import InputError, ShapeError, Where
+from gaudicc.errors import InputError, ShapeError, UnsupportedInputError, Where
 from gaudicc.lm.defaults import Defaults
 from gaudicc.lm.graphs import Graphs
 from gaudicc.lm.request import GenerationOptions, OnToken, Request, check_prompt, rows_of
 from gaudicc.lm.scheduler import LmStats, Scheduler
 from gaudicc.lm.session import Session
+from gaudicc.lm.steps import carried_by
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,17 @@ class CompiledLM:
         return self._scheduler.follow(self.submit(prompt, **how))
 
     def session(self) -> Session:
-        """A conversation that keeps its keys and values between turns; it holds a slot until it is closed."""
+        """A conversation that keeps its keys and values between turns; it holds a slot until it is closed.
+
+        Raises:
+            UnsupportedInputError: the model carries a recurrence, which the pads of a second prompt would move on.
+        """
+        if carried_by(self._graphs.model):
+            raise UnsupportedInputError(
+                "the model carries a recurrence from token to token, which no later turn can be padded behind",
+                where=Where(stage="generate"),
+                hint="give the whole conversation as one prompt",
+            )
         return Session(self._scheduler, self._make)
 
     def generate(

@@ -44,7 +44,7 @@ class EntryPoint:
     Args:
         module: captured on first use.
         example: arguments by name, each varying size 2 or more.
-        dims: argument name -> position -> name and largest size of what varies; a size that cannot vary is left out.
+        dims: argument name -> position -> name, smallest and largest size of what varies; a size that cannot vary is left out.
         target: the chip.
         device: records.
         counters: counted into.
@@ -55,7 +55,7 @@ class EntryPoint:
         self,
         module: nn.Module,
         example: Mapping[str, Tensor],
-        dims: Mapping[str, Mapping[int, tuple[str, int]]],
+        dims: Mapping[str, Mapping[int, tuple[str, int, int]]],
         *,
         target: Target,
         device: Device,
@@ -81,7 +81,8 @@ class EntryPoint:
             made: dict[str, Any] = {}
             shapes = {
                 name: {
-                    position: made.setdefault(dim, Dim(dim, min=1, max=high)) for position, (dim, high) in where.items()
+                    position: made.setdefault(dim, Dim(dim, min=low, max=high))
+                    for position, (dim, low, high) in where.items()
                 }
                 for name, where in self._dims.items()
             }

@@ -15,7 +15,7 @@ from gaudicc.lm.axes import Axes, smallest
 from gaudicc.lm.entry import EntryPoint
 from gaudicc.lm.request import Request
 from gaudicc.lm.state import LmState
-from gaudicc.lm.steps import Admission, Decode, Extend, LanguageModel, Prefill
+from gaudicc.lm.steps import Admission, Decode, Extend, LanguageModel, Prefill, carried_by
 from gaudicc.runtime.device import Device
 from gaudicc.runtime.runner import Counters
 from gaudicc.targets import Target
@@ -69,7 +69,8 @@ class Graphs:
         batch = smallest(self.axes.batch, len(requests))
         queries = smallest(self.axes.queries, max(len(request.prompt) for request in requests))
         sizes = {"batch": batch, "queries": queries}
-        inputs = [*_tokens(requests, batch, queries, self.state.limits.slots), *_admission(requests, batch, self.state)]
+        tokens = _tokens(requests, batch, queries, self.state.limits.slots, left=bool(carried_by(self.model)))
+        inputs = [*tokens, *_admission(requests, batch, self.state)]
         if past:
             total = max(request.kept + len(request.prompt) for request in requests)
             sizes["context"] = smallest(self.axes.context, total)
@@ -110,13 +111,13 @@ class Graphs:
             if kind == "extend":
                 example |= {"starts": torch.zeros_like(lengths), "context": torch.arange(2)}
             example |= _admission([], rows, self.state)._asdict()
-        dims: dict[str, dict[int, tuple[str, int]]] = {
-            name: {0: ("context", limits.context)} if name == "context" else {0: ("batch", limits.slots)}
+        dims: dict[str, dict[int, tuple[str, int, int]]] = {
+            name: {0: ("context", 1, limits.context)} if name == "context" else {0: ("batch", 1, limits.slots)}
             for name in example
             if name == "context" or limits.slots > 1
         }
-        if "ids" in example:
-            dims.setdefault("ids", {})[1] = ("queries", limits.context)
+        if "ids" in example and limits.context > 2:  # a prompt of one token is padded to two or more
+            dims.setdefault("ids", {})[1] = ("queries", 2, limits.context)
         example = {name: value.to(self.state.device) for name, value in example.items()}
         return EntryPoint(step.eval(), example, dims, target=self.target, device=self.device, counters=self.counters)
 
@@ -126,12 +127,18 @@ class Graphs:
         return {f"{kind}{' sampled' * sampled}": entry.buckets for (kind, sampled), entry in self._entries.items()}
 
 
-def _tokens(requests: Sequence[Request], batch: int, queries: int, dump: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids `[batch, queries]`, slots `[batch]` and lengths `[batch]`; rows that are pads have one token in the dump slot."""
+def _tokens(
+    requests: Sequence[Request], batch: int, queries: int, dump: int, *, left: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids `[batch, queries]`, slots `[batch]` and lengths `[batch]`; rows that are pads have one token in the dump slot.
+
+    Pads stand on the `left` of the tokens, or on the right.
+    """
     pads = batch - len(requests)
     ids = torch.zeros(batch, queries, dtype=torch.int64)
     for row, request in enumerate(requests):
-        ids[row, : len(request.prompt)] = torch.tensor(request.prompt)
+        start = queries - len(request.prompt) if left else 0
+        ids[row, start : start + len(request.prompt)] = torch.tensor(request.prompt)
     slots = torch.tensor([request.slot for request in requests] + [dump] * pads)
     lengths = torch.tensor([len(request.prompt) for request in requests] + [1] * pads)
     return ids, slots, lengths

@@ -31,19 +31,32 @@ class _Kept:
     positions: Tensor
     keys: Tensor
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
+    continues: bool = False
+
+    def carried(self, name: str) -> Tensor:
+        """See `Cache.carried`."""
+        return self.states[name]
+
+    def carry(self, name: str, value: Tensor) -> None:
+        """See `Cache.carry`."""
+        self.states[name] = value
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cache.update`."""
-        fresh = layer not in self.layers
-        if fresh:
+        if not self.continues:
             self.layers[layer] = _room(keys), _room(values)
+        places = torch.where(self.positions < 0, COLUMNS, self.positions)[:, None, :, None]
         for kept, new in zip(self.layers[layer], (keys, values), strict=True):
-            kept.scatter_(2, self.positions[:, None, :, None].expand_as(new), new)
-        return (keys, values) if fresh else self.layers[layer]
+            kept.scatter_(2, places.expand_as(new), new)
+        if not self.continues:
+            return keys, values
+        all_keys, all_values = self.layers[layer]
+        return all_keys[:, :, :COLUMNS], all_values[:, :, :COLUMNS]
 
 
 def _room(new: Tensor) -> Tensor:
-    return new.new_zeros(new.shape[0], new.shape[1], COLUMNS, new.shape[3])
+    return new.new_zeros(new.shape[0], new.shape[1], COLUMNS + 1, new.shape[3])  # the last row is for pads
 
 
 def sample_ids(config: Any, device: torch.device) -> Tensor:
@@ -63,7 +76,7 @@ def sample_ids(config: Any, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def rehearse(name: str, step: Step, ids: Tensor, wanted: Tensor) -> None:
+def rehearse(name: str, step: Step, ids: Tensor, wanted: Tensor, *, pads_left: bool = False) -> None:
     """Compares a prefill of rows of two lengths, and a decode step behind it, with the model's own forward pass.
 
     Args:
@@ -71,17 +84,22 @@ def rehearse(name: str, step: Step, ids: Tensor, wanted: Tensor) -> None:
         step: the model on our cache, as it is captured later.
         ids: int64 `[2, COLUMNS]`.
         wanted: `[2, COLUMNS, vocabulary]`, the model's own logits of `ids`.
+        pads_left: where the shorter row of the prefill has its pad.
 
     Raises:
         UnsupportedInputError: the model fails on our cache, or gives other logits.
     """
     lengths = torch.tensor([COLUMNS - 1, COLUMNS - 2], device=ids.device)
     columns = torch.arange(COLUMNS, device=ids.device)
-    rows, read = torch.arange(2, device=ids.device), columns[None, :-1]
-    reading = _Kept(read.expand(2, -1), read)
-    following = _Kept(lengths[:, None], columns[None], reading.layers)
+    rows, read = torch.arange(2, device=ids.device), columns[None, :-1].expand(2, -1)
+    prompts, last = ids[:, :-1], lengths - 1
+    if pads_left:
+        read, last = read - (COLUMNS - 1 - lengths)[:, None], torch.full_like(lengths, COLUMNS - 2)
+        prompts = torch.gather(prompts, 1, torch.clamp(read, min=0))
+    reading = _Kept(read, read)
+    following = _Kept(lengths[:, None], columns[None], reading.layers, reading.states, continues=True)
     try:
-        first = step(ids[:, :-1], reading, lengths - 1)
+        first = step(prompts, reading, last)
         second = step(ids[rows, lengths][:, None], following, None)
     except Exception as error:
         raise UnsupportedInputError(

@@ -29,6 +29,21 @@ class CacheShape:
 
 
 @dataclass(frozen=True, slots=True)
+class CarriedShape:
+    """What a layer carries from token to token instead: the state of a recurrence, of one size however long the prompt is.
+
+    Attributes:
+        name: of its buffer.
+        shape: of one request's.
+        dtype: of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Sizes that the buffers are made for.
 
@@ -63,9 +78,10 @@ class LmState(nn.Module):
         uniform: float32 `[slots + 1, context + 1]`, one random number per position, drawn at admission.
 
     Args:
-        shapes: one per layer.
+        shapes: one per layer that keeps keys and values.
         dtype: of keys and values.
         limits: sizes.
+        carried: what recurrences carry; one buffer `[slots + 1, ...]` each.
     """
 
     history: Tensor
@@ -78,7 +94,13 @@ class LmState(nn.Module):
     top_p: Tensor
     uniform: Tensor
 
-    def __init__(self, shapes: tuple[CacheShape, ...], dtype: torch.dtype, limits: Limits) -> None:
+    def __init__(
+        self,
+        shapes: tuple[CacheShape, ...],
+        dtype: torch.dtype,
+        limits: Limits,
+        carried: tuple[CarriedShape, ...] = (),
+    ) -> None:
         super().__init__()
         self.limits = limits
         self.heads = tuple(shape.heads for shape in shapes)
@@ -87,6 +109,8 @@ class LmState(nn.Module):
             rows = limits.slots * shape.heads * (limits.context + 1)
             self.register_buffer(f"keys_{i}", torch.zeros(rows, shape.key, dtype=dtype))
             self.register_buffer(f"values_{i}", torch.zeros(rows, shape.value, dtype=dtype))
+        for each in carried:
+            self.register_buffer(each.name, torch.zeros(slots, *each.shape, dtype=each.dtype))
         self.register_buffer("history", torch.zeros(slots * (limits.context + 1), dtype=torch.int64))
         for name in ("position", "live", "limit"):
             self.register_buffer(name, torch.zeros(slots, dtype=torch.int64))

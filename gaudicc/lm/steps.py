@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gaudicc.lm.cache import AnySlotsCache, Cache, FirstSlotsCache, FreshCache, rows_by_heads
 from gaudicc.lm.sampling import Choice, greedy, sample
-from gaudicc.lm.state import CacheShape, LmState, Memory
+from gaudicc.lm.state import CacheShape, CarriedShape, LmState, Memory
 
 
 class LanguageModel(Protocol):
@@ -25,6 +25,9 @@ class LanguageModel(Protocol):
         dtype: of keys and values.
         vocabulary: how many tokens there are.
         context: most positions it knows, or None.
+
+    A model with recurrences has an attribute `carried` too: one `CarriedShape` for each state that a layer carries from
+    token to token.
     """
 
     shapes: tuple[CacheShape, ...]
@@ -44,6 +47,12 @@ class LanguageModel(Protocol):
             float32 `[batch, vocabulary]`.
         """
         ...
+
+
+def carried_by(model: LanguageModel) -> tuple[CarriedShape, ...]:
+    """What the recurrences of a model carry; models without them need not say so."""
+    shapes: tuple[CarriedShape, ...] = getattr(model, "carried", ())
+    return shapes
 
 
 class Admission(NamedTuple):
@@ -84,6 +93,7 @@ class _Step(nn.Module):
         self.model = model
         self.state = state
         self.sampled = sampled
+        self.pads_left = bool(carried_by(model))
 
     def _advance(
         self, memory: Memory, logits: Tensor, slots: Tensor, position: Tensor, live: Tensor, how: Admission
@@ -131,7 +141,9 @@ class Decode(_Step):
         position, live = state.position[:batch], state.live[:batch]
         ids = torch.gather(state.history.view(-1, limits.context + 1)[:batch], 1, position[:, None])
         column = torch.where(live > 0, position, limits.context)
-        cache = FirstSlotsCache(memory, position[:, None], context[None], rows_by_heads(state, slots, column[:, None]))
+        rows = rows_by_heads(state, slots, column[:, None])
+        owners = torch.where(live > 0, slots, limits.slots)
+        cache = FirstSlotsCache(memory, position[:, None], context[None], rows, owners)
         logits: Tensor = self.model(ids, cache, None)
         how = Admission(*(getattr(state, name)[:batch] for name in Admission._fields))
         return self._advance(memory, logits, slots, position, live, how)
@@ -163,7 +175,8 @@ class Prefill(_Step):
         """One step.
 
         Args:
-            ids: int64 `[batch, queries]`, pads on the right.
+            ids: int64 `[batch, queries]`, pads on the right; on the left of a model that carries a recurrence, whose state
+                behind the last column is then that of the last token.
             slots: int64 `[batch]`; the dump slot for rows that are pads.
             lengths: int64 `[batch]`, tokens of each row, 1 or more.
             limit: see `Admission`, as the others.
@@ -177,7 +190,7 @@ class Prefill(_Step):
             The logits of each row's last token, float32 `[batch, vocabulary]`, and the new state.
         """
         chunk = self._chunk(ids, slots, torch.zeros_like(lengths), lengths)
-        cache = FreshCache(Memory(self.state), chunk.positions, chunk.positions, chunk.rows)
+        cache = FreshCache(Memory(self.state), chunk.positions, chunk.positions, chunk.rows, slots)
         return self._finish(
             ids, cache, slots, lengths, lengths, Admission(limit, stop, temperature, top_k, top_p, uniform)
         )
@@ -185,8 +198,11 @@ class Prefill(_Step):
     def _chunk(self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor) -> _Chunk:
         limits = self.state.limits
         columns = torch.arange(ids.shape[1], device=ids.device)[None]
+        if self.pads_left:
+            columns = columns - (ids.shape[1] - lengths)[:, None]
         positions = starts[:, None] + columns
-        real = (columns < lengths[:, None]) & (slots < limits.slots)[:, None]
+        inside = columns >= 0 if self.pads_left else columns < lengths[:, None]
+        real = inside & (slots < limits.slots)[:, None]
         stored = torch.clamp(slots, max=limits.slots - 1)
         return _Chunk(positions, rows_by_heads(self.state, stored, torch.where(real, positions, limits.context)))
 
@@ -199,7 +215,8 @@ class Prefill(_Step):
         total: Tensor,
         how: Admission,
     ) -> Result:
-        logits: Tensor = self.model(ids, cache, lengths - 1)
+        last = torch.full_like(lengths, ids.shape[1] - 1) if self.pads_left else lengths - 1
+        logits: Tensor = self.model(ids, cache, last)
         for name, value in how._asdict().items():
             cache.memory.write(name, slots, value)
         return self._advance(cache.memory, logits, slots, total - 1, torch.ones_like(slots), how)
@@ -242,7 +259,7 @@ class Extend(Prefill):
         """
         chunk = self._chunk(ids, slots, starts, lengths)
         readable = torch.clamp(slots, max=self.state.limits.slots - 1)
-        cache = AnySlotsCache(Memory(self.state), chunk.positions, context[None], chunk.rows, readable)
+        cache = AnySlotsCache(Memory(self.state), chunk.positions, context[None], chunk.rows, slots, readable)
         return self._finish(
             ids, cache, slots, lengths, starts + lengths, Admission(limit, stop, temperature, top_k, top_p, uniform)
         )

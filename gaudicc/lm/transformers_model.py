@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,34 @@ from gaudicc.errors import ModelRaisedError, UnsupportedInputError, Where
 from gaudicc.lm.attention import attention
 from gaudicc.lm.cache import Cache, mask
 from gaudicc.lm.rehearsal import rehearse, sample_ids
-from gaudicc.lm.state import CacheShape
+from gaudicc.lm.transformers_cache import Layers, adapted, carry_on, layers_of
 
 _NAME = "gaudicc"
-_current: ContextVar[tuple[Cache, bool]] = ContextVar(
-    "the cache of a forward pass, and whether masks are added to scores"
-)
+
+
+class _Pass(NamedTuple):
+    """One forward pass.
+
+    Attributes:
+        cache: ours.
+        added: masks are added to scores; otherwise they say which keys are attended.
+        pads_left: columns before a prompt have positions below 0.
+    """
+
+    cache: Cache
+    added: bool
+    pads_left: bool
+
+
+_current: ContextVar[_Pass] = ContextVar("the forward pass of this thread")
 
 
 class TransformersModel(nn.Module):
     """A causal LM of transformers as a `LanguageModel`.
 
     Args:
-        model: with an output embedding, and with layers that keep keys and values of every token and nothing else.
+        model: with an output embedding, and with layers that keep keys and values of every token, or carry the state of a
+            recurrence.
 
     Raises:
         ModelRaisedError: the model fails in eager.
@@ -48,25 +63,35 @@ class TransformersModel(nn.Module):
         self._head = _head(model)
         self._added = not any(_calls_by_name(part) for part in model.modules())
         ids = sample_ids(config, model.device)
-        logits, self.dtype, self.shapes = _probe(model, ids)
+        logits, self._layers = _probe(model, ids)
+        self.dtype, self.shapes, self.carried = self._layers.dtype, self._layers.shapes, self._layers.carried
         if not logits.is_meta:
-            rehearse(type(model).__name__, self, ids, logits)
+            rehearse(type(model).__name__, self, ids, logits, pads_left=bool(self.carried))
 
     def forward(self, ids: Tensor, cache: Cache, last: Tensor | None) -> Tensor:
         """See `LanguageModel.__call__`."""
         with _as_ours(self.inner), _last_only(self._head, last):
-            token = _current.set((cache, self._added))
+            token = _current.set(_Pass(cache, self._added, bool(self.carried)))
+            theirs = adapted(cache, self._layers)
             try:
-                output = self.inner(
-                    input_ids=ids,
-                    position_ids=cache.positions,
-                    past_key_values=_adapted(cache, len(self.shapes)),
-                    use_cache=True,
-                )
+                placed = _placed(cache, bool(self.carried))
+                output = self.inner(input_ids=ids, use_cache=True, **{self._layers.argument: theirs}, **placed)
             finally:
                 _current.reset(token)
+            carry_on(cache, theirs, self._layers)
         logits: Tensor = output.logits[:, -1]
         return logits.float()
+
+
+def _placed(cache: Cache, pads_left: bool) -> dict[str, Tensor]:
+    """Positions; and which columns are tokens, where recurrences must know."""
+    positions = cache.positions
+    if not pads_left:
+        return {"position_ids": positions}
+    given = {"position_ids": torch.clamp(positions, min=0)}
+    if not cache.continues:  # one token alone is none
+        given["attention_mask"] = (positions >= 0).to(torch.int64)
+    return given
 
 
 def _calls_by_name(part: nn.Module) -> bool:
@@ -85,11 +110,8 @@ def _head(model: Any) -> nn.Module:
     return head
 
 
-def _probe(model: Any, ids: Tensor) -> tuple[Tensor, torch.dtype, tuple[CacheShape, ...]]:
-    """The model's own logits, and what each layer keeps of a token: seen by running it with transformers' growing cache."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
+def _probe(model: Any, ids: Tensor) -> tuple[Tensor, Layers]:
+    """The model's own logits, and what its layers keep: seen by running it with transformers' growing cache."""
     try:
         with torch.no_grad():
             output = model(input_ids=ids, use_cache=True)
@@ -99,46 +121,7 @@ def _probe(model: Any, ids: Tensor) -> tuple[Tensor, torch.dtype, tuple[CacheSha
             where=Where(stage="compile_lm"),
             hint=f"it must take input_ids of shape {list(ids.shape)} with use_cache=True",
         ) from error
-    kept = getattr(output, "past_key_values", None)
-    layers = list(kept.layers) if isinstance(kept, DynamicCache) else []
-    if not layers or not all(isinstance(layer, DynamicLayer) and layer.is_initialized for layer in layers):
-        kinds = sorted({type(layer).__name__ for layer in layers}) or [type(output).__name__]
-        raise UnsupportedInputError(
-            f"{type(model).__name__} keeps {', '.join(kinds)} between tokens, not keys and values of every layer",
-            where=Where(stage="compile_lm"),
-            hint="use a model whose layers all attend, or gaudicc.compile with a step of your own",
-        )
-    shapes = tuple(CacheShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers)
-    return output.logits, layers[0].keys.dtype, shapes
-
-
-def _adapted(cache: Cache, layers: int) -> Any:
-    """Our cache as one of transformers'."""
-    from transformers.cache_utils import Cache as TheirCache
-    from transformers.cache_utils import CacheLayerMixin
-
-    class Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
-        def __init__(self, index: int) -> None:
-            super().__init__()
-            self.index = index
-            self.is_initialized = True
-
-        def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-            """The buffers are there already."""
-
-        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            return cache.update(self.index, key_states, value_states)
-
-        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            return cache.keys.shape[1], 0
-
-        def get_seq_length(self) -> int:
-            return 0
-
-        def get_max_length(self) -> int:
-            return -1
-
-    return TheirCache(layers=[Layer(index) for index in range(layers)])
+    return output.logits, layers_of(type(model).__name__, output)
 
 
 @contextmanager
@@ -184,8 +167,14 @@ def _register() -> None:
 
 def _mask(*_: Any, mask_function: Any, dtype: torch.dtype = torch.float32, **__: Any) -> Tensor:
     """The model's own rule, of positions."""
-    zero, (cache, added) = torch.zeros((), dtype=torch.int64), _current.get()
-    allowed = mask(cache, lambda query, key: cast(Tensor, mask_function(zero, zero, query, key)))
-    if not added:
+    zero, now = torch.zeros((), dtype=torch.int64), _current.get()
+
+    def rule(query: Tensor, key: Tensor) -> Tensor:
+        allowed = cast(Tensor, mask_function(zero, zero, query, key))
+        # Pads attend pads: a row of a mask that allows nothing gives NaN, which a recurrence would take along.
+        return allowed & ((key >= 0) | (query < 0)) if now.pads_left else allowed
+
+    allowed = mask(now.cache, rule)
+    if not now.added:
         return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)

@@ -74,8 +74,8 @@ def test_a_stack_whose_rows_depend_on_each_other_is_refused() -> None:
 
 
 def test_a_model_that_keeps_no_keys_is_refused() -> None:
-    with pytest.raises(UnsupportedInputError, match="not keys and values of every layer"):
-        gaudicc.compile_lm(build("mamba", task="causal"))
+    with pytest.raises(UnsupportedInputError, match="not keys and values or a recurrence's state"):
+        gaudicc.compile_lm(build("rwkv", task="causal"))
 
 
 def test_an_encoder_is_refused() -> None:

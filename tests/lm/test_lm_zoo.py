@@ -112,8 +112,8 @@ def main() -> None:
     print("`python tests/lm/test_lm_zoo.py > docs/tables/lm_zoo.md`\n")
     print(
         f"Tiny configs with random weights, float32; prompts of {LENGTHS} tokens in one batch, {NEW} greedy tokens each. "
-        f"`equal`: tokens as transformers' `generate` gives, logits within {TOLERANCE:g} at each step, nothing recorded the second time. "
-        "`eager`: transformers' own forward pass or generate fails. No row is silently wrong unless it says `other`.\n"
+        f"`equal`: tokens as transformers' `generate` gives, logits within {TOLERANCE:g} at each step, nothing recorded the "
+        "second time. `eager`: transformers' own forward pass or generate fails. `other` would be a wrong answer.\n"
     )
     print(", ".join(f"{count} {status}" for status, count in counts.most_common()) + f" of {len(rows)}.\n")
     print("| model | | why |\n|---|---|---|")
