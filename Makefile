@@ -49,13 +49,14 @@ check: .venv/installed
 # Slow measurements; each table in docs/tables names the command that made it.
 sweep: .venv/installed
 	$(BIN)/pytest -q -n $(WORKERS) -m sweep
+	$(BIN)/python -m gaudicc.bench.legal_models --usage docs/tables/zoo_ops.json > docs/tables/model_legal.md
 	$(BIN)/python -m gaudicc.bench.legal > docs/tables/op_db_legal.md
 	for dtype in bfloat16 int64 bool; do $(BIN)/python -m gaudicc.bench.legal --dtype $$dtype > docs/tables/op_db_legal_$$dtype.md; done
-	$(BIN)/python -m gaudicc.bench.legal_models > docs/tables/model_legal.md
 	$(BIN)/gaudicc bench compile > docs/tables/bench_compile.md
 	$(BIN)/python -m gaudicc.bench.calls > docs/tables/bench_calls.md
 	$(BIN)/python -m gaudicc.models.zoo > docs/tables/model_zoo.md
 	$(BIN)/python tests/padding/test_padding_zoo.py > docs/tables/padding_zoo.md
+	$(BIN)/python tests/lm/test_lm_zoo.py > docs/tables/lm_zoo.md
 	$(BIN)/gaudicc bench lm --save docs/tables/bench_lm.json > docs/tables/bench_lm.md
 	$(BIN)/python -m gaudicc.machine.split_table > docs/tables/split_attention.md
 	$(BIN)/python -m gaudicc.machine.validate > docs/tables/machine_validation.md

@@ -244,7 +244,7 @@ def unflatten(
     kinds = [spec for spec in program.outputs if spec.kind is not OutputKind.STATE]
     for spec, result in zip(kinds, results, strict=True):
         if spec.kind is OutputKind.USER:
-            users.append(result)
+            users.append(result if spec.target is None else result.item())
         elif spec.kind is OutputKind.INPUT:
             leaves[program.calling.paths.index(str(spec.target))].copy_(result)
         elif spec.kind is OutputKind.LENGTH:

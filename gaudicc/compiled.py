@@ -20,7 +20,7 @@ from gaudicc.errors import BucketMissError, InputError, RecordForbiddenError, Wh
 from gaudicc.growing_caches import GrowingCaches
 from gaudicc.invariants import Invariant
 from gaudicc.lower import lower
-from gaudicc.padding import HostPadding
+from gaudicc.padding import Divisible, HostPadding, in_parts
 from gaudicc.plan import Plan, Record
 from gaudicc.program import InputKind, Program
 from gaudicc.runtime.device import Device
@@ -75,6 +75,7 @@ class CompiledModel:
         own_state: bool = True,
         notes: tuple[str, ...] = (),
         compile_bucket: Callable[[Bucket], Program] | None = None,
+        divided: Sequence[Divisible] = (),
     ) -> None:
         self.program = program
         self.buckets = buckets
@@ -93,6 +94,7 @@ class CompiledModel:
         self._runners: dict[Bucket, Runner] = {}
         self._recording = threading.Lock()
         self._compile_bucket = compile_bucket
+        self._divided = divided
         self._forbidden = False
         self._prologue = Prologue(program)
         self._padding = None if program.padded is None else HostPadding(program, views=borrow)
@@ -113,7 +115,7 @@ class CompiledModel:
         if self._growing is not None:
             return self._grow(self._growing, leaves)
         tensors, sizes = self._prologue.bind(leaves)
-        results = self._run(self._choose(sizes), tensors, sizes)
+        results = self._serve(tensors, sizes)
         self.stats.calls += 1
         return unflatten(self.program, results, leaves)
 
@@ -122,10 +124,20 @@ class CompiledModel:
         leaves, foreign = growing.take(given, self._prologue)
         tensors, sizes = self._prologue.bind(leaves)
         with growing.holding(foreign, sizes) as held:
-            results = self._run(self._choose(sizes), tensors, sizes)
+            results = self._serve(tensors, sizes)
             self.stats.calls += 1
             self.stats.copied_caches += len(foreign)
             return unflatten(self.program, results, leaves, held)
+
+    def _serve(self, tensors: list[torch.Tensor], sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+        """Runs a call in its bucket; where none holds it, in several calls, if some size may be divided."""
+        try:
+            bucket = self._choose(sizes)
+        except BucketMissError:
+            if not self._divided:
+                raise
+            return in_parts(self._divided, self.buckets, tensors, sizes, self._run)
+        return self._run(bucket, tensors, sizes)
 
     def _choose(self, sizes: Mapping[str, int]) -> Bucket:
         """The cheapest bucket that dominates; without padding, the one of exactly these sizes."""
@@ -170,8 +182,7 @@ class CompiledModel:
         return self._runner(bucket)
 
     def _runner(self, bucket: Bucket) -> Runner:
-        runner = self._runners.get(bucket)
-        if runner is None:
+        if (runner := self._runners.get(bucket)) is None:
             with self._recording:
                 runner = self._runners.get(bucket) or self._record(bucket)
         return runner
@@ -241,7 +252,8 @@ class CompiledModel:
         """The same compiled model with state of its own, starting from the model's; weights and programs are shared."""
         return type(self)(
             self.program, self._programs, self.buckets, self.trace, self._device,
-            ensured=self._ensured, borrow=self._borrow, notes=self.notes, compile_bucket=self._compile_bucket,
+            ensured=self._ensured, borrow=self._borrow, notes=self.notes,
+            compile_bucket=self._compile_bucket, divided=self._divided,
         )  # fmt: skip
 
     def share_state(self, other: CompiledModel) -> None:
@@ -267,13 +279,8 @@ class CompiledModel:
         from gaudicc.report import write_report  # needs jinja2, which a server need not load
 
         try:
-            return write_report(
-                Path(folder),
-                self.trace,
-                guards=self.guards,
-                certificate=str(self.certificate),
-                plans=map(str, self._plans.values()),
-            )
+            plans, proved = map(str, self._plans.values()), str(self.certificate)
+            return write_report(Path(folder), self.trace, guards=self.guards, certificate=proved, plans=plans)
         except OSError as error:
             raise InputError(f"cannot write the report: {error}", hint="give another path") from error
 
@@ -287,14 +294,7 @@ class CompiledModel:
         """
         from gaudicc.bundle import write_bundle
 
-        programs = {
-            "symbolic": self.program,
-            **{f"bucket:{bucket}": static for bucket, static in self._programs.items()},
-        }
-        manifest = {
-            "buckets": [list(bucket.sizes) for bucket in self.buckets],
-            "dims": list(self.buckets.dims),
-            "proved": sorted(invariant.name for invariant in self._ensured),
-            "notes": list(self.notes),
-        }
-        write_bundle(Path(path), programs, manifest)
+        programs = {f"bucket:{bucket}": static for bucket, static in self._programs.items()}
+        sizes, proved = [list(b.sizes) for b in self.buckets], sorted(invariant.name for invariant in self._ensured)
+        manifest = {"buckets": sizes, "dims": list(self.buckets.dims), "proved": proved, "notes": list(self.notes)}
+        write_bundle(Path(path), {"symbolic": self.program, **programs}, manifest)

@@ -15,6 +15,7 @@ from gaudicc.capture import CapturedSide, capture_sides
 from gaudicc.compiled import CompiledModel
 from gaudicc.errors import InputError, PipelineError
 from gaudicc.padding import poison
+from gaudicc.padding.independence import divisible_sizes
 from gaudicc.padding.trials import trials
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.legalize_ops import LegalizeOps
@@ -72,8 +73,9 @@ def compile(
             with NaN, infinity and extreme integers in all pads that are claimed harmless.
         on_unsupported: `error`, or `host` to leave such ops on the host between recorded graphs.
         outputs: `fresh` storage for every call, or `borrow`: valid until the next call.
-        on_miss: a call that no bucket holds is refused by `refuse`; `record` compiles and records one for it during the
-            call, and says so in the log.
+        on_miss: a call that no bucket holds is refused by `refuse`; `split` serves it in several calls over a size, as the batch,
+            for which it is proved that no row of it meets another; `record` compiles and records a bucket during the call,
+            and says so in the log.
         own_state: give the compiled model buffers of its own, starting from the model's; False writes the model's own.
         static_state: hold caches that the model takes, grows by `torch.cat` and returns as state: whole buffers, written by
             row. Calls stay the same; a cache comes back as a view of the state, valid until the next call.
@@ -89,7 +91,7 @@ def compile(
     level = Level.parse(verify)
     _one_of("on_unsupported", on_unsupported, ("error", "host"))
     _one_of("outputs", outputs, ("fresh", "borrow"))
-    _one_of("on_miss", on_miss, ("refuse", "record"))
+    _one_of("on_miss", on_miss, ("refuse", "split", "record"))
     chip = load_target(target)
     opened, chosen = open_device(device)
     log.info(chosen)
@@ -102,6 +104,8 @@ def compile(
     sides = capture_sides(
         model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast, experts=experts
     )
+    if on_miss == "split" and (len(sides) > 1 or sides[0].raising):
+        raise InputError("on_miss is 'split', but the model decides on sizes", hint="narrow the Dims to one side")
     observers = (observer,) if observer else ()
 
     def compile_side(side: CapturedSide, form: BucketForm, kind: type[CompiledModel]) -> CompiledModel:
@@ -114,6 +118,7 @@ def compile(
         )
         program, records = _for_side(symbolic, side, bucket_set).run(program, level=level, observers=observers)
         final = program
+        divided = divisible_sizes(unpadded(program, records)) if on_miss == "split" else ()
 
         def compile_bucket(bucket: Bucket) -> Program:
             static_program, more = _for_bucket(static, bucket).run(final, level=level, observers=observers)
@@ -124,8 +129,9 @@ def compile(
         tried = try_pads(records, programs) if level >= Level.POISON else ()
         return kind(
             program, programs, bucket_set, CompileTrace(records), opened,
-            ensured=static.ensured, borrow=outputs == "borrow", own_state=own_state,
-            notes=(chosen, *program.notes, *tried), compile_bucket=compile_bucket if on_miss == "record" else None,
+            ensured=static.ensured, borrow=outputs == "borrow", own_state=own_state, divided=divided,
+            notes=(chosen, *program.notes, *tried, *(f"a call that no bucket holds is divided over {d.name}" for d in divided)),
+            compile_bucket=compile_bucket if on_miss == "record" else None,
         )  # fmt: skip
 
     compiled = compile_sides(sides, buckets, compile_side)
@@ -159,6 +165,11 @@ def try_pads(records: Sequence[PassRecord], programs: Mapping[Bucket, Program]) 
     calls = list(trials(record.after, buckets))
     poison.check(record.after, record.before, calls, static=lambda sizes: programs[Bucket.of(sizes)])
     return (f"poison run: {len(calls)} calls over {len(buckets)} buckets, no pad changed a valid value",)
+
+
+def unpadded(program: Program, records: Sequence[PassRecord]) -> Program:
+    """What a program was before `pad` wrote lengths into it; the program itself where `pad` did not run."""
+    return next((record.before for record in records if record.name == Pad.name), program)
 
 
 def split_pipeline(

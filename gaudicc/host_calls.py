@@ -18,7 +18,7 @@ from gaudicc.errors import InputError, Where
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A tensor of a call: the leaf of the model's arguments that it is."""
+    """A tensor of a call: which one it is of the leaves of the model's arguments and the tensors of the calls before."""
 
     leaf: int
 
@@ -33,6 +33,7 @@ class HostCall:
         kwargs: likewise.
         names: one keyword of the program for each tensor that it gives.
         result: what it gave, tensors by the number of the keyword.
+        lays_out: whether it reads floating-point tensors, so that all sizes of those that it gives may depend on data.
     """
 
     function: Callable[..., Any]
@@ -40,9 +41,10 @@ class HostCall:
     kwargs: dict[str, Any]
     names: tuple[str, ...] = ()
     result: Any = None
+    lays_out: bool = False
 
     def run(self, leaves: Sequence[Any]) -> Any:
-        """Calls the function with leaves of the model's arguments."""
+        """Calls the function; `leaves`: those of the model's arguments, then the tensors of the calls before."""
 
         def filled(value: Any) -> Any:
             return leaves[value.leaf] if isinstance(value, Place) else value
@@ -77,6 +79,14 @@ class HostCall:
 
 def with_results(calls: Sequence[HostCall], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a call in canonical form, those that the host computes among them."""
-    leaves = pytree.tree_leaves((args, kwargs))
-    computed = {name: value for call in calls for name, value in zip(call.names, call.tensors(leaves), strict=True)}
-    return dict(sorted({**kwargs, **computed}.items()))
+    names = [name for call in calls for name in call.names]
+    computed = operands_of(calls, args, kwargs)[-len(names) :] if names else []
+    return dict(sorted({**kwargs, **dict(zip(names, computed, strict=True))}.items()))
+
+
+def operands_of(calls: Sequence[HostCall], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """What a call after these ones may read: the leaves of the model's arguments, then the tensors that they give."""
+    leaves: list[Any] = pytree.tree_leaves((args, kwargs))
+    for call in calls:
+        leaves += call.tensors(leaves)
+    return leaves

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from itertools import count
+from itertools import chain, count
 from typing import Any, cast
 
 import torch
@@ -58,7 +58,7 @@ def _inline(root: fx.GraphModule, call: fx.Node, body: fx.GraphModule) -> None:
 
 
 def _attribute(root: fx.GraphModule, wanted: str, child: fx.GraphModule) -> str:
-    for name in (wanted, *(f"{wanted}_{i}" for i in count(2))):
+    for name in chain([wanted], (f"{wanted}_{i}" for i in count(2))):
         if not hasattr(root, name):
             root.add_submodule(name, child)
         if getattr(root, name) is child:

@@ -6,9 +6,10 @@ body that several identical layers share is one GraphModule, and each layer is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +67,8 @@ class InputSpec:
 class OutputSpec:
     """One output of the root graph.
 
-    `target` names the state buffer or argument that it is written to; of a length, it is `user output:dim`.
+    `target` names the state buffer or argument that it is written to; of a length, it is `user output:dim`; of a result that
+    is a number, its type: `int`, `float` or `bool`.
     """
 
     kind: OutputKind
@@ -122,6 +124,10 @@ class PadRecord:
     certificate: Any = None
 
 
+_NEARBY = 4096
+"""Combinations of smaller sizes that are looked at in place of one that a program does not stand for."""
+
+
 @dataclass
 class Program:
     """What the model computes, with everything that must travel with the graph.
@@ -138,6 +144,8 @@ class Program:
         example: example values of the user inputs, by placeholder name (for numerics checks).
         notes: what capture wants the user to know (hooks found, functions rewritten).
         padded: set once the program is proved harmless to pad: symbols then mean physical sizes.
+        serves: of sizes within the ranges of the dimensions, by name, whether the program stands for them; None: for all.
+            A model whose Python decides on sizes is one program for each side of its decisions.
     """
 
     root: fx.GraphModule
@@ -151,6 +159,7 @@ class Program:
     example: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     padded: PadRecord | None = None
+    serves: Callable[[Mapping[str, int]], bool] | None = None
 
     def graphs(self) -> Iterator[tuple[str, fx.GraphModule]]:
         """Yields every unique graph once: the bodies, innermost first, then the root under the name `root`."""
@@ -185,6 +194,17 @@ class Program:
                 name, position = next(dim.positions[0] for dim in self.dimensions if dim.name == spec.source)
                 values[spec.name] = torch.tensor(user_inputs[name].shape[position])
         return [values[spec.name] for spec in self.inputs]
+
+    def served(self, wanted: Mapping[str, int]) -> dict[str, int] | None:
+        """The sizes nearest below the wanted ones that the program stands for; None if none of the nearest is.
+
+        Args:
+            wanted: dimension name -> size, within the ranges.
+        """
+        spans = [range(wanted[dim.name], min(dim.low, wanted[dim.name]) - 1, -1) for dim in self.dimensions]
+        names = [dim.name for dim in self.dimensions]
+        nearby = (dict(zip(names, sizes, strict=True)) for sizes in islice(product(*spans), _NEARBY))
+        return next((sizes for sizes in nearby if self.serves is None or self.serves(sizes)), None)
 
     def copy(self) -> Program:
         """A copy with graphs of its own; weights, fake values and everything immutable are shared."""

@@ -167,14 +167,17 @@ def differs(old: Any, new: Any, *, bitwise: bool) -> str | None:
 
 def _examples(program: Program) -> Iterator[Mapping[str, torch.Tensor]]:
     yield program.example
-    if not program.dimensions:
+    wanted: dict[str, int] = {}
+    for dim in program.dimensions:
+        name, position = dim.positions[0]
+        size = program.example[name].shape[position]
+        wanted[dim.name] = size + 1 if dim.high < 0 or size < dim.high else max(size - 1, dim.low)
+    if not wanted or (sizes := program.served(wanted)) is None:
         return
     grown = dict(program.example)
     for dim in program.dimensions:
         for name, position in dim.positions:
-            size = grown[name].shape[position]
-            other = size + 1 if dim.high < 0 or size < dim.high else max(size - 1, dim.low)
-            index = torch.arange(other) % max(size, 1)
+            index = torch.arange(sizes[dim.name]) % max(grown[name].shape[position], 1)
             grown[name] = grown[name].index_select(position, index)
     yield grown
 

@@ -14,7 +14,9 @@ from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
 from gaudicc.passes.pad import Pad
 from gaudicc.passes.partition_layers import PartitionLayers
 from gaudicc.passes.recognize_attention import RecognizeAttention
+from gaudicc.passes.recognize_moe import RecognizeMoe
 from gaudicc.passes.recognize_norm import RecognizeNorm
+from gaudicc.passes.recognize_rotary import RecognizeRotary
 from gaudicc.passes.specialize import Specialize
 from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.passes.stagger_rows import StaggerRows
@@ -42,6 +44,8 @@ STATIC: tuple[Pass, ...] = (
     CleanUp(),  # what became constant or no-op with it
     SplitAttention(),  # slices that keep MME and TPC busy, or left to the fused kernel, by the machine model
     LegalizeDtypes(),  # complex -> pairs of reals
+    RecognizeRotary(),  # written-out rotary embedding -> gaudicc.rotary
+    RecognizeMoe(),  # gated experts, weighted and summed up -> gaudicc.moe
     LowerSemanticOps(),  # fused kernel or plain ATen
     LegalizeOps(),  # unsupported ops -> supported ones, or a refusal
     AssignEngines(),  # MME, TPC or none
@@ -69,7 +73,9 @@ __all__ = [
     "Pad",
     "PartitionLayers",
     "RecognizeAttention",
+    "RecognizeMoe",
     "RecognizeNorm",
+    "RecognizeRotary",
     "Specialize",
     "SplitAttention",
     "StaggerRows",

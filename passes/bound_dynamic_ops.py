@@ -10,15 +10,16 @@ from torch import fx
 
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
-from gaudicc.nodes import call_region, op_name, output_of, outputs_of, where
+from gaudicc.nodes import call_region, op_name, output_of, outputs_of, val, where
 from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import InputKind, OutputKind, OutputSpec, Program
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.bounded import Refused
+from gaudicc.rules.bounded import Number, Refused
 from gaudicc.rules.bounded_walk import BoundingWalk, is_dynamic, selects_nothing
 
 aten = torch.ops.aten
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_KINDS: dict[type, str] = {torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool"}
 _READS = (aten.item.default, aten._local_scalar_dense.default)
 _HINT = "keep the full size and mask instead of selecting, or fix the sizes in dynamic_shapes"
 
@@ -90,8 +91,13 @@ def _outputs(walk: BoundingWalk, program: Program) -> tuple[OutputSpec, ...]:
     flags = [failed for _, failed in walk.flags]
     lengths: list[tuple[fx.Node, OutputSpec]] = []
     for value, spec in zip(outputs_of(walk.rewriter.graph), program.outputs, strict=True):
-        if value in walk.numbers or (value in walk.rows and spec.kind is not OutputKind.USER):
-            raise Refused("a number read from a tensor, or a state of unknown length, is returned")
+        if value in walk.rows and spec.kind is not OutputKind.USER:
+            walk.node = value
+            raise Refused("it is a state")
+        if value in walk.numbers:
+            found.append(_number(walk, value))
+            specs.append(replace(spec, target=_KINDS[type(val(value))]))
+            continue
         if spec.kind is OutputKind.FLAG:
             flags = [*walk.inline(lambda t: aten.unbind.int(t, 0), value), *flags]
             continue
@@ -107,3 +113,12 @@ def _outputs(walk: BoundingWalk, program: Program) -> tuple[OutputSpec, ...]:
         lengths.append((walk.inline(lambda *t: aten.stack.default(list(t)), *flags), OutputSpec(OutputKind.FLAG)))
     output_of(walk.rewriter.graph).args = ((*found, *(node for node, _ in lengths)),)
     return (*specs, *(spec for _, spec in lengths))
+
+
+def _number(walk: BoundingWalk, value: fx.Node) -> fx.Node:
+    """The tensor, of no dims, of a number that the model returns."""
+    number = walk.numbers[value]
+    if not isinstance(number, Number) or number.node is None:
+        walk.node = value
+        raise Refused("it is a number without a tensor, and is returned")
+    return number.node

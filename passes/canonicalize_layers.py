@@ -192,6 +192,7 @@ class _Work:
     def _outline(self, layer: Layer, match: Match) -> None:
         """Makes a body of the nodes of a layer that are matched, and lets the match speak of its nodes."""
         run = describe(layer.path, layer.kind, [node for node in layer.nodes if node in match.pairs])
+        _put_before(run.nodes[0], [node for node in layer.nodes if node in match.before])
         moved: dict[fx.Node, fx.Node] = {}
         layer.body = outline_runs(self._root, [run], moved)
         _put_after(moved[run.results[-1]], [node for node in layer.nodes if node in match.after])
@@ -208,6 +209,7 @@ class _Work:
         matched = set(match.pairs.values())
         run = describe(other.path, other.kind, [node for node in other.nodes if node in matched])
         run.results = [match.counterpart(node) for node in one.results]
+        _put_before(run.nodes[0], [node for node in other.nodes if node in match.before])
         operands = [self._operand(match.bound[node], node, run.nodes[-1]) for node in one.operands]
         call, last = call_body(self._root.graph, run, one.body, operands, {})
         _put_after(last, [node for node in other.nodes if node in match.after])
@@ -241,6 +243,12 @@ class _Work:
         if isinstance(value, Nothing):
             return self.rewriter.emit(aten.full_like.default, value.like, -0.0, like=place)
         return self._constant(value, val(operand).dtype)
+
+
+def _put_before(first: fx.Node, nodes: list[fx.Node]) -> None:
+    """Moves what reads nothing of a body before it: what comes after the call may read it."""
+    for node in nodes:
+        first.prepend(node)
 
 
 def _put_after(last: fx.Node, nodes: list[fx.Node]) -> None:

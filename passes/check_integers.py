@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -45,9 +45,11 @@ class CheckIntegers:
 
     Attributes:
         ranges: `(argument, lowest, highest)`: what integer arguments hold; checked in the graph where a proof rests on it.
+        kept: likewise of arguments and state that the caller itself keeps so; not checked again.
     """
 
     ranges: tuple[tuple[str, int, int], ...] = (("attention_mask", 0, 1),)
+    kept: tuple[tuple[str, int, int], ...] = ()
 
     name: ClassVar[str] = "check-integers"
     requires: ClassVar[frozenset[Invariant]] = frozenset({WELL_FORMED, TYPED, FUNCTIONAL})
@@ -57,17 +59,15 @@ class CheckIntegers:
 
     def run(self, program: Program) -> PassResult:
         """Looks at all graphs; rewrites those with a value that is not proved."""
-        ranges = IntegerRanges(program)
-        ranges.run()
+        kept = {path: Interval(low, high) for path, low, high in self.kept}
+        ranges = _ranges(program, kept)
         apart = 0
         while count := sum(self._taken_apart(module, ranges) for _, module in list(program.graphs())):
             apart += count
-            ranges = IntegerRanges(program)
-            ranges.run()
+            ranges = _ranges(program, kept)
         declared = self._declared(program) if ranges.open else {}
         if declared:
-            told = IntegerRanges(program, {path: known for path, (_, known) in declared.items()})
-            told.run()
+            told = _ranges(program, {path: known for path, (_, known) in declared.items()} | kept)
             declared = declared if len(told.open) < len(ranges.open) else {}
             ranges = told if declared else ranges
         if not ranges.seen:
@@ -163,6 +163,12 @@ class CheckIntegers:
             error = ValueError(f"{path} is declared to hold {low} to {high}, and holds something else")
             flags.append(_Flag(rewriter.inline(run, holder, like=like), Raise(error, path)))
         return flags
+
+
+def _ranges(program: Program, declared: Mapping[str, Interval]) -> IntegerRanges:
+    found = IntegerRanges(program, declared)
+    found.run()
+    return found
 
 
 def _own(arg: Any) -> Any:

@@ -41,6 +41,7 @@ from gaudicc.rules import (
     slicing,
     special,
     triangular,
+    unsigned,
 )
 from gaudicc.rules.rule import Rule
 from gaudicc.targets import Engine, Support, Verdict
@@ -50,6 +51,7 @@ ALL_RULES: tuple[Rule, ...] = (
     *slicing.RULES,
     *integers.RULES,
     *booleans.RULES,
+    *unsigned.RULES,
     *indexing.RULES,
     *scattering.RULES,
     *integer_scatter.RULES,

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gaudicc.invariants import LOWERED, TYPED, WELL_FORMED, Invariant, verdict_of
-from gaudicc.kernels import attention, grouped_linear, merge_parts, rms_norm, softmax_part, softmax_tile
+from gaudicc.kernels import attention, grouped_linear, merge_parts, moe, rms_norm, rotary, softmax_part, softmax_tile
 from gaudicc.kernels.attention import plain_attention
 from gaudicc.kernels.grouped import plain_grouped_linear
+from gaudicc.kernels.moe import plain_moe
 from gaudicc.kernels.norm import plain_rms_norm
+from gaudicc.kernels.rotary import plain_rotary
 from gaudicc.kernels.split import plain_merge_parts, plain_softmax_part, plain_softmax_tile
 from gaudicc.nodes import is_op, op_name
 from gaudicc.pipeline import GraphPass, Numerics
@@ -21,7 +23,9 @@ from gaudicc.targets import Support
 _PLAIN: dict[Any, Callable[..., Any]] = {
     attention: plain_attention,
     grouped_linear: plain_grouped_linear,
+    moe: plain_moe,
     rms_norm: plain_rms_norm,
+    rotary: plain_rotary,
     softmax_tile: plain_softmax_tile,
     softmax_part: plain_softmax_part,
     merge_parts: plain_merge_parts,
@@ -32,8 +36,8 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
 class LowerSemanticOps(GraphPass):
     """Lowers semantic ops by the target's table of fused kernels.
 
-    `hpu::sdpa_recomp_fwd` and `hpu::rms_norm` are one node each for Gaudi's graph compiler; the runtime maps to them. What has
-    no kernel becomes the matmuls and vector ops that it stands for.
+    `hpu::sdpa_recomp_fwd`, `hpu::rms_norm`, `hpu::rotary_pos_embedding` and `hpu::mixture_of_experts` are one node each for
+    Gaudi's graph compiler; the runtime maps to them. What has no kernel becomes the matmuls and vector ops that it stands for.
 
         %26 = gaudicc.attention(%q, %k, %v, %m, False, 0.25)   ->   %5 = aten.matmul(%q, %kt); ...; %26 = aten.matmul(%9, %v)
 

@@ -15,7 +15,7 @@ from gaudicc.nodes import val
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.match import CASTS, calls, constant, same_sizes, through_casts
+from gaudicc.rules.match import CASTS, calls, constant, only_user, same_sizes, through_casts
 
 aten = torch.ops.aten
 
@@ -64,7 +64,7 @@ def _match(rsqrt: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, float, bool] | st
         return f"the mean is over {mean.args[1:]}, not kept over the last dim"
     if val(wide).dtype != torch.float32 or val(mean).dtype != torch.float32:
         return f"its statistics are {val(mean).dtype}"
-    scaled = _only_user(rsqrt, aten.mul.Tensor)
+    scaled = only_user(rsqrt, aten.mul.Tensor)
     # A bfloat16 input times the float32 root is widened by the product itself.
     if scaled is None or not ({wide, through_casts(wide)} & set(scaled.all_input_nodes)):
         return "the reciprocal root is not multiplied with the input"
@@ -75,9 +75,9 @@ def _with_weight(normed: fx.Node, wide: fx.Node, eps: float) -> tuple[fx.Node, f
     """The two ways to apply the weight: after rounding to the input's dtype (Llama), or before it (Gemma)."""
     source = through_casts(wide)
     x = source if val(source).dtype in (torch.float32, torch.bfloat16, torch.float16) else wide
-    cast = _only_user(normed, *CASTS)
+    cast = only_user(normed, *CASTS)
     rounded = cast or normed
-    end = _only_user(rounded, aten.mul.Tensor)
+    end = only_user(rounded, aten.mul.Tensor)
     if end is None:
         return "it has no weight"
     weight = next((arg for arg in end.args if arg is not rounded), None)
@@ -85,12 +85,7 @@ def _with_weight(normed: fx.Node, wide: fx.Node, eps: float) -> tuple[fx.Node, f
         return "its weight is not one number per entry of the last dim"
     if val(rounded).dtype == val(x).dtype:
         return end, x, weight, eps, False
-    after = _only_user(end, *CASTS)
+    after = only_user(end, *CASTS)
     if cast is not None or after is None or val(after).dtype != val(x).dtype or val(end).dtype != torch.float32:
         return "it does not return to its input's dtype"
     return after, x, weight, eps, True
-
-
-def _only_user(node: fx.Node, *ops: torch._ops.OpOverload) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target in ops else None

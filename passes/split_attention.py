@@ -91,8 +91,9 @@ class SplitAttention(GraphPass):
                 split = decided[key].best.split
             if split is not None:
                 _apply(rewriter, node, shape, split)
-            else:
+            elif node.meta.get("band") != (shape.ahead, shape.window):
                 node.meta["band"] = (shape.ahead, shape.window)
+                rewriter.modified = True
 
 
 def _misfit(node: fx.Node) -> str | None:

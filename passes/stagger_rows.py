@@ -1,8 +1,8 @@
-"""stagger-rows: what is computed row by row -> halves of the rows, one's TPC work under the other's products."""
+"""stagger-rows: what is computed row by row -> halves of the rows, one's TPC work under the other's products; QKV apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -12,14 +12,16 @@ from torch import fx
 
 from gaudicc.graph_module import copy_graph
 from gaudicc.invariants import ENGINE_ASSIGNED, LEGAL_OPS, STATIC, TYPED, Invariant, verdict_of
-from gaudicc.kernels import rms_norm
+from gaudicc.kernels import rms_norm, rotary
 from gaudicc.machine import CHIPS, Chip, load_chip, vendor_schedule
+from gaudicc.machine.fx_order import order_by_schedule
 from gaudicc.machine.fx_program import ProgramTasks
 from gaudicc.machine.split import LEAST_GAIN, limits_of
 from gaudicc.nodes import CALLS, is_op, val
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
+from gaudicc.rules.parts import MOVES, fused_products, read_parts, replace_view, retype, split_products, transposed_dim
 from gaudicc.targets import Engine
 
 aten = torch.ops.aten
@@ -29,7 +31,7 @@ _PARTS = (2, 4)
 _LEAST_ROWS = 256
 # Ops besides the elementwise ones whose row of a result depends on the same row of their first operand only.
 _BY_ROW = (aten.linear.default, rms_norm, aten.layer_norm.default)
-_ALSO_ELEMENTWISE = (aten._to_copy.default, aten.clone.default)
+_ALSO_ELEMENTWISE = (aten._to_copy.default, aten.clone.default, rotary)  # rotary: but for the last dim
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class StaggerRows(GraphPass):
 
     A norm or an activation is one TPC node that waits for a whole product, and the next product waits for it, so the MME
     idles. In halves, Gaudi's graph compiler runs the TPC work of one half under the products of the other, from layer to
-    layer. Attention keeps its own slices, and reads both halves. Halves of the batch are taken where there are any, else
-    halves of the tokens.
+    layer. Attention keeps its own slices; each reads the halves that hold its rows and keys. Halves of the batch are taken
+    where there are any, else halves of the tokens. A product of which pieces are taken (a fused QKV projection) may become one
+    product a piece, so that what follows the first piece runs under the others. Nodes are put in the order in which list
+    scheduling starts them: what the graph compiler does not slice itself it hands out much as it stands.
 
         %5 = gaudicc.rms_norm(%x, %w); %6 = aten.linear(%5, %p)
         ->
@@ -60,7 +64,7 @@ class StaggerRows(GraphPass):
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
 
     def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
-        """Every number of parts is tried on a copy of the graph and timed."""
+        """Every way is tried on a copy of the graph and timed."""
         lead = _lead(rewriter.module)
         if lead is None or program.target is None or program.target.name not in CHIPS:
             return
@@ -68,21 +72,54 @@ class StaggerRows(GraphPass):
             if self.parts > 1 and (dim := _dim(lead, self.parts, least=1)) is not None:
                 _cut(rewriter, program, lead, dim, self.parts)
             return
-        chip = load_chip(program.target.name)
-        seconds = {1: _seconds(rewriter.module, chip)} if _dim(lead, _PARTS[0]) is not None else {}
-        for parts in _PARTS:
-            if (dim := _dim(lead, parts)) is not None:
-                trial = Rewriter(copy_graph(rewriter.module))
-                _cut(trial, program, lead, dim, parts)
-                trial.finish()
-                seconds[parts] = _seconds(trial.module, chip)
-        if not seconds:
+        chip, ways = load_chip(program.target.name), list(_ways(rewriter.graph, lead))
+        if not ways:
             return
-        best = min(seconds, key=lambda parts: (seconds[parts], parts))
-        chosen = best if seconds[best] <= seconds[1] * (1 - LEAST_GAIN) else 1
+        chosen, seconds = _WHOLE, {_WHOLE: _seconds(rewriter.module, chip)}
+        for way in ways:
+            trial = Rewriter(copy_graph(rewriter.module))
+            _apply(trial, program, lead, way, chip)
+            seconds[way] = _seconds(trial.module, chip)
+            if seconds[way] <= seconds[chosen] * (1 - LEAST_GAIN):
+                chosen = way
         yield _note(lead, chosen, seconds, chip)
-        if chosen > 1 and (dim := _dim(lead, chosen)) is not None:
-            _cut(rewriter, program, lead, dim, chosen)
+        if chosen != _WHOLE:
+            _apply(rewriter, program, lead, chosen, chip)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """So many parts of the rows; products of which pieces are taken (a fused QKV projection) as one product a piece."""
+
+    parts: int
+    apart: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.parts} part{'s' * (self.parts > 1)}{', fused products apart' * self.apart}"
+
+
+_WHOLE = _Way(1)
+
+
+def _ways(graph: fx.Graph, lead: Lead) -> Iterator[_Way]:
+    """What is tried besides leaving the graph as it is; what does more to it comes later."""
+    apart = (False, True) if any(fused_products(graph)) else (False,)
+    for way in (_Way(parts, each) for parts in (1, *_PARTS) for each in apart):
+        if way != _WHOLE and _dim(lead, max(way.parts, 2)) is not None and _dim(lead, way.parts) is not None:
+            yield way
+
+
+def _apply(rewriter: Rewriter, program: Program, lead: Lead, way: _Way, chip: Chip) -> None:
+    """Rewrites a graph that way, in an order that lets the engines overlap."""
+    if way.apart:
+        split_products(rewriter)
+    if way.parts > 1 and (dim := _dim(lead, way.parts)) is not None:
+        _cut(rewriter, program, lead, dim, way.parts)
+    else:
+        retype(rewriter)
+        _assign_engines(rewriter, program)
+    rewriter.finish()
+    order_by_schedule(rewriter.module, chip)
 
 
 Lead = tuple[int, int]
@@ -133,9 +170,14 @@ def _cut(rewriter: Rewriter, program: Program, lead: Lead, axis: int, parts: int
         made[node, dim] = new
     for node, dim in reversed(cut.items()):
         if node.users:
-            rewriter.replace(node, _joined(rewriter, made[node, dim], dim, node))
+            replace_view(rewriter, node, _joined(rewriter, made[node, dim], dim, node))
         else:
             rewriter.graph.erase_node(node)
+    read_parts(rewriter)
+    _assign_engines(rewriter, program)
+
+
+def _assign_engines(rewriter: Rewriter, program: Program) -> None:
     for node in [node for node in rewriter.graph.nodes if is_op(node) and "engine" not in node.meta]:
         node.meta["engine"] = verdict_of(node, program).engine
 
@@ -160,7 +202,7 @@ def _cut_dims(graph: fx.Graph, lead: Lead, axis: int) -> dict[fx.Node, int]:
             if dim is not None and val(node).shape[dim] == lead[axis]:
                 found[node] = dim
     for node in reversed(list(found)):
-        if node.target in _MOVES and not any(user in found for user in node.users):
+        if node.target in MOVES and not any(user in found for user in node.users):
             del found[node]  # what only lays out results anew can be done to the whole
     return found
 
@@ -179,8 +221,8 @@ def _result_dim(node: fx.Node, found: dict[fx.Node, int], lead: Lead, axis: int)
         whole = node.target is aten.layer_norm.default and len(node.args[1]) != 1  # type: ignore[arg-type]
         rows = first is node.args[0] and (_has_rows(first, lead) or before == axis) and val(first).dim() == 3
         return axis if rows and not whole and not any(_has_rows(other, lead) for other in others) else None
-    if node.target in _MOVES:
-        return None if before is None else _MOVES[node.target](node, before, found)
+    if node.target in MOVES:
+        return None if before is None else MOVES[node.target](node, before, found)
     if torch.Tag.pointwise in node.target.tags or node.target in _ALSO_ELEMENTWISE:  # type: ignore[union-attr]
         known = {found[arg] + val(node).dim() - val(arg).dim() for arg in (first, *others) if arg in found}
         if any(_has_rows(arg, lead) for arg in (first, *others)) and first is not node and _has_rows(node, lead):
@@ -189,38 +231,13 @@ def _result_dim(node: fx.Node, found: dict[fx.Node, int], lead: Lead, axis: int)
     return None
 
 
-def _view_dim(node: fx.Node, dim: int, found: dict[fx.Node, int]) -> int | None:
-    """Leading sizes, that of the cut among them, stay what they are."""
-    old, new = val(node.args[0]).shape, val(node).shape  # type: ignore[arg-type]
-    same: bool = old[: dim + 1] == new[: dim + 1]
-    return dim if same else None
-
-
-def _transposed_dim(node: fx.Node, dim: int, found: dict[fx.Node, int]) -> int | None:
-    dims: list[int] = [int(each) % val(node).dim() for each in node.args[1:3]]  # type: ignore[arg-type]
-    one, other = dims
-    return {one: other, other: one}.get(dim, dim)
-
-
-def _along_dim(node: fx.Node, dim: int, found: dict[fx.Node, int]) -> int | None:
-    """What takes or joins along another dim; of several operands all are cut alike."""
-    along = int(node.args[1] if len(node.args) > 1 else 0) % val(node).dim()  # type: ignore[arg-type]
-    return dim if along != dim and {found.get(arg) for arg in node.all_input_nodes} == {dim} else None
-
-
-_MOVES: dict[Any, Callable[[fx.Node, int, dict[fx.Node, int]], int | None]] = {
-    aten.view.default: _view_dim, aten.transpose.int: _transposed_dim,
-    aten.slice.Tensor: _along_dim, aten.cat.default: _along_dim,
-}  # fmt: skip
-
-
 def _operand_dim(arg: fx.Node, reader: fx.Node, dim: int, whole: int) -> int | None:
     """The dim of an operand that is cut where its reader's result is cut in `dim`; None if all parts read all of it."""
     if reader.target in _BY_ROW:
         return dim if arg is reader.args[0] else None
     if reader.target is aten.transpose.int:
-        return _transposed_dim(reader, dim, {})
-    if reader.target not in _MOVES:
+        return transposed_dim(reader, dim, {})
+    if reader.target not in MOVES:
         dim -= val(reader).dim() - val(arg).dim()  # elementwise operands are aligned at their last dims
     return dim if dim >= 0 and val(arg).shape[dim] == whole else None
 
@@ -240,7 +257,7 @@ def _seconds(module: fx.GraphModule, chip: Chip) -> float:
     return max(vendor_schedule(found.tasks, limits_of(chip)).makespan, found.hbm_bytes / chip.memory.stream)
 
 
-def _note(lead: Lead, chosen: int, seconds: dict[int, float], chip: Chip) -> str:
-    what = f"in {chosen} parts" if chosen > 1 else "left whole"
-    times = ", ".join(f"{parts} parts {one * 1e6:,.1f} us" for parts, one in seconds.items() if parts > 1)
-    return f"{lead[0]} x {lead[1]} rows {what}: whole {seconds[1] * 1e6:,.1f} us, {times}, modelled on {chip.name}"
+def _note(lead: Lead, chosen: _Way, seconds: dict[_Way, float], chip: Chip) -> str:
+    what = "left whole" if chosen == _WHOLE else f"in {chosen}"
+    times = ", ".join(f"{way} {one * 1e6:,.1f} us" for way, one in seconds.items() if way != _WHOLE)
+    return f"{lead[0]} x {lead[1]} rows {what}: whole {seconds[_WHOLE] * 1e6:,.1f} us, {times}, modelled on {chip.name}"

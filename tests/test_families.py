@@ -24,8 +24,8 @@ from gaudicc.models.transformers_models import build, example_inputs, families
 # Relative to the largest magnitude, as the passes' own numerics are judged.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
-# No source names the dtypes that these take; an op that joins them should be seen to do so.
-PRESUMED = {"gaudicc.attention", "gaudicc.rms_norm", "aten.index.Tensor"}
+# No source names the dtypes that these take in every family; an op that joins them should be seen to do so.
+PRESUMED = {"aten.index.Tensor"}
 
 Compiled = tuple[nn.Module, dict[str, Any], CompiledModel]
 
@@ -77,7 +77,7 @@ def test_every_op_is_on_the_table_and_the_rule_interpreter_agrees(
     program = served.static_program()
     ops = [node for _, module in program.graphs() for node in module.graph.nodes if is_op(node)]
     support = {op_name(node): verdict_of(node, program).support for node in ops}
-    assert set(support.values()) == {Support.EVIDENCED, Support.PRESUMED}
+    assert set(support.values()) <= {Support.EVIDENCED, Support.PRESUMED}
     assert {name for name, kind in support.items() if kind is Support.PRESUMED} <= PRESUMED
     given = {spec.name: inputs[spec.source] for spec in program.user_inputs()}
     judged = interpret(program.root, *program.feed(given), target=load_target("gaudi3"))

@@ -24,7 +24,7 @@ from torch import fx, nn
 from gaudicc.bench.legal_perception import MAPPINGS, perceiving, perceiving_types
 from gaudicc.bench.legal_samples import CASTS
 from gaudicc.capture import capture
-from gaudicc.errors import CaptureError, GaudiccError, InputError
+from gaudicc.errors import CaptureError, GaudiccError
 from gaudicc.interpreter import Result, interpret
 from gaudicc.machine import load_chip
 from gaudicc.machine.fx import works_of
@@ -102,7 +102,7 @@ def judge(name: str, task: str) -> Row:
         return Row(name, "not captured", refusal.what)
     program.target, ops = load_target(CHIP), program.count_ops()
     try:
-        before, _ = Pipeline(UNCHANGED).run(program.copy(), level=Level.STRUCTURE)
+        before = _size_before(program.copy())
         after, _ = Pipeline(DEFAULT_PIPELINE).run(program, level=Level.STRUCTURE)
         result = interpret(after.root, *after.feed(after.example), target=load_target(CHIP))
     except GaudiccError as refusal:
@@ -114,7 +114,7 @@ def judge(name: str, task: str) -> Row:
     status, detail = ("presumed", ", ".join(sorted(result.presumed))) if result.presumed else ("legal", "")
     if difference := _wrapped(after, result) or _difference(_floats(ours), expected):
         status, detail = "wrong", difference
-    return Row(name, status, detail, _wide(after), _known_size(before), size_of(after), ops)
+    return Row(name, status, detail, _wide(after), before, size_of(after), ops)
 
 
 def _built(name: str, task: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -142,11 +142,11 @@ def size_of(program: Program) -> Size:
     return Size(sum(map(bool, moved)), sum(moved), modelled_run(program, chip).timeline.makespan)
 
 
-def _known_size(program: Program) -> Size | None:
-    """The size, or None where an op has none: one on complex numbers, which a Gaudi does not have."""
+def _size_before(program: Program) -> Size | None:
+    """The size before all passes; None where data decides on sizes, or an op is on complex numbers, which a Gaudi lacks."""
     try:
-        return size_of(program)
-    except InputError:
+        return size_of(Pipeline(UNCHANGED).run(program, level=Level.STRUCTURE)[0])
+    except GaudiccError:
         return None
 
 

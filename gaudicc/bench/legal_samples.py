@@ -193,6 +193,9 @@ def _user_outputs(program: Program, returned: Any) -> list[Any]:
     return outputs
 
 
+_VALUES = (torch.Tensor, int, float)
+
+
 def _picked(entry: Any, sample: Any, results: list[Any]) -> list[Any]:
     """Results in which places are replaced by what stands there."""
     x, position = sample.input, PICKS.get(entry.name)
@@ -203,12 +206,12 @@ def _picked(entry: Any, sample: Any, results: list[Any]) -> list[Any]:
     return [values, x.gather(dim, places if places.dim() == x.dim() else places.unsqueeze(dim))]
 
 
-def _eager(entry: Any, sample: Any) -> list[torch.Tensor]:
+def _eager(entry: Any, sample: Any) -> list[Any]:
     torch.manual_seed(0)
     first, args, kwargs = pytree.tree_map(_copied, (sample.input, sample.args, sample.kwargs))
     with torch.no_grad():
         result = entry(first, *args, **kwargs)
-    return [_as_real(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    return [_as_real(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, _VALUES)]
 
 
 def _as_real(leaf: Any) -> Any:
@@ -229,14 +232,18 @@ def _is_random(program: Program) -> bool:
     return any(torch.Tag.nondeterministic_seeded in op.tags for op in ops)
 
 
-def _difference(ours: list[Any], theirs: list[torch.Tensor], *, undefined: bool) -> str:
-    tensors = [value for value in ours if isinstance(value, torch.Tensor)]
-    if len(tensors) != len(theirs):
-        return f"{len(tensors)} results, eager gives {len(theirs)}"
-    for left, right in zip(tensors, theirs, strict=True):
-        left, right = (torch.zeros_like(left), torch.zeros_like(right)) if undefined else (left, right)
+def _difference(ours: list[Any], theirs: list[Any], *, undefined: bool) -> str:
+    values: list[Any] = [value for value in ours if isinstance(value, _VALUES)]
+    if len(values) != len(theirs):
+        return f"{len(values)} results, eager gives {len(theirs)}"
+    for left, right in zip(values, theirs, strict=True):
+        if not isinstance(right, torch.Tensor):  # a number, which the host reads from a tensor of no dims
+            left = left.item() if isinstance(left, torch.Tensor) else left
+        elif undefined:
+            left, right = torch.zeros_like(left), torch.zeros_like(right)
         try:
-            close = max(TOLERANCES.get(right.dtype, 0), TOLERANCES[torch.float32])
+            dtype = right.dtype if isinstance(right, torch.Tensor) else torch.float32
+            close = max(TOLERANCES.get(dtype, 0), TOLERANCES[torch.float32])
             torch.testing.assert_close(left, right, rtol=close, atol=close, equal_nan=True)
         except AssertionError as error:
             return " ".join(str(error).split())

@@ -115,6 +115,8 @@ class BucketSet(Collection[Bucket]):
     def choose_split(self, sizes: Mapping[str, int], dim: str) -> tuple[Bucket, int]:
         """The cheapest way to serve `sizes` in one or more calls that divide `dim` (usually the batch).
 
+        Of equals it takes the fewest calls.
+
         Returns:
             The bucket, and the number of calls: 1 if it holds all of `dim`.
 
@@ -128,14 +130,14 @@ class BucketSet(Collection[Bucket]):
         while mask:
             rank = (mask & -mask).bit_length() - 1
             mask &= mask - 1
-            if best is not None and self._costs[rank] >= best[0]:
+            if best is not None and self._costs[rank] > best[0]:
                 break
             calls = max(1, -(-sizes[dim] // max(self._ranked[rank][dim], 1)))
-            if best is None or calls * self._costs[rank] < best[0]:
-                best = (calls * self._costs[rank], rank, calls)
+            offered = (calls * self._costs[rank], calls, rank)
+            best = offered if best is None else min(best, offered)
         if best is None:
             raise self._miss(sizes)
-        return self._ranked[best[1]], best[2]
+        return self._ranked[best[2]], best[1]
 
     def _miss(self, sizes: Mapping[str, int]) -> BucketMissError:
         shape = ", ".join(f"{dim}={sizes[dim]}" for dim in self.dims)

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from gaudicc.capture import refusals
 from gaudicc.capture.convert import from_exported
 from gaudicc.capture.decisions import Decision, Ranges, refuse_decision, span
+from gaudicc.capture.equal_sizes import equal_sizes
 from gaudicc.capture.exact_sizes import exact_sizes
 from gaudicc.capture.experts import experts_of
 from gaudicc.capture.fixed_sizes import noting_fixed_sizes
@@ -147,7 +148,7 @@ def capture_sides(
             try:
                 return _capture_module(module, form, args, kwargs, calls, dynamic_shapes)
             except HostCallMet as met:
-                calls.append(named(met.call, len(calls), [leaf for _, leaf in leaves]))
+                calls.append(named(met.call, calls, args, kwargs))
 
 
 def _capture_module(
@@ -198,12 +199,13 @@ def _capture_module(
             *(f"{DECIDES}{function}" for function in side.mended.rewritten),
             *(f"computed on the host before each call: {call.function.__name__}" for call in calls),
         )
-        if len(sides) > 1:
+        if len(sides) > 1 or raising:
             spans = {name: span(name, side.when, bounds) for name, bounds in ranges.items()}
             program.dimensions = tuple(
                 replace(dim, low=spans[dim.name][0], high=spans[dim.name][1]) for dim in program.dimensions
             )
         captured.append(CapturedSide(program, tuple(side.when), ranges, tuple(raising)))
+        program.serves = captured[-1].serves
     return captured
 
 
@@ -221,6 +223,7 @@ def _export(
         attention_in_parts(module, args, kwargs),
         every_frame(),
         exact_sizes(),
+        equal_sizes(module, shapes),
     ):
         return export_mending(module, args, kwargs, shapes, keep_loops=keep_loops)
 

@@ -1,8 +1,8 @@
 """Capture: calls of functions that are run on the host before the program (`gaudicc.host_calls`).
 
 Such a function is met while the model is exported. Export then starts again with its results as further inputs, which the
-function gives back instead of computing them. transformers keeps what no graph of its vision towers can hold in one module, as
-pure functions of the grid of the pictures; others are marked by `gaudicc.on_host`.
+function gives back instead of computing them. transformers writes what no graph of its vision and audio towers can hold as pure
+functions that take their result from a dict `kwargs` if it is there; others are marked by `gaudicc.on_host`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.capture.shapes import UNBOUNDED
 from gaudicc.errors import CaptureError, Where
-from gaudicc.host_calls import HostCall, Place
+from gaudicc.host_calls import HostCall, Place, operands_of
 
-_LIBRARIES = ("transformers.vision_utils",)
+_LIBRARY = "transformers"
 _marked = False
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -61,7 +61,7 @@ class _Run:
         self.places = {id(leaf): Place(i) for i, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)}
 
     def answer(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The result of a call, or the call itself where it reads anything but the model's arguments."""
+        """The result of a call, made in the graph where it reads anything but arguments of the model and such results."""
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         known = bool(tensors) and all(id(tensor) in self.places for tensor in tensors)
         if not known or any(map(_hands_over, [*args, *kwargs.values()])):
@@ -71,6 +71,8 @@ class _Run:
             raise HostCallMet(HostCall(function, *places))
         call, given = self.calls[self.at], self.given[self.at]
         self.at += 1
+        before = len(self.leaves) + sum(map(len, self.given[: self.at - 1]))
+        self.places |= {id(tensor): Place(before + i) for i, tensor in enumerate(given)}
         if call.function is not function or (call.args, call.kwargs) != places:
             raise CaptureError(
                 f"{function.__name__} is called otherwise, or at another time, than in the run before",
@@ -110,20 +112,24 @@ def on_host(function: Function) -> Function:
     return marked  # type: ignore[return-value]
 
 
-def named(call: HostCall, number: int, leaves: Sequence[Any]) -> HostCall:
+def named(call: HostCall, before: Sequence[HostCall], args: tuple[Any, ...], kwargs: dict[str, Any]) -> HostCall:
     """A call that was met, with what it gives for an example.
 
     Args:
         call: as it was met.
-        number: of the call.
-        leaves: of the model's arguments.
+        before: the calls before it.
+        args: the example.
+        kwargs: the example.
     """
-    flat, spec = pytree.tree_flatten(call.run(leaves))
+    operands = operands_of(before, args, kwargs)
+    flat, spec = pytree.tree_flatten(call.run(operands))
     tensors = [i for i, value in enumerate(flat) if isinstance(value, torch.Tensor)]
     numbers = {at: Place(i) for i, at in enumerate(tensors)}
     result = pytree.tree_unflatten([numbers.get(i, value) for i, value in enumerate(flat)], spec)
-    names = tuple(f"{call.function.__name__}_{number}_{i}" for i in range(len(tensors)))
-    return replace(call, names=names, result=result)
+    names = tuple(f"{call.function.__name__}_{len(before)}_{i}" for i in range(len(tensors)))
+    places = [place for place in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(place, Place)]
+    lays_out = any(operands[place.leaf].is_floating_point() for place in places)
+    return replace(call, names=names, result=result, lays_out=lays_out)
 
 
 def with_host_sizes(
@@ -143,23 +149,24 @@ def with_host_sizes(
         keywords: the example, the results of the calls among them.
         declared: size in the example -> the only Dim of that size.
     """
-    names = [name for call in calls for name in call.names]
-    if shapes is None or not names:
+    if shapes is None or not any(call.names for call in calls):
         return shapes
     most = max(
         (high for dim in declared.values() if (high := getattr(dim, "max", UNBOUNDED)) < UNBOUNDED), default=None
     )
     other = Dim.AUTO if most is None else Dim.AUTO(max=most + 1)
     sizes = {
-        name: {dim: declared.get(keywords[name].shape[dim], other) for dim in _rows_of(keywords[name])}
-        for name in names
+        name: {dim: declared.get(keywords[name].shape[dim], other) for dim in _dims_of(call, keywords[name])}
+        for call in calls
+        for name in call.names
     }
     return {**shapes, **sizes}
 
 
-def _rows_of(tensor: torch.Tensor) -> list[int]:
-    """The dims whose size depends on data: the first one, and those as long, as in a mask. Others are features."""
-    return [dim for dim, size in enumerate(tensor.shape) if size == tensor.shape[0]]
+def _dims_of(call: HostCall, tensor: torch.Tensor) -> list[int]:
+    """The dims whose size may depend on data: the first one, and those as long, as in a mask. Others are features."""
+    whole = call.lays_out and tensor.is_floating_point()
+    return [dim for dim, size in enumerate(tensor.shape) if whole or size == tensor.shape[0]]
 
 
 @contextmanager
@@ -176,7 +183,7 @@ def hosting(module: nn.Module, calls: Sequence[HostCall], keywords: Mapping[str,
     forward, signature = module.forward, inspect.signature(module.forward)
     entries = [entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
     more = [name for name in keywords if name not in signature.parameters]
-    if not (more or _marked or any(name in sys.modules for name in _LIBRARIES)):
+    if not (more or _marked or _LIBRARY in sys.modules):
         yield
         return
 
@@ -194,7 +201,7 @@ def hosting(module: nn.Module, calls: Sequence[HostCall], keywords: Mapping[str,
     own = vars(module).get("forward")
     module.forward = hosted
     try:
-        with _watching_libraries():
+        with _watching_library():
             yield
     finally:
         if own is not None:
@@ -204,15 +211,20 @@ def hosting(module: nn.Module, calls: Sequence[HostCall], keywords: Mapping[str,
 
 
 @contextmanager
-def _watching_libraries() -> Iterator[None]:
-    """Inside, the functions of the libraries go through `_call`, whoever holds them."""
+def _watching_library() -> Iterator[None]:
+    """Inside, those functions of transformers go through `_call` that its models expect to be computed before."""
     with ExitStack() as patches:
-        for library in _LIBRARIES:
-            module = sys.modules.get(library)
-            for name, function in list(vars(module).items()) if module is not None else ():
-                if isinstance(function, FunctionType) and function.__module__ == library and name.startswith("get_"):
+        for library in [name for name in sys.modules if name.startswith(f"{_LIBRARY}.")]:
+            for function in list(vars(sys.modules[library]).values()):
+                if isinstance(function, FunctionType) and function.__module__ == library and _hosted(function):
                     patches.enter_context(_watching(function))
         yield
+
+
+def _hosted(function: FunctionType) -> bool:
+    """Whether a function takes its result out of a dict `kwargs` if it is there: transformers' sign for what no graph holds."""
+    code = function.__code__
+    return "kwargs" in code.co_varnames[1 : code.co_argcount] and "pop" in code.co_names
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,7 @@ UNBOUNDED = 2**31
 """A size from here on is no bound: what torch takes for one is of this order."""
 
 MOST = 2**16
-"""Decisions on a size without a bound (Dim.AUTO) are tried up to here: they are thresholds, which torch turns into bounds by
-itself, or repeat with a small period."""
+"""Decisions on a size without a bound (Dim.AUTO) are tried up to here; most repeat with a small period."""
 
 
 def _pairs(spec: Any, value: Any, path: str) -> Iterator[tuple[str, Any, torch.Tensor]]:
@@ -34,10 +33,18 @@ def _pairs(spec: Any, value: Any, path: str) -> Iterator[tuple[str, Any, torch.T
         _demand(isinstance(spec, Mapping), path, spec, "a dict, like the argument")
         for key, item in value.items():
             yield from _pairs(spec.get(key), item, f"{path}[{key!r}]")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+    elif (items := _items(value)) is not None:
         _demand(isinstance(spec, (list, tuple)), path, spec, "a list, like the argument")
-        for i, (inner, item) in enumerate(zip(spec, value, strict=False)):
+        for i, (inner, item) in enumerate(zip(spec, items, strict=False)):
             yield from _pairs(inner, item, f"{path}[{i}]")
+
+
+def _items(value: Any) -> Sequence[Any] | None:
+    """What a list holds, or a container of a class that is registered, as transformers' caches are: a list per layer."""
+    if isinstance(value, Sequence):
+        return None if isinstance(value, str) else value
+    kind = pytree.SUPPORTED_NODES.get(type(value))
+    return None if kind is None else list(kind.flatten_fn(value)[0])
 
 
 def _demand(holds: bool, path: str, spec: Any, wanted: str) -> None:
@@ -50,6 +57,14 @@ def _dims(spec: Any) -> dict[int, Any]:
         return {}
     entries = spec.items() if isinstance(spec, Mapping) else enumerate(spec)
     return {dim: entry for dim, entry in entries if entry not in (None, Dim.STATIC) and not isinstance(entry, int)}
+
+
+def declared_dims(shapes: Mapping[str, Any] | None, given: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
+    """Every dynamic dim of named arguments: a name made of the argument (`input_ids_1`), what was declared, and the size."""
+    for name, value in given:
+        for path, spec, tensor in _pairs((shapes or {}).get(name), value, name):
+            for dim, entry in _dims(spec).items():
+                yield f"{path}_{dim}", entry, tensor.shape[dim]
 
 
 def check_dims(
@@ -133,11 +148,7 @@ def resized(
 
 def without(shapes: Any, names: Collection[str]) -> Any:
     """The declared sizes, or a part of them, without the Dims of these names: they are those of the example."""
-    if isinstance(shapes, Mapping):
-        return {key: without(entry, names) for key, entry in shapes.items()}
-    if isinstance(shapes, (list, tuple)):
-        return [without(entry, names) for entry in shapes]
-    return Dim.STATIC if getattr(shapes, "__name__", None) in names else shapes
+    return pytree.tree_map(lambda leaf: Dim.STATIC if getattr(leaf, "__name__", None) in names else leaf, shapes)
 
 
 def sizes_of(
@@ -154,11 +165,9 @@ def dims_by_size(
 ) -> dict[int, Any]:
     """Size in the example -> the Dim of that size, where there is one only; sizes of 0 and 1 tell nothing."""
     found: dict[int, set[Any]] = {}
-    for name, value in [*zip(positional, args, strict=False), *kwargs.items()]:
-        for _, spec, tensor in _pairs((shapes or {}).get(name), value, name):
-            for dim, entry in _dims(spec).items():
-                if hasattr(entry, "__name__"):
-                    found.setdefault(tensor.shape[dim], set()).add(entry)
+    for _, entry, size in declared_dims(shapes, [*zip(positional, args, strict=False), *kwargs.items()]):
+        if hasattr(entry, "__name__"):
+            found.setdefault(size, set()).add(entry)
     return {size: next(iter(dims)) for size, dims in found.items() if len(dims) == 1 and size > 1}
 
 

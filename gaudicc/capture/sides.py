@@ -7,6 +7,7 @@ none; otherwise it is a side of its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -23,6 +24,7 @@ from gaudicc.capture.decisions import (
     uncovered,
 )
 from gaudicc.capture.mend import MendedExport
+from gaudicc.capture.own_dims import with_own_dims
 from gaudicc.capture.repeats import every_layer_traced
 from gaudicc.capture.same_graph import same_graph
 from gaudicc.capture.settled_sizes import settle_sizes
@@ -95,11 +97,12 @@ def export_every_side(
     Raises:
         UnsupportedInputError: there are too many sides, or equal sizes are not equal.
     """
+    shapes = with_own_dims(shapes, args, kwargs, positional)
 
     def side_of(args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Mapping[str, Any] | None) -> Side:
         mended = export(args, kwargs, shapes=shapes)
         names = names_of(mended.exported, shapes, args, kwargs, positional)
-        _refuse_unequal(names)
+        _refuse_joined(names)
         return Side(mended, args, kwargs, shapes, names, [decisions_of(mended.exported, names)])
 
     first = side_of(args, kwargs, shapes)
@@ -163,7 +166,16 @@ def _columns_for(side: Side, ranges: Ranges, every: Columns | None, symbols: fro
     return None if columns is None else _by_symbol(side, columns)
 
 
-def _refuse_unequal(names: Mapping[str, str]) -> None:
+def _refuse_joined(names: Mapping[str, str]) -> None:
+    """Refuses sizes that were declared equal and are not, and one that can be written with another."""
+    made = next((size for size in names if not size.isidentifier() and not size.isdigit()), None)
+    if made is not None:
+        parts = ", ".join(name for symbol, name in names.items() if symbol in re.findall(r"\w+", made))
+        raise UnsupportedInputError(
+            f"the size {names[made]} is {made} in the model, a sum or product with another one ({parts})",
+            where=Where(stage="capture"),
+            hint="give the model one of the two sizes, and let it make the other of it",
+        )
     twice = [name for name in names.values() if list(names.values()).count(name) > 1]
     if twice:
         raise UnsupportedInputError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -19,7 +19,32 @@ from gaudicc.errors import UnsupportedInputError
 Flatten = Callable[[Any], tuple[list[Any], Any]]
 
 _HINT = "call the model with use_cache=False, or serve it with gaudicc.compile_lm, which keeps the cache as state"
-_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
+_LAYERS = (
+    "DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+)  # fmt: skip
+_STATES = ("conv_states", "recurrent_states")
+_MARKS = ("has_previous_state", "conv_kernel_size")
+
+
+class _Context(NamedTuple):
+    """What a layer is besides its tensors.
+
+    Attributes:
+        name: of its class.
+        window: how many tokens it keeps, if not all.
+        seen: how many tokens such a layer has seen.
+        has_keys: whether it holds keys and values.
+        held: which states of linear attention it holds, convolution's and recurrent ones.
+        marks: what it notes of each state.
+    """
+
+    name: str
+    window: int | None
+    seen: int | None
+    has_keys: bool
+    held: tuple[tuple[bool, ...], ...]
+    marks: tuple[tuple[Any, ...], ...]
 
 
 def register_cache(kind: type[Any]) -> None:
@@ -55,12 +80,17 @@ def _with_keys(flatten: Flatten, cache: Any) -> tuple[list[tuple[Any, Any]], Any
 
 
 def _flatten_dynamic(cache: Any) -> tuple[list[Any], Any]:
-    tensors = [[layer.keys, layer.values] if layer.is_initialized else [] for layer in cache.layers]
-    return tensors, tuple(_layer_context(layer) for layer in cache.layers)
+    return [_tensors_of(layer) for layer in cache.layers], tuple(tuple(_layer_context(layer)) for layer in cache.layers)
 
 
-def _layer_context(layer: Any) -> tuple[Any, ...]:
-    """What a layer is besides its tensors: class, window, tokens seen.
+def _tensors_of(layer: Any) -> list[Any]:
+    """Keys and values, then the states of linear attention, those that are there."""
+    states = [state for name in _STATES for state in getattr(layer, name, {}).values() if state is not None]
+    return [*([layer.keys, layer.values] if getattr(layer, "is_initialized", False) else []), *states]
+
+
+def _layer_context(layer: Any) -> _Context:
+    """What a layer is besides its tensors.
 
     Raises:
         UnsupportedInputError: a layer that keeps more than this, or counts tokens of a dynamic size.
@@ -71,30 +101,47 @@ def _layer_context(layer: Any) -> tuple[Any, ...]:
     seen = getattr(layer, "cumulative_length", None)
     if isinstance(seen, torch.SymInt):
         raise UnsupportedInputError("a sliding-window cache counts tokens of a dynamic size", hint=_HINT)
-    return name, getattr(layer, "sliding_window", None), seen
+    if getattr(layer, "record_past", False):
+        raise UnsupportedInputError(f"a {name} records what it drops", hint=_HINT)
+    held = tuple(tuple(state is not None for state in getattr(layer, states, {}).values()) for states in _STATES)
+    marks = tuple(tuple(getattr(layer, mark, {}).values()) for mark in _MARKS)
+    return _Context(
+        name, getattr(layer, "sliding_window", None), seen, getattr(layer, "is_initialized", False), held, marks
+    )
 
 
-def _unflatten_dynamic(tensors: Any, context: Any) -> Any:
+def _unflatten_dynamic(tensors: Any, contexts: Any) -> Any:
     from transformers import cache_utils
 
     cache = cache_utils.DynamicCache()
     cache.layers = [
-        _layer(getattr(cache_utils, name), window, seen, list(pair))
-        for pair, (name, window, seen) in zip(tensors, context, strict=True)
+        _layer(getattr(cache_utils, context[0]), _Context(*context), list(held))
+        for held, context in zip(tensors, contexts, strict=True)
     ]
     return cache
 
 
-def _layer(kind: type[Any], window: int | None, seen: int | None, pair: list[Any]) -> Any:
+def _layer(kind: type[Any], context: _Context, tensors: list[Any]) -> Any:
+    options = {} if context.window is None else {"sliding_window": context.window}
+    options |= {"number_of_states": len(context.held[0])} if context.held[0] else {}
     with _disable_current_modes():  # the layer's own constant is no part of the model
-        layer = kind() if window is None else kind(sliding_window=window)
-    if seen is not None:
-        layer.cumulative_length = seen
-    if pair:
-        layer.keys, layer.values = pair
+        layer = kind(**options)
+    if context.seen is not None:
+        layer.cumulative_length = context.seen
+    feed = iter(tensors)
+    if context.has_keys:
+        layer.keys, layer.values = next(feed), next(feed)
         layer.is_initialized = True
-        if isinstance(layer.keys, torch.Tensor):  # pytree also rebuilds containers of placeholders
-            layer.dtype, layer.device = layer.keys.dtype, layer.keys.device
+    for name, held in zip(_STATES, context.held, strict=True):
+        for i, is_there in enumerate(held):
+            if is_there:
+                getattr(layer, name)[i] = next(feed)
+                getattr(layer, f"is_{name}_initialized")[i] = True
+    for name, values in zip(_MARKS, context.marks, strict=True):
+        if values:
+            getattr(layer, name).update(enumerate(values))
+    if tensors and isinstance(tensors[0], torch.Tensor):  # pytree also rebuilds containers of placeholders
+        layer.dtype, layer.device = tensors[0].dtype, tensors[0].device
     return layer
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gaudicc.emulator import install
+from gaudicc.emulator.autoload import catch_up
 from gaudicc.emulator.children import serve_children
 
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["PT_HPU_LAZY_MODE"] = "1" if options.mode == "lazy" else "0"
     install()
     serve_children()
+    catch_up()
     sys.argv = [options.program, *options.arguments]
     try:
         if options.module:

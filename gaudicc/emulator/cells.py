@@ -1,6 +1,14 @@
-"""Recurrent cells that torch fuses for the key PrivateUse1 but not for Gaudi's own, taken apart again."""
+"""Recurrent nets: what torch does otherwise for the key PrivateUse1 than for Gaudi's own.
+
+Cells that it fuses for the one only are taken apart again. Packing a batch of sequences is torch's own code, which leaves the
+sizes on the host.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +40,10 @@ def gru_cell(
     return (before - new) * update + new, torch.cat([reset, update, new, before, n_hidden], 1)
 
 
-PARTS = {
+_PACK = torch.ops.aten._pack_padded_sequence.default
+
+PARTS: dict[Any, Callable[..., Any]] = {
+    _PACK: partial(_PACK._op_dk, torch._C.DispatchKey.CompositeExplicitAutograd),
     torch.ops.aten._thnn_fused_lstm_cell.default: lstm_cell,
     torch.ops.aten._thnn_fused_gru_cell.default: gru_cell,
 }

@@ -1,7 +1,7 @@
 """Child processes that start a new interpreter find the emulated package too, while their parent lives.
 
 A folder with a stand-in for `habana_frameworks` is put on `PYTHONPATH`; the stand-in calls `install` and steps aside. The
-folder is made for this process and removed at its end.
+folder says that the package is installed, to torch as well, and is made for this process and removed at its end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import sys
 import tempfile
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+
+from gaudicc.emulator.autoload import ENTRY_POINTS, PACKAGE
+from gaudicc.targets.target import RELEASE
 
 _PREFIX = "gaudicc_emulator_"
 STAND_IN = '''"""Made by gaudicc for a child process: serves the emulated package instead of itself."""
@@ -33,6 +36,12 @@ def serve_children() -> None:
     (folder / "habana_frameworks").mkdir()
     text = STAND_IN.format(folder=str(folder))
     (folder / "habana_frameworks" / "__init__.py").write_text(text, encoding="utf-8")
+    known = (
+        folder / f"{PACKAGE.replace('-', '_')}-{RELEASE}.dist-info"
+    )  # for pip, importlib.metadata, and torch, which looks for entry points
+    known.mkdir()
+    (known / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {RELEASE}\n", encoding="utf-8")
+    (known / "entry_points.txt").write_text(ENTRY_POINTS, encoding="utf-8")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     sys.path.append(str(folder))  # what multiprocessing hands to a spawned child; here our own finder comes first
     parent = os.getpid()

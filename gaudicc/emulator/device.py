@@ -54,12 +54,18 @@ def register(module: ModuleType) -> None:
     aten = Library("aten", "IMPL")
     # Reached from C++ with the Python key switched off, where the fallback above cannot be called.
     aten.impl("_copy_from", _copy_from, "PrivateUse1")
+    aten.impl("_local_scalar_dense", _local_scalar_dense, "PrivateUse1")
     _LIBRARIES.extend((everything, aten))
 
 
 def _without_tensor(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Ops that carry no device tensor, such as factories, come here instead of `HpuTensor.__torch_dispatch__`."""
     return dispatch(op, args, kwargs)
+
+
+def _local_scalar_dense(tensor: Tensor) -> Any:
+    """`torch.tensor([x])` reads a device tensor x."""
+    return dispatch(torch.ops.aten._local_scalar_dense.default, (tensor,), {})
 
 
 def _copy_from(source: Tensor, destination: Tensor, non_blocking: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ from gaudicc.emulator.emulation import Emulation, current
 from gaudicc.emulator.ledger import Kind
 from gaudicc.emulator.tensor import DEVICE, HpuTensor, raw_of
 from gaudicc.targets import op_name
-from gaudicc.targets.calls import OpCall, map_values, reads_host
+from gaudicc.targets.calls import OpCall, map_values, reads_host, tensors_in
 
 aten = torch.ops.aten
 
@@ -90,23 +90,60 @@ def _compute(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs
         if isinstance(result, Tensor) and result.is_complex() and (asked is None or torch.device(asked).type == DEVICE):
             raise RuntimeError(f"{op_name(op)}: the device holds no complex tensor ({result.dtype})")
     elif op.is_view:
-        result = call.run()
+        result = _viewed(call, clustered=emulation.clustered)
         _gather(emulation, call, result, computes=False)
     else:
         if emulation.capture is not None:
             emulation.capture.before(call)
         fallbacks = len(emulation.judge.fallbacks)
         result = emulation.judge.again(call) if emulation.clustered else emulation.judge.whole(call)
+        result = _dense(call, result)
         if len(emulation.judge.fallbacks) == fallbacks:  # else the host made it: an input of what is gathered next
             _gather(emulation, call, result, computes=True)
     if asked is not None and torch.device(asked).type != DEVICE:
         return map_values(result, lambda leaf: leaf.to(asked) if isinstance(leaf, Tensor) else leaf)
+    if (
+        given.op.is_view
+        and torch.is_inference_mode_enabled()
+        and not any(leaf.is_inference() for leaf in given.tensors())
+    ):
+        with torch.inference_mode(mode=False):  # a view of a plain tensor is a plain tensor
+            return _wrap(emulation, given, result)
     return _wrap(emulation, given, result)
+
+
+def _viewed(call: OpCall, *, clustered: bool) -> object:
+    """A view; in a cluster, where strides are the graph compiler's, one that these do not allow is a copy."""
+    try:
+        return call.run()
+    except RuntimeError:
+        if not clustered or call.op is not aten.view.default:
+            raise
+        return aten.reshape.default(*call.args)
+
+
+def _dense(call: OpCall, result: object) -> object:
+    """Results lie in memory in the order of their dims, or channels last, whatever strides the operands have.
+
+    Source: HabanaAI/gaudi-pytorch-bridge 1.19.0, `hpu_ops/backend/op_backend.cpp`; PyTorch's fake tensors say the same of hpu.
+    """
+    if all(leaf.layout is not torch.strided or leaf.is_contiguous() for leaf in tensors_in(result)):
+        return result
+    held = {tensor.untyped_storage()._cdata for tensor in call.tensors() if tensor.layout is torch.strided}
+
+    def lay(leaf: object) -> object:
+        if not isinstance(leaf, Tensor) or leaf.layout is not torch.strided or leaf.untyped_storage()._cdata in held:
+            return leaf
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(leaf.dim())
+        return leaf if last is not None and leaf.is_contiguous(memory_format=last) else leaf.contiguous()
+
+    return map_values(result, lay)
 
 
 def _gather(emulation: Emulation, call: OpCall, result: object, *, computes: bool) -> None:
     """Add the op to the graph that is being gathered and, inside a capture, to the capture."""
-    emulation.recipes.add(op_name(call.op), call.args, call.kwargs, result, computes=computes)
+    made = call.written() if result is None else result  # foreach ops that write give nothing back
+    emulation.recipes.add(op_name(call.op), call.args, call.kwargs, made, computes=computes)
     if emulation.capture is not None:
         emulation.capture.add(call, result)
     elif not emulation.settings.lazy and not emulation.clustered:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaudicc.emulator import affine
 from gaudicc.emulator.generator import hpu_generator, using_hpu_generator
 from gaudicc.targets import op_name
 from gaudicc.targets.calls import OpCall, map_values, on_meta, tensors_in
@@ -20,6 +21,8 @@ _GAPS = (
     "must be long",
     "Expected tensor for",
 )
+_BY_ROW = ("aten::index_select", "aten::index_copy", "aten::index_copy_")
+"""Ops with arguments (values, dim, row numbers)."""
 
 
 def execute(call: OpCall) -> object:
@@ -30,7 +33,18 @@ def execute(call: OpCall) -> object:
 
     Returns:
         What the op gives; random ops draw from the device's generator.
+
+    Raises:
+        RuntimeError: it gives a sparse tensor, for which the device has no memory.
     """
+    result = _execute(call)
+    for tensor in tensors_in(result):
+        if tensor.layout is not torch.strided:
+            raise RuntimeError(f"{op_name(call.op)}: the device holds no sparse tensor ({tensor.layout})")
+    return result
+
+
+def _execute(call: OpCall) -> object:
     own = _KERNELS.get(op_name(call.op))
     if own is not None:
         return own(*call.args, **call.kwargs)
@@ -40,8 +54,18 @@ def execute(call: OpCall) -> object:
         return call.run()
     except (RuntimeError, IndexError) as error:
         if not any(gap in str(error) for gap in _GAPS):
+            if op_name(call.op) in _BY_ROW and "out of" in str(error):
+                return _from_the_end(call).run()
             raise
         return _wider(call)
+
+
+def _from_the_end(call: OpCall) -> OpCall:
+    """Row numbers below 0 count from the end: vllm-project/vllm-gaudi fills lists of blocks up with -1 in its defragmentation."""
+    arguments: tuple[Any, ...] = call.args
+    values, dim, index, *rest = arguments
+    rows = torch.where(index < 0, index + values.shape[dim], index)
+    return OpCall(call.op, (values, dim, rows, *rest), call.kwargs)
 
 
 def _random(call: OpCall) -> object:
@@ -142,4 +166,5 @@ _KERNELS: dict[str, Callable[..., object]] = {
     "aten::_add_relu.Tensor": _add_relu,
     "aten::uniform_": _uniform,
     "aten::_unique2": _unique2,
+    **affine.KERNELS,
 }

@@ -1,8 +1,9 @@
 """Where torch asks C++ for something that a device written in Python cannot give, torch is changed in this process.
 
 Each change: a module's `to` keeps its parameters' identity, assigning a device tensor to a CPU tensor's `data` works, a
-generator for `hpu` can be made, `fork_rng` keeps the device's state, a saved device tensor comes back on the device, and
-torch's own layers do not take `hpu` for a device that has their fused kernels: on a Gaudi it is no PrivateUse1 device.
+generator for `hpu` can be made, `torch.accelerator` answers, `fork_rng` keeps the device's state, a saved device tensor comes
+back on the device, and torch's own layers do not take `hpu` for a device that has their fused kernels: on a Gaudi it is no
+PrivateUse1 device.
 """
 
 from __future__ import annotations
@@ -26,11 +27,26 @@ def apply() -> None:
     tensor.data = property(_plain_data, _set_data)
     tensor.pin_memory, tensor.is_pinned = _pin_memory, _is_pinned
     library.Generator = _Generator
+    _share_services(library)
     library.random.fork_rng = _forking(library.random.fork_rng)
     library.utils.backend_registration._privateuse1_backend_name = "privateuseone"
     saving.register()
     if not current().settings.lazy:
         backend.register()
+
+
+_SERVICES = (
+    "empty_cache", "max_memory_allocated", "max_memory_reserved", "memory_allocated", "memory_reserved", "memory_stats",
+    "reset_accumulated_memory_stats", "reset_peak_memory_stats", "synchronize",
+)  # fmt: skip
+
+
+def _share_services(library: Any) -> None:
+    """`torch.accelerator` asks C++ for what `torch.hpu` knows; older torch has fewer of these, or none."""
+    accelerator = getattr(library, "accelerator", None)
+    for name in _SERVICES:
+        if hasattr(accelerator, name):
+            setattr(accelerator, name, getattr(library.hpu, name))
 
 
 def _changeable() -> tuple[Any, Any, Any]:

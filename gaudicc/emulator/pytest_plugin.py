@@ -9,10 +9,12 @@ from __future__ import annotations
 import pytest
 
 from gaudicc.emulator import install
+from gaudicc.emulator.autoload import catch_up
 from gaudicc.emulator.children import serve_children
 
 install()
 serve_children()
+catch_up()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

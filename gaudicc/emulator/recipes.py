@@ -74,10 +74,12 @@ class Step:
             self._name(next(tensors_in(results)), self._describe(next(tensors_in(args))))
             return
         described, first = self._describe(args), len(self._forms)
-        self._entries.append((name, described, self._describe(kwargs)))
+        options = self._describe(kwargs)
         for tensor in tensors_in(results):
             self._name(tensor, Made(len(self._forms)))
             self._forms.append(_form(tensor))
+        # What a result looks like follows from the operands, but for sizes that depend on values.
+        self._entries.append((name, described, options, *self._forms[first:]))
         if computes:
             self._computing.append((name, described, first, len(self._forms), user_line()))
 

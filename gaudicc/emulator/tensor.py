@@ -27,8 +27,14 @@ class HpuTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls: type[HpuTensor], raw: Tensor) -> HpuTensor:
-        """Wraps a CPU tensor, sharing its memory."""
+    def __new__(cls: type[HpuTensor], raw: Tensor, requires_grad: bool | None = None) -> Any:
+        """Wraps a CPU tensor, sharing its memory.
+
+        With `requires_grad` it makes a parameter on the device that the values are on: programs call the class of a
+        parameter, which on a Gaudi is torch's own.
+        """
+        if requires_grad is not None:
+            return torch.nn.Parameter(raw, requires_grad)
         wrapper: HpuTensor = Tensor._make_wrapper_subclass(
             cls,
             raw.size(),

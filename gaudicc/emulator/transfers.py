@@ -13,10 +13,12 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from gaudicc.emulator.emulation import Emulation
+from gaudicc.emulator.kernels import execute
 from gaudicc.emulator.ledger import Kind
 from gaudicc.emulator.tensor import HpuTensor, raw_of
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.targets import op_name
+from gaudicc.targets.calls import OpCall
 
 Compute = Callable[[Emulation, OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -73,7 +75,7 @@ def read(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: di
     raw = [raw_of(arg) for arg in args]
     moved = sum(arg.element_size() for arg in raw if isinstance(arg, Tensor))
     emulation.ledger.add(Kind.HOST_READ, name, moved, emulation.clock.fetch(moved))
-    return op(*raw, **kwargs)
+    return execute(OpCall(op, tuple(raw), kwargs))
 
 
 def _values(tensor: Tensor) -> Tensor:

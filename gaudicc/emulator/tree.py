@@ -13,8 +13,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from gaudicc.emulator import autoload
+
 ROOT = "habana_frameworks"
 TORCH = "habana_frameworks.torch"
+AUTOLOAD = "habana_frameworks.autoload"
 _SURFACE = "gaudicc.emulator.surface"
 _HPU = ("device", "memory", "random", "streams", "metrics", "attention")
 _LAZY = ("graphs",)
@@ -39,6 +42,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "hpex.experimental.transformer_engine.fp8": ("training",),
     "hpex.experimental.transformer_engine.recipe": ("training",),
     "hpex.kernels": ("kernels",),
+    "hpex.kernels.Fp8FusedSDPA": ("kernels:fp8_fused_sdpa", "grouped"),
+    "hpex.kernels.FusedSDPA": ("kernels:FusedSDPA", "grouped"),
     "hpex.normalization": ("kernels",),
     "hpu": _HPU,
     "hpu.events": ("streams",),
@@ -53,10 +58,13 @@ MODULES: dict[str, tuple[str, ...]] = {
     "utils.debug": ("debug",),
     "utils.debug.dynamo_utils": ("analyzer",),
     "utils.event_dispatcher": ("dispatcher",),
-    "utils.experimental": ("debug",),
+    "utils.experimental": ("debug", "recompilation", "experimental"),
+    "utils.experimental.detect_recompilation": ("recompilation",),
     "utils.internal": ("internal",),
+    "utils.library_loader": ("versions:is_habana_available",),
+    "utils.version_checker": ("versions:is_pytorch_at_least",),
 }
-"""Name below `habana_frameworks.torch` -> files of `surface` whose `__all__` it shows, the later ones winning."""
+"""Name below `habana_frameworks.torch` -> files of `surface` whose `__all__`, or one name, it shows, the later ones winning."""
 
 HOOKS: dict[str, str] = {
     "hpex.experimental.transformer_engine": "training:refused_name",
@@ -67,8 +75,16 @@ HOOKS: dict[str, str] = {
 }
 """Modules that answer for names which are not listed: name -> the function asked."""
 
+REACHED: dict[str, dict[str, str]] = {
+    "": {"torch": "torch"},
+    "core": {"hpu": f"{TORCH}.hpu", "htdebug": f"{TORCH}.utils.debug", "htexp": f"{TORCH}.utils.experimental"},
+    "utils.experimental": {"hpu": f"{TORCH}.hpu", "htmem": f"{TORCH}.hpu.memory"},
+}
+"""Modules that a module imports for itself, and that programs reach through it: name -> attribute -> module."""
+
 AT_ONCE = (
-    "core", "distributed.hccl", "hpu", "hpu.memory", "hpu.random", "hpu.metrics", "utils.internal", "utils.debug",
+    "core", "core.quantization", "core.step_closure",
+    "distributed.hccl", "hpu", "hpu.memory", "hpu.random", "hpu.metrics", "utils.internal", "utils.debug",
     "utils.event_dispatcher", "utils.experimental", "internal.bridge_config",
 )  # fmt: skip
 """Imported together with `habana_frameworks.torch`."""
@@ -86,7 +102,7 @@ class Finder(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
         """The spec of one of our names, or None."""
-        if fullname == ROOT or _below(fullname) in MODULES:
+        if fullname in (ROOT, AUTOLOAD) or _below(fullname) in MODULES:
             inner = any(name.startswith(f"{_below(fullname)}.") for name in MODULES)
             return ModuleSpec(fullname, self, is_package=fullname in (ROOT, TORCH) or inner)
         return None
@@ -95,13 +111,19 @@ class Finder(MetaPathFinder, Loader):
         """Fill one module."""
         module.__doc__ = f"`{module.__name__}` as gaudicc emulates it; nothing here speaks to a Gaudi."
         name = _below(module.__name__)
+        if module.__name__ == AUTOLOAD:
+            module.__dict__.update({key: getattr(autoload, key) for key in autoload.__all__})
         if name is None:
             return
+        for attribute, other in REACHED.get(name, {}).items():
+            setattr(module, attribute, importlib.import_module(other))
         if name == "":
             self._bring_up()
             for part in AT_ONCE:
                 importlib.import_module(f"{TORCH}.{part}")
             return
+        for inner in _files_of(name):  # before a class of the same name takes its place
+            importlib.import_module(f"{TORCH}.{inner}")
         fill(module, name)
 
 
@@ -125,10 +147,16 @@ def symbols(name: str) -> dict[str, Any]:
 
     files = MODULES[name] + (_LAZY if name == "hpu" and current().settings.lazy else ())
     found: dict[str, Any] = {}
-    for file in files:
+    for each in files:
+        file, _, only = each.partition(":")
         source = importlib.import_module(f"{_SURFACE}.{file}")
-        found.update({key: getattr(source, key) for key in source.__all__})
+        found.update({key: getattr(source, key) for key in ([only] if only else source.__all__)})
     return found
+
+
+def _files_of(name: str) -> list[str]:
+    """Modules directly in a package that are named like a class, as the files of `hpex.kernels` are."""
+    return [each for each in MODULES if each.rpartition(".")[0] == name and each.rpartition(".")[2][:1].isupper()]
 
 
 def _below(name: str) -> str | None:

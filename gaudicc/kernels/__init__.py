@@ -6,7 +6,18 @@ this package registers them.
 
 from gaudicc.kernels.attention import attention
 from gaudicc.kernels.grouped import grouped_linear
+from gaudicc.kernels.moe import moe
 from gaudicc.kernels.norm import rms_norm
+from gaudicc.kernels.rotary import rotary
 from gaudicc.kernels.split import merge_parts, softmax_part, softmax_tile
 
-__all__ = ["attention", "grouped_linear", "merge_parts", "rms_norm", "softmax_part", "softmax_tile"]
+__all__ = [
+    "attention",
+    "grouped_linear",
+    "merge_parts",
+    "moe",
+    "rms_norm",
+    "rotary",
+    "softmax_part",
+    "softmax_tile",
+]

@@ -43,7 +43,10 @@ Returns:
 def expand_heads(x: Tensor, groups: int) -> Tensor:
     """Repeats every key/value head `groups` times: `[batch, kv_heads, keys, dim]` -> `[batch, heads, keys, dim]`."""
     batch, heads, keys, dim = x.shape
-    return x.unsqueeze(2).expand(batch, heads, groups, keys, dim).reshape(batch, heads * groups, keys, dim)
+    repeated = x.unsqueeze(2).expand(batch, heads, groups, keys, dim)
+    # `reshape` is a composite, which no pass may bring back once they are decomposed.
+    whole: Tensor = torch.ops.aten.clone.default(repeated, memory_format=torch.contiguous_format)
+    return whole.view(batch, heads * groups, keys, dim)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:

@@ -71,11 +71,12 @@ def _reference_tile(
 def plain_merge_parts(
     out: Tensor, maximum: Tensor, total: Tensor, other: Tensor, other_maximum: Tensor, other_total: Tensor
 ) -> Part:
-    """The same in plain ATen: two exponentials per row, then a weighted mean in one op."""
-    top = torch.maximum(maximum, other_maximum)
-    first, second = total * torch.exp(maximum - top), other_total * torch.exp(other_maximum - top)
-    merged = first + second
-    share = second / merged.clamp(min=1.0)
+    """The same in plain ATen: statistics of both parts side by side, so that each is one op; then a weighted mean in one op."""
+    maxima = torch.cat([maximum.unsqueeze(0), other_maximum.unsqueeze(0)])
+    top = torch.amax(maxima, 0)
+    totals = torch.cat([total.unsqueeze(0), other_total.unsqueeze(0)]) * torch.exp(maxima - top)
+    merged = totals.sum(0)
+    share = totals[1] / merged.clamp(min=1.0)
     return torch.lerp(_cast(out, torch.float32), _cast(other, torch.float32), share), top, merged
 
 
@@ -158,8 +159,8 @@ def sliced_attention(
         mask: None or a mask; cut to each tile.
         causal: query i attends keys 0 .. i only.
         scale: factor on the scores.
-        tiles: what each slice computes, those of one block of rows following each other; rows in order within a block of
-            heads, blocks of heads in order. Keys that no tile names are taken to be masked.
+        tiles: what each slice computes, those of one block of rows following each other in the order of their keys. Keys that
+            no tile names are taken to be masked.
         sink: None, or `[heads]`: the score of one more key per head whose value is zero.
 
     Returns:

@@ -33,8 +33,7 @@ Shapes = Mapping[str, Mapping[int, Any]]
 
 # What is pad is declared by the steps themselves: rows behind a length are masked and written to dump rows.
 # Slices of attention and of rows overlap two engines, and sub-graphs are launched; the CPU is one engine and launches nothing.
-# Their integers are tokens, slots, lengths and positions, which the scheduler keeps below the limits of the state.
-_PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, (CheckIntegers, Pad)))
+_PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, Pad))
 _FOR_ENGINES = (PartitionLayers, SplitAttention, StaggerRows)
 
 
@@ -48,6 +47,7 @@ class EntryPoint:
         target: the chip.
         device: records.
         counters: counted into.
+        ranges: `(argument or buffer, lowest, highest)`: what the caller sees to that integers hold.
         level: what is checked after each pass.
     """
 
@@ -60,11 +60,14 @@ class EntryPoint:
         target: Target,
         device: Device,
         counters: Counters,
+        ranges: tuple[tuple[str, int, int], ...] = (),
         level: Level = Level.OPS,
     ) -> None:
         self._module, self._example, self._dims = module, dict(example), dims
         self._target, self._device, self._counters, self._level = target, device, counters, level
-        passes = [step for step in _PASSES if device.name != "cpu" or not isinstance(step, _FOR_ENGINES)]
+        checks = CheckIntegers(ranges=(), kept=ranges)
+        passes = [checks if isinstance(step, CheckIntegers) else step for step in _PASSES]
+        passes = [step for step in passes if device.name != "cpu" or not isinstance(step, _FOR_ENGINES)]
         self._symbolic, self._static = split_pipeline(passes)
         self._program: Program | None = None
         self._runners: dict[Bucket, Runner] = {}
@@ -98,7 +101,8 @@ class EntryPoint:
         if runner is None:
             with collector_paused():
                 static = self.static_program(bucket)
-                runner = Runner(lower(static, bucket), static.bound(), self._device, self._counters, borrow=True)
+                plan = lower(static, bucket, loops=self._device.name == "cpu")
+                runner = Runner(plan, static.bound(), self._device, self._counters, borrow=True)
             self._runners[bucket] = runner
         return runner
 

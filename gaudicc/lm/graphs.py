@@ -119,7 +119,13 @@ class Graphs:
         if "ids" in example and limits.context > 2:  # a prompt of one token is padded to two or more
             dims.setdefault("ids", {})[1] = ("queries", 2, limits.context)
         example = {name: value.to(self.state.device) for name, value in example.items()}
-        return EntryPoint(step.eval(), example, dims, target=self.target, device=self.device, counters=self.counters)
+        # What the scheduler keeps: it admits no request that would leave the state.
+        kept = {"slots": limits.slots, "context": limits.context, "lengths": limits.context, "starts": limits.context}
+        kept |= {"state.position": limits.context, "state.live": 1}
+        ranges = tuple((name, 0, high) for name, high in kept.items())
+        return EntryPoint(
+            step.eval(), example, dims, target=self.target, device=self.device, counters=self.counters, ranges=ranges
+        )
 
     @property
     def buckets(self) -> dict[str, tuple[Bucket, ...]]:

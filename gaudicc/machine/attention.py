@@ -99,7 +99,11 @@ class Tile:
 
 
 def tiles(shape: AttentionShape, split: Split) -> Iterator[Tile]:
-    """The slices of a split in program order: blocks of heads, in them blocks of rows, in them chunks of keys."""
+    """The slices of a split in program order: blocks of heads, in them blocks of rows, in them chunks of keys.
+
+    The last rows come first: where attention is causal they see the most keys, and short slices at the end leave the engines
+    idle for less.
+    """
     for batch, heads in _head_blocks(shape, split.heads):
         yield from _block(shape, split, batch, heads)
 
@@ -110,7 +114,7 @@ def first_block(shape: AttentionShape, split: Split) -> Iterator[Tile]:
 
 
 def _block(shape: AttentionShape, split: Split, batch: tuple[int, int], heads: tuple[int, int]) -> Iterator[Tile]:
-    for row in range(0, shape.queries, split.rows):
+    for row in reversed(range(0, shape.queries, split.rows)):
         rows = (row, min(shape.queries, row + split.rows))
         chunks = list(_chunks(shape.span(*rows), split.keys))
         for index, keys in enumerate(chunks):

@@ -16,8 +16,8 @@ from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpClass, OpCost, OpWork,
 from gaudicc.machine.gemm import Gemm
 from gaudicc.machine.timeline import Task
 
-# Nodes of a merge on one number a row: maximum, two differences, exponentials and products, sum, bound, share.
-_ROW_NODES = 10
+# Nodes of a merge on two numbers a row: maximum, difference, exponential, product, sum, bound, share.
+_ROW_NODES = 7
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,11 @@ def _merge_cost(chip: Chip, elements: int, out_bytes: int, last: bool) -> OpCost
     mean = OpWork(
         "mean", OpClass.ELEMENTWISE, "fp32", elements=elements, read_bytes=8 * elements, written_bytes=4 * elements
     )
-    works = [cast, mean, *([cast] if last else [])]
+    works = [
+        cast,
+        mean,
+        *([cast, cast] if last else []),
+    ]  # the last one pays for the cast of the first part, and of the result
     costs = [op_cost(work, chip, on_chip=True) for work in works]
     seconds = sum(cost.seconds for cost in costs) + _ROW_NODES * chip.host.node_seconds
     compute, memory = sum(cost.compute_seconds for cost in costs), sum(cost.memory_seconds for cost in costs)

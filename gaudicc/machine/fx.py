@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -28,6 +28,7 @@ _DTYPES = {
 }  # fmt: skip
 
 ATTENTION = "attention"
+MIXTURE = "moe"
 _PRODUCTS = {"linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "convolution"}
 # Products whose third operand is added to the result; the MME has no input for it, so it costs a TPC node.
 _WITH_BIAS = {"linear": 2, "convolution": 2, "addmm": 0, "baddbmm": 0}
@@ -90,8 +91,17 @@ def work_of(node: fx.Node) -> OpWork:
         moved = min(sum(result.numel() for result in results), sum(operand.numel() for operand in operands[1:]) or 1)
         moved = max(moved, results[0].numel() if name in ("embedding", "index_select", "index", "gather") else 0)
         elements, read, written = moved, moved * results[0].element_size(), moved * results[0].element_size()
-        row_bytes = results[0].shape[-1] * results[0].element_size() if results[0].dim() else 0
+        row_bytes = _row(node, results[0]) * results[0].element_size()
     return OpWork(node.name, op_class, dtype, None, elements, read, written, 0, row_bytes)
+
+
+def _row(node: fx.Node, result: torch.Tensor) -> int:
+    """Entries that a gather reads in one place; of numpy-style indexing what follows the last dim that is indexed."""
+    if op_name(node) in ("index", "_unsafe_index"):
+        source, indices = _operands(node)[0], cast(Any, node.args[1])
+        last = max((dim for dim, index in enumerate(indices) if index is not None), default=-1)
+        return prod(source.shape[last + 1 :])
+    return result.shape[-1] if result.dim() else 0
 
 
 def workload_of(nodes: Iterable[fx.Node], repeats: int = 1) -> Workload:
@@ -129,6 +139,9 @@ def works_of(node: fx.Node) -> Iterator[OpWork]:
         for op in unsplit_works(attention_shape(node)):
             yield replace(op, name=f"{node.name}_{op.name}")
         return
+    if op_name(node) == MIXTURE:
+        yield from _mixture(node)
+        return
     yield work_of(node)
     position = _WITH_BIAS.get(op_name(node))
     if position is not None and len(node.args) > position and isinstance(node.args[position], fx.Node):
@@ -142,6 +155,21 @@ def works_of(node: fx.Node) -> Iterator[OpWork]:
             read_bytes=moved,
             written_bytes=moved,
         )
+
+
+def _mixture(node: fx.Node) -> Iterator[OpWork]:
+    """Two products of experts around a gate: the choices are spread evenly, and every expert's weights are read."""
+    x, chosen, _, gate_up, down = (_tensors(node, arg.meta["val"])[0] for arg in node.args[:5])  # type: ignore[union-attr]
+    dtype, size = _dtype(node, x), x.element_size()
+    for name, weights in (("gate_up", gate_up), ("down", down)):
+        experts, width, depth = weights.shape
+        rows = -(-chosen.numel() // experts)
+        gemm = Gemm(rows, width, depth, (experts,) if experts > 1 else (), dtype)
+        read, written = size * experts * (rows * depth + depth * width), size * experts * rows * width
+        yield OpWork(f"{node.name}_{name}", OpClass.GEMM, dtype, gemm, 0, read, written, _bytes(weights))
+        if weights is gate_up:
+            gated = written // size
+            yield OpWork(f"{node.name}_gate", OpClass.TRANSCENDENTAL, dtype, None, gated, written, written // 2)
 
 
 def op_name(node: fx.Node) -> str:

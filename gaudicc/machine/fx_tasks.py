@@ -40,9 +40,8 @@ def tasks_of(nodes: Iterable[fx.Node], chip: Chip, *, on_chip: bool = False) -> 
 def node_tasks(node: fx.Node, chip: Chip, after: tuple[str, ...], *, on_chip: bool = False) -> list[Task]:
     """The tasks of one node, each after the one before it; none for a view.
 
-    Nodes that split-attention has numbered (`meta["slice"]`) keep what passes between them on chip; parts of the rows
-    (`meta["rows"]`, of stagger-rows) are threads of their own, and pass everything through HBM. Fused attention is three
-    tasks: the part of the shorter engine's work that nothing hides, then both engines at once.
+    Nodes that split-attention has numbered (`meta["slice"]`) keep what passes between them on chip; all others pass everything
+    through HBM. Fused attention is three tasks: the part of the shorter engine's work that nothing hides, then both at once.
 
     Args:
         node: a `call_function` node.
@@ -55,14 +54,12 @@ def node_tasks(node: fx.Node, chip: Chip, after: tuple[str, ...], *, on_chip: bo
     if getattr(node.meta.get("engine"), "value", None) == "none":
         return []  # the target's table knows it as a view or a logical concat
     place = node.meta.get("slice")
-    rows = node.meta.get("rows")
-    thread = place if rows is None else -1 - rows  # a part of the rows is a thread too, but nothing of it stays on chip
     kept = on_chip or any(user.meta.get("slice") == place for user in node.users if place is not None)
     tasks: list[Task] = []
     for op in works_of(node):
         cost = op_cost(op, chip, on_chip=on_chip or place is not None)
         if cost.engine is not Engine.NONE:
-            tasks.append(Task(op.name, cost.engine, cost.seconds, after, op.written_bytes if kept else 0, slice=thread))
+            tasks.append(Task(op.name, cost.engine, cost.seconds, after, op.written_bytes if kept else 0, slice=place))
             after = (op.name,)
     return tasks
 

@@ -6,7 +6,7 @@ is that of exhaustive search over the family. All times are modelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -15,19 +15,21 @@ from gaudicc.machine.attention_cost import Costs, split_tasks
 from gaudicc.machine.chip import Chip
 from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpClass, OpWork, op_cost
 from gaudicc.machine.gemm import Gemm
-from gaudicc.machine.schedule import VENDOR_LIVE_SLICES, vendor_schedule
+from gaudicc.machine.schedule import vendor_schedule
 from gaudicc.machine.simulate import Limits
 from gaudicc.machine.timeline import Timeline
 
 # Slices at most in one graph: what the graph compiler's own slicer makes of one bundle (synapse, HabanaAI/
 # Intel_Gaudi3_Software). A node costs about 1 ms of graph compile time, so more are a matter of seconds a layer.
 MOST_SLICES = 128
-# Of ways this close to the fastest, one that leaves room is taken, then the one with the fewest slices: each slice costs
-# compile time and memory.
+# Of ways this close to each other, whatever the unpublished constants are, the one with the fewest slices is taken: each slice
+# costs compile time and memory. What gains less is not worth a rewrite.
 LEAST_GAIN = 0.03
-# Part of the usable on-chip memory that a way with room needs at most. How much is usable is not published, and slices
-# that fit only just go to HBM, at up to 1.7 times the time, where it is less.
-ROOM = 0.7
+# Ways slower than this beside the fastest are not considered, however robust.
+CLOSE = 0.05
+# Constants without a published source on which the order of ways depends, and how far each is moved to see whether it does.
+_UNSURE = ("mme.sustained", "tpc.flops_per_element.softmax", "memory.sram_usable", "host.node_seconds")
+MOVED = 0.3
 # Keys that the fused kernel takes at once: PT_HPU_SDPA_BC_FACTOR, HabanaAI/gaudi-pytorch-bridge 1.19.0.
 _FUSED_BLOCK = 1024
 
@@ -41,18 +43,12 @@ class Option:
         split: the split; None for the fused kernel.
         seconds: modelled time under the vendor's policy.
         slices: number of slices.
-        peak_bytes: most on-chip memory in use at once; 0 where nothing has to fit.
     """
 
     name: str
     split: Split | None
     seconds: float
     slices: int
-    peak_bytes: int = 0
-
-    def has_room(self, chip: Chip) -> bool:
-        """Whether it would fit in a good deal less on-chip memory."""
-        return self.peak_bytes <= ROOM * chip.memory.buffer_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +84,52 @@ def choose_split(
         most_slices: splits into more slices are not considered; None for all.
 
     Returns:
-        The choice: of the ways within `LEAST_GAIN` of the fastest one that leaves room, then the one with the fewest
-        slices, the fused kernel first.
+        The choice. Of the ways within `CLOSE` of the fastest, and no slower than unsplit or fused, those that stay within
+        `LEAST_GAIN` of each other's best when any of the unpublished constants is moved by 30 %, else the one that loses the
+        least then; of these the one with the fewest slices, the fused kernel first.
     """
     costs = Costs(shape, chip)
     whole = Split(shape.batch * shape.heads, shape.queries)
     options = [Option("unsplit", whole, unsplit_seconds(shape, chip), 1)]
     if fused:
         options.append(Option("fused", None, fused_seconds(costs), 1))
+    given = min(option.seconds for option in options)
     bounds = bounded_splits(costs, most_slices)
-    options += timed_splits(costs, bounds, min(option.seconds for option in options))
+    options += timed_splits(costs, bounds, given)
     options.sort(key=lambda option: (option.seconds, option.slices))
-    close = [option for option in options if option.seconds <= options[0].seconds * (1 + LEAST_GAIN)]
-    best = min(close, key=lambda option: (not option.has_room(chip), option.slices, option.name != "fused"))
+    enough = min(options[0].seconds * (1 + CLOSE), given)
+    losses = _worst_losses([option for option in options if option.seconds <= enough], shape, chip)
+    bearable = max(1 + LEAST_GAIN, min(losses.values()))
+    sound = [option for option, loss in losses.items() if loss <= bearable]
+    best = min(sound, key=lambda option: (option.slices, option.name != "fused", losses[option]))
     return Choice(best, tuple(options), bounds[0][0] if bounds else best.seconds, len(bounds))
+
+
+def moved_chips(chip: Chip, names: Iterable[str] = _UNSURE) -> Iterator[Chip]:
+    """The chip with each of these numbers moved down and up by `MOVED`; a share of something is 1 at most."""
+    for name in names:
+        for factor in (1 - MOVED, 1 + MOVED):
+            number = chip.value(name) * factor
+            share = chip.sources[name].unit.startswith("of ")
+            yield chip.with_value(name, min(number, 1.0) if share else number)
+
+
+def option_seconds(option: Option, shape: AttentionShape, chip: Chip) -> float:
+    """What a way takes on a chip, which need not be the one that it was timed on."""
+    if option.name == "unsplit":
+        return unsplit_seconds(shape, chip)
+    costs = Costs(shape, chip)
+    return fused_seconds(costs) if option.split is None else schedule_split(costs, option.split).makespan
+
+
+def _worst_losses(options: list[Option], shape: AttentionShape, chip: Chip) -> dict[Option, float]:
+    """Way -> its time over that of the best of these, where that is worst: on the chip as it is, or with a number moved."""
+    losses = {option: option.seconds / options[0].seconds for option in options}
+    for moved in moved_chips(chip) if len(options) > 1 else ():
+        seconds = {option: option_seconds(option, shape, moved) for option in options}
+        best = min(seconds.values())
+        losses = {option: max(loss, seconds[option] / best) for option, loss in losses.items()}
+    return losses
 
 
 def bounded_splits(costs: Costs, most_slices: int | None = None) -> list[tuple[float, Split]]:
@@ -123,24 +151,21 @@ def timed_splits(costs: Costs, bounds: list[tuple[float, Split]], to_beat: float
         to_beat: seconds of the fastest other way.
 
     Returns:
-        All that were timed; the fastest of the family is among them if it is faster than `to_beat`.
+        All that were timed; those of the family that are as fast as `to_beat`, and within `CLOSE` of the fastest, are among
+        them.
     """
     timed: list[Option] = []
     enough = to_beat
     for bound, split in bounds:
-        if bound >= enough:
+        if bound > enough:
             break
-        timeline = schedule_split(costs, split)
-        slices = count_slices(costs.shape, split)
-        timed.append(Option(str(split), split, timeline.makespan, slices, timeline.peak_bytes))
-        fastest = min(timed, key=lambda option: option.seconds)
-        # Where the fastest has no room, one that does may be taken in its place.
-        slack = 1.0 if fastest.has_room(costs.chip) else 1 + LEAST_GAIN
-        enough = min(to_beat, fastest.seconds * slack)
+        seconds = schedule_split(costs, split).makespan
+        timed.append(Option(str(split), split, seconds, count_slices(costs.shape, split)))
+        enough = min(enough, seconds * (1 + CLOSE))
     return timed
 
 
-def schedule_split(costs: Costs, split: Split, live_slices: int = VENDOR_LIVE_SLICES) -> Timeline:
+def schedule_split(costs: Costs, split: Split, live_slices: int | None = None) -> Timeline:
     """A split as the graph compiler's policy runs it, within on-chip memory."""
     return vendor_schedule(split_tasks(costs, split), limits_of(costs.chip), live_slices=live_slices)
 
@@ -154,17 +179,22 @@ def split_bound(costs: Costs, split: Split) -> float:
     """Seconds that no schedule of a split beats.
 
     Each engine's work with the shortest way in and out, and the residence of scores in on-chip memory: a slice holds
-    its memory while its three nodes run.
+    its memory while its three nodes run, and of slices that do not fit beside each other one has to end, or to go to HBM,
+    before the next one starts.
     """
-    mme = tpc = held = 0.0
-    fill = drain = float("inf")
+    chip = costs.chip
+    mme = tpc = held = apart = 0.0
+    fill = drain = inf
     for cost, count in costs.counted(split):
         mme, tpc = mme + cost.mme * count, tpc + cost.tpc * count
-        half = cost.score_bytes / 2
+        half, ends = cost.score_bytes / 2, cost.scores.seconds + cost.values.seconds
         held += (cost.score_bytes * cost.scores.seconds + half * (cost.softmax.seconds + cost.values.seconds)) * count
+        if cost.score_bytes + half > chip.memory.buffer_bytes and cost.scores.engine is cost.values.engine:
+            apart += (ends + min(cost.softmax.seconds, cost.score_bytes / chip.memory.stream)) * count
         fill = min(fill, cost.scores.seconds if cost.scores.engine is Engine.MME else 0.0)
-        drain = min(drain, cost.values.seconds if cost.values.engine is Engine.MME else 0.0)
-    return max(mme, tpc + fill + drain, held / costs.chip.memory.buffer_bytes)
+        # A merge is the last of its slice, so that no product need follow the vector work.
+        drain = min(drain, cost.values.seconds if cost.values.engine is Engine.MME and cost.merge is None else 0.0)
+    return max(mme, tpc + fill + drain, held / chip.memory.buffer_bytes, apart)
 
 
 def family_bound(shape: AttentionShape, chip: Chip, most_slices: int | None = None) -> float:

@@ -5,5 +5,16 @@ Importing this package brings what the runtime needs; the rules come with `gaudi
 
 from gaudicc.padding.certificate import Edit, OutputProof, PadCertificate, certificate_of, refusal_note, refusal_of
 from gaudicc.padding.host import HostPadding
+from gaudicc.padding.parts import Divisible, in_parts
 
-__all__ = ["Edit", "HostPadding", "OutputProof", "PadCertificate", "certificate_of", "refusal_note", "refusal_of"]
+__all__ = [
+    "Divisible",
+    "Edit",
+    "HostPadding",
+    "OutputProof",
+    "PadCertificate",
+    "certificate_of",
+    "in_parts",
+    "refusal_note",
+    "refusal_of",
+]

@@ -12,7 +12,7 @@ Call = tuple[dict[str, torch.Tensor], Mapping[str, int]]
 
 
 def trials(program: Program, buckets: Sequence[Mapping[str, int]]) -> Iterator[Call]:
-    """Four calls per bucket, whose lengths grow and shrink, each dim in a rhythm of its own.
+    """Four calls per bucket, whose lengths grow and shrink, each dim in a rhythm of its own; all that the program stands for.
 
     Args:
         program: with dimensions and an example.
@@ -23,14 +23,22 @@ def trials(program: Program, buckets: Sequence[Mapping[str, int]]) -> Iterator[C
     """
     for sizes in buckets:
         for turn in range(4):
-            inputs = dict(program.example)
+            wanted = {}
             for place, dim in enumerate(program.dimensions):
                 size = sizes[dim.name]
                 low = min(dim.low, size)
-                length = (size, low, (low + size + 1) // 2, max(low, size - 1))[(turn + place) % 4]
-                for name, position in dim.positions:
-                    inputs[name] = resized(inputs[name], position, length)
-            yield inputs, sizes
+                wanted[dim.name] = (size, low, (low + size + 1) // 2, max(low, size - 1))[(turn + place) % 4]
+            if (lengths := program.served(wanted)) is not None:
+                yield _inputs(program, lengths), sizes
+
+
+def _inputs(program: Program, lengths: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """The example at other sizes."""
+    inputs = dict(program.example)
+    for dim in program.dimensions:
+        for name, position in dim.positions:
+            inputs[name] = resized(inputs[name], position, lengths[dim.name])
+    return inputs
 
 
 def resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.passes.stagger_rows import StaggerRows
 from gaudicc.pipeline import Pass
 
-TOKENS = (1024, 2048, 4096)
+TOKENS = (1024, 2048, 4096, 8192)
 # What is compared, and the passes that it leaves out.
 FORMS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("unsplit", (SplitAttention, StaggerRows)),
@@ -75,7 +75,7 @@ def llama_layer(tokens: int, target: str, passes: list[Pass]) -> tuple[fx.GraphM
     root = compiled.static_program().root
     call = next(node for node in root.graph.nodes if node.target is call_region)
     notes = [note for record in compiled.trace if record.name == StaggerRows.name for note in record.notes]
-    told = re.search(r"rows (in \d parts|left whole)", notes[0]) if notes else None
+    told = re.search(r"rows (in \d parts?[a-z, ]*|left whole)", notes[0]) if notes else None
     return getattr(root, str(call.args[0].target)), told[1] if told else ""
 
 

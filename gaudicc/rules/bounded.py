@@ -27,12 +27,14 @@ class Rows:
         dim: the dim whose length is unknown.
         length: the node of its length, int64 `[]`.
         symbol: the name of its length: equal lengths have equal names.
+        total: what its entries, counts, add up to at most, where that is known.
     """
 
     value: fx.Node
     dim: int
     length: fx.Node
     symbol: str = ""
+    total: int | None = None
 
     @property
     def bound(self) -> Any:

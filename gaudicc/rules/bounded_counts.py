@@ -19,13 +19,13 @@ def unique(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`unique(x, return_inverse, return_counts)`; all three results are made, those that nobody reads are dropped."""
     x = args[0]
     if not isinstance(x, Rows):
-        fixed(val(x).numel())
+        size = fixed(val(x).numel())
         values_, inverse, counts, length = inline(compaction.unique, x)
-        return Rows(values_, 0, length), inverse, Rows(counts, 0, length)
+        return Rows(values_, 0, length), inverse, Rows(counts, 0, length, total=size)
     _refuse_matrix(x)
     whole = filled(inline, x, extreme(val(x.value).dtype, largest=True))
     values_, inverse, counts, length = inline(compaction.unique, whole, x.length)
-    return Rows(values_, 0, length), Rows(inverse, 0, x.length), Rows(counts, 0, length)
+    return Rows(values_, 0, length), Rows(inverse, 0, x.length), Rows(counts, 0, length, total=fixed(x.bound))
 
 
 def runs(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
@@ -35,12 +35,12 @@ def runs(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     if along is not None and val(node).dim() != 1:
         raise Refused("equal rows of a matrix are merged")
     if not isinstance(x, Rows):
-        fixed(val(x).numel())
+        size = fixed(val(x).numel())
         values_, inverse, counts, length = inline(compaction.runs, x)
-        return Rows(values_, 0, length), inverse, Rows(counts, 0, length)
+        return Rows(values_, 0, length), inverse, Rows(counts, 0, length, total=size)
     _refuse_matrix(x)
     values_, inverse, counts, length = inline(compaction.runs, x.value, x.length)
-    return Rows(values_, 0, length), Rows(inverse, 0, x.length), Rows(counts, 0, length)
+    return Rows(values_, 0, length), Rows(inverse, 0, x.length), Rows(counts, 0, length, total=fixed(x.bound))
 
 
 def _refuse_matrix(x: Rows) -> None:

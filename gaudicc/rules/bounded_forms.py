@@ -73,12 +73,18 @@ def columns(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
 def repeated_rows(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`repeat_interleave(x, repeats, dim)`."""
     x, along = args[0], args[2] if len(args) > 2 else None
+    table = x.value if isinstance(x, Rows) else x
+    place = (along or 0) % val(table).dim()
     if isinstance(x, Rows):
-        raise Refused("rows of unknown length are repeated")
+        if x.dim != place or (along is None and val(table).dim() > 1):
+            raise Refused("rows of unknown length are repeated along another dim")
+        count = args[1].length if isinstance(args[1], Rows) else val(args[1]).shape[0]
+        differ = inline(lambda n, m: n != m, x.length, count)
+        inline.demand(differ, RuntimeError("repeats must have the same size as input along dim"))
     at = repeated(inline, args[1:2], kwargs, dim)
-    flat = inline(lambda t: aten.reshape.default(t, [-1]), x) if along is None else x
-    value = inline(lambda t, i: aten.index_select.default(t, along or 0, i), flat, at.value)
-    return Rows(value, (along or 0) % val(x).dim(), at.length)
+    flat = inline(lambda t: aten.reshape.default(t, [-1]), table) if along is None else table
+    value = inline(lambda t, i: aten.index_select.default(t, place, i), flat, at.value)
+    return Rows(value, place, at.length)
 
 
 def scalar(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
@@ -89,11 +95,11 @@ def scalar(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
 
 def repeated(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`repeat_interleave(repeats)`, where the program says how large the repeats can be."""
-    repeats = args[0]
-    if isinstance(repeats, Rows):
-        raise Refused("rows of unknown length are repeated")
+    repeats = filled(inline, args[0], 0) if isinstance(args[0], Rows) else args[0]
     high = inline.range_of(repeats)[1]
-    if 0 <= high < 2**31:
+    if isinstance(args[0], Rows) and args[0].total is not None:
+        size = args[0].total
+    elif 0 <= high < 2**31:
         size = int(high) * fixed(val(repeats).numel())
     else:
         length = inline(lambda r: aten.sum.default(r), repeats)
@@ -261,7 +267,8 @@ FORMS: dict[Any, Form] = {
         op: reduced(op._schema.name.removeprefix("aten::"), op)
         for op in (
             aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim, aten.prod.default, aten.any.default,
-            aten.all.default, aten.amax.default, aten.amin.default, aten.max.default, aten.min.default,
+            aten.all.default, aten.amax.default, aten.amin.default, aten.max.default, aten.min.default, aten.prod.dim_int,
+            aten.any.dim, aten.any.dims, aten.all.dim, aten.all.dims,
         )
     },
 }  # fmt: skip
@@ -270,6 +277,7 @@ FORMS: dict[Any, Form] = {
 NUMBERS: dict[Any, Callable[[Any, Any], Any]] = {
     operator.add: aten.add.Tensor, operator.sub: aten.sub.Tensor, operator.mul: aten.mul.Tensor,
     operator.ge: aten.ge.Tensor, operator.gt: aten.gt.Tensor, operator.le: aten.le.Tensor, operator.lt: aten.lt.Tensor,
+    operator.and_: aten.logical_and.default, operator.or_: aten.logical_or.default,
     operator.eq: aten.eq.Tensor, operator.ne: aten.ne.Tensor, torch.sym_min: aten.minimum.default,
     torch.sym_max: aten.maximum.default,
     operator.floordiv: lambda a, b: aten.div.Tensor_mode(a, b, rounding_mode="floor"), operator.mod: aten.remainder.Tensor,

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from gaudicc.nodes import val
 from gaudicc.rules import compaction
-from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, filled, first, fixed, mask, same_op
+from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, ends, filled, first, fixed, mask, same_op
 
 aten = torch.ops.aten
 
@@ -135,17 +135,20 @@ def _picked_rows(inline: Inline, x: Rows, along: int, at: fx.Node) -> fx.Node:
 
 
 def selected_by(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-    """`x.select(dim, i)`, where `i` is read from a tensor."""
+    """`x.select(dim, i)`, where `i` is read from a tensor, or `x` is as long as data says."""
     x, along, at = args
+    if isinstance(at, int) and isinstance(x, Rows) and along % val(x.value).dim() == x.dim:
+        at = Number(inline(lambda: aten.full.default([], at, dtype=torch.int64)), at, at)
     if not isinstance(at, Number):
         return same_op(aten.select.int)(inline, args, kwargs, dim)
-    size = _checked(inline, x, along, at)
+    table, size = _indexed(inline, x, along, at)
 
-    def pick(t: Tensor, i: Tensor) -> Tensor:
-        row = aten.index_select.default(t, along, _from_front(i, size))
+    def pick(t: Tensor, i: Tensor, n: Any) -> Tensor:
+        row = aten.index_select.default(t, along, _from_front(i, n))
         return aten.squeeze.dim(row, along)  # type: ignore[no-any-return]
 
-    return inline(pick, x, at.node)
+    picked = inline(pick, table, at.node, size)
+    return picked if dim is None else Rows(picked, dim, first(args).length)
 
 
 def written_at(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
@@ -155,29 +158,38 @@ def written_at(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
         return same_op(aten.select_scatter.default)(inline, args, kwargs, dim)
     if isinstance(row, Rows):
         raise Refused("what is written has an unknown length")
-    size = _checked(inline, x, along, at)
+    table, size = _indexed(inline, x, along, at)
 
-    def put(t: Tensor, r: Tensor, i: Tensor) -> Tensor:
-        return aten.index_copy.default(t, along, _from_front(i, size), aten.unsqueeze.default(r, along))  # type: ignore[no-any-return]
+    def put(t: Tensor, r: Tensor, i: Tensor, n: Any) -> Tensor:
+        return aten.index_copy.default(t, along, _from_front(i, n), aten.unsqueeze.default(r, along))  # type: ignore[no-any-return]
 
-    return inline(put, x, row, at.node)
-
-
-def _checked(inline: Inline, x: Any, along: int, at: Number) -> int:
-    """The size of a dim that a number indexes; the host raises where the number is outside."""
-    size = 0 if isinstance(x, Rows) else fixed(val(x).shape[along])
-    if not size:
-        raise Refused("a dim of unknown length, or without elements, is indexed")
-    if not -size <= at.low <= at.high < size:
-        outside = inline(lambda i: aten.logical_or.default(aten.lt.Scalar(i, -size), aten.ge.Scalar(i, size)), at.node)
-        inline.demand(outside, IndexError(f"select(): index out of range for size {size} at dimension {along}"))
-    return size
+    written = inline(put, table, row, at.node, size)
+    return written if dim is None else Rows(written, dim, first(args).length)
 
 
-def _from_front(i: Tensor, size: int) -> Tensor:
+def _indexed(inline: Inline, x: Any, along: int, at: Number) -> tuple[fx.Node, Any]:
+    """What a number indexes, and how long it is: an int, or a tensor of no dims; the host raises where the number is outside."""
+    table = x.value if isinstance(x, Rows) else x
+    size = val(table).shape[along]
+    if isinstance(x, Rows) and along % val(table).dim() == x.dim:
+        least, length, named = 0, x.length, ""
+    elif isinstance(size, torch.SymInt):
+        length = inline(lambda t: aten.full.default([], t.shape[along], dtype=torch.int64), table)
+        least, named = int(ends(size)[0]), ""
+    else:
+        least, length, named = size, size, f" for size {size}"
+    if not isinstance(size, torch.SymInt) and not size:
+        raise Refused("a dim without elements is indexed")
+    if not -least <= at.low <= at.high < least:
+        outside = inline(lambda i, n: torch.logical_or(i < -n, i >= n), at.node, length)
+        inline.demand(outside, IndexError(f"select(): index out of range{named} at dimension {along}"))
+    return table, length
+
+
+def _from_front(i: Tensor, size: Any) -> Tensor:
     """An index as one of at least 0, in a tensor of one element, inside also where the host is about to raise."""
-    i = aten.where.self(aten.lt.Scalar(i, 0), aten.add.Tensor(i, size), i)
-    return aten.clamp.default(aten.reshape.default(i, [1]), 0, size - 1)  # type: ignore[no-any-return]
+    i = aten.where.self(aten.lt.Scalar(i, 0), aten.add.Tensor(i, size), i).reshape([1])
+    return torch.minimum(i, size - 1).clamp(min=0) if isinstance(size, Tensor) else i.clamp(0, size - 1)
 
 
 def pieces(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,6 +150,8 @@ class BoundingWalk:
         if any(compared):
             return compared[0]
         made = {"add": (low + low2, high + high2), "sub": (low - high2, high - low2)}.get(name, (-INF, INF))
+        if name == "mul" and min(low, low2) >= 0 and max(high, high2) < INF:
+            made = (low * low2, high * high2)
         nodes = list(map(_held, args))
         if None in nodes:
             raise Refused("the offset of a view is used")
@@ -156,7 +160,7 @@ class BoundingWalk:
 
     def _assert(self, node: fx.Node) -> None:
         """A condition that torch checks at run time: dropped where it always holds, otherwise a flag."""
-        condition = self._operand(node.args[0])
+        condition = True if _too_tight(node.args[0]) else self._operand(node.args[0])
         if isinstance(condition, Number):
             error = RuntimeError(str(node.args[1]))
             failed = self.inline(lambda c: aten.eq.Scalar(c, 0), condition.node)
@@ -244,6 +248,20 @@ class _Inline:
 
     def demand(self, failed: fx.Node, error: Exception) -> None:
         self.walk.flags.append((Raise(error, source_of(self.walk.node) or ""), failed))
+
+
+def _too_tight(condition: Any) -> bool:
+    """Whether torch takes a tensor's own size for the most that a mask selects of it, and the mask widens the tensor."""
+    if not isinstance(condition, fx.Node) or condition.target is not operator.le:
+        return False
+    length, most = condition.args
+    chosen: Any = length.args[0] if isinstance(length, fx.Node) and length.target is aten.sym_size.int else None
+    if not isinstance(chosen, fx.Node) or chosen.target is not aten.masked_select.default:
+        return False
+    x, mask = (val(arg) for arg in chosen.args)  # type: ignore[arg-type]
+    sizes = torch.broadcast_shapes(x.shape, mask.shape)
+    known = all(isinstance(size, int) for size in (most, *x.shape, *sizes))
+    return known and bool(most == x.numel() < math.prod(sizes))
 
 
 def _promised(node: fx.Node) -> float:

@@ -28,9 +28,16 @@ def index(x: Tensor, indices: Indices) -> Tensor:
     kept = [dim for dim in range(x.dim()) if dim not in dims]
     before, after = kept[:first], kept[first:]
     place, shape = position(x, dims, indices)
+    head, tail, size = ([x.shape[dim] for dim in group] for group in (before, after, dims))
+    if math.prod(tail) == 1 and math.prod(head) > 1 and math.prod(size) <= place.shape[0]:
+        # Single entries would be picked; what comes before makes rows of them.
+        columns = aten.reshape(aten.permute(x, [*dims, *kept]), [math.prod(size), math.prod(head)])
+        spread = aten.reshape(aten.index_select(columns, 0, place), [*shape, *head, *tail])
+        at = len(shape)
+        turned: Tensor = aten.permute(spread, [*range(at, at + first), *range(at), *range(at + first, spread.dim())])
+        return turned
     moved = aten.permute(x, [*before, *dims, *after])
-    head, tail = [x.shape[dim] for dim in before], [x.shape[dim] for dim in after]
-    rows = aten.reshape(moved, [math.prod(head), math.prod(x.shape[dim] for dim in dims), math.prod(tail)])
+    rows = aten.reshape(moved, [math.prod(head), math.prod(size), math.prod(tail)])
     picked: Tensor = aten.reshape(aten.index_select(rows, 1, place), [*head, *shape, *tail])
     return picked
 

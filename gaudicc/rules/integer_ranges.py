@@ -37,7 +37,7 @@ class IntegerRanges:
 
     Attributes:
         program: whose dimensions bound the sizes.
-        declared: path of an argument -> what its values are said to be.
+        declared: path of an argument or a buffer -> what its values are said to be.
         open: op -> the interval of its true values, where 32 bits may not hold them; None where nothing is known.
         seen: how many int64 results were looked at.
     """
@@ -61,8 +61,9 @@ class IntegerRanges:
             return held if tensor.is_meta or tensor.is_complex() else _ends(tensor).cut(held)
         if spec.kind is InputKind.LENGTH:
             return hull(Interval(dim.low, dim.high) for dim in self.program.dimensions if dim.name == spec.source)
-        if spec.kind is InputKind.USER and value.dtype is torch.int64:
+        if value.dtype is torch.int64:
             held = self.declared.get(spec.source, held)
+        if spec.kind is InputKind.USER and value.dtype is torch.int64:
             for bound in self._indexed(node):
                 held = bound.cut(held) if bound.high < held.high else held
         return held
@@ -135,9 +136,12 @@ class IntegerRanges:
         if isinstance(value, torch.Tensor):
             return self._settled(node, found, value.dtype)
         results = (found,) * len(value) if found is None or isinstance(found, Interval) else found
+        read = {user.args[1] for user in node.users}
         return [
-            self._settled(node, each, leaf.dtype) if isinstance(leaf, torch.Tensor) else self.size(leaf)
-            for each, leaf in zip_longest(results, value)
+            (self._settled(node, each, leaf.dtype) if place in read else range_of_dtype(leaf.dtype).cut(INT32))
+            if isinstance(leaf, torch.Tensor)
+            else self.size(leaf)
+            for place, (each, leaf) in enumerate(zip_longest(results, value))
         ]
 
     def _loop(self, module: fx.GraphModule, node: fx.Node, operands: list[Known]) -> Known:

@@ -272,7 +272,7 @@ _known(
     lambda call: intervals.times(call.of("self"), call.entries("self", call.literal("dim"))), *_overloads(aten.cumsum)
 )
 _known(_count, *_overloads(aten.count_nonzero))
-_known(_place, aten.argmax.default, aten.argmin.default, *_overloads(aten.argsort))
+_known(_place, aten.argmax.default, aten.argmin.default, aten.multinomial.default, *_overloads(aten.argsort))
 _known(
     _along,
     *_overloads(aten.sort, aten.topk, aten.cummax, aten.cummin, aten.kthvalue, aten.mode),

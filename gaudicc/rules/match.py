@@ -11,6 +11,7 @@ from torch import fx
 from gaudicc.nodes import val
 
 aten = torch.ops.aten
+RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.type_as.default)
 _UNCHANGED = (*CASTS, aten.to.dtype_layout, aten.to.device, aten.alias.default)
 
@@ -18,6 +19,12 @@ _UNCHANGED = (*CASTS, aten.to.dtype_layout, aten.to.device, aten.alias.default)
 def calls(graph: fx.Graph, *ops: Any) -> list[fx.Node]:
     """The calls of any of these ops, in order; a list, since the caller rewrites while reading."""
     return [node for node in graph.nodes if node.op == "call_function" and node.target in ops]
+
+
+def only_user(node: fx.Node, *ops: Any) -> fx.Node | None:
+    """The node that alone reads a node, if it is a call of one of these ops."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].target in ops else None
 
 
 def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
@@ -53,7 +60,7 @@ def unrepeated(node: fx.Node) -> tuple[fx.Node, int]:
         The tensor before it and how often each head is repeated; the node itself and 1 if it is nothing of the kind.
     """
     merged, expanded = node, node.args[0] if node.args else None
-    if merged.target not in (aten.reshape.default, aten.view.default, aten._unsafe_view.default):
+    if merged.target not in RESHAPES:
         return node, 1
     if isinstance(expanded, fx.Node) and expanded.target is aten.clone.default:
         expanded = expanded.args[0]

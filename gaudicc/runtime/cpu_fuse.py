@@ -114,13 +114,13 @@ def _one_dtype(*nodes: fx.Node) -> bool:
 
 def _is_half_turn(joined: Any, x: fx.Node) -> bool:
     """Whether `joined` is `cat([-x[..., half:], x[..., :half]], -1)`."""
-    last, width = x.meta["val"].dim() - 1, x.meta["val"].shape[-1]
+    last = x.meta["val"].dim() - 1
     if not is_call(joined, _aten.cat.default) or joined.args[1:] not in ((-1,), (last,)) or len(joined.args[0]) != 2:
         return False
     negated, first = joined.args[0]
-    if not is_call(negated, _aten.neg.default):
+    if last < 0 or not is_call(negated, _aten.neg.default):
         return False
-    second = negated.args[0]
+    second, width = negated.args[0], x.meta["val"].shape[-1]
     return width % 2 == 0 and _is_part(first, x, 0, width // 2) and _is_part(second, x, width // 2, width)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gaudicc.kernels import attention, rms_norm
+from gaudicc.kernels import attention, rms_norm, rotary
 from gaudicc.runtime.cpu_edit import Editor
 from gaudicc.runtime.cpu_weights import PackedWeights
 
@@ -19,12 +19,14 @@ _aten = torch.ops.aten
 
 
 def lower_semantic(editor: Editor, weights: PackedWeights) -> None:
-    """Rewrites norms to four calls, and attention to the op that fusion knows."""
+    """Rewrites norms to four calls, attention and rotary embedding to what fusion knows."""
     for node in editor.calls():
         if node.target is rms_norm:
             _lower_norm(editor, weights, node)
         elif node.target is attention:
             _lower_attention(editor, node)
+        elif node.target is rotary:
+            _lower_rotary(editor, node)
 
 
 def _lower_norm(editor: Editor, weights: PackedWeights, node: fx.Node) -> None:
@@ -56,3 +58,19 @@ def _lower_attention(editor: Editor, node: fx.Node) -> None:
         _aten.scaled_dot_product_attention.default, *args, scale=scale, enable_gqa=grouped
     )
     editor.replace(node, result)
+
+
+def _lower_rotary(editor: Editor, node: fx.Node) -> None:
+    x, cos, sin, interleaved = node.args
+    value = x.meta["val"]  # type: ignore[union-attr]
+    last, width = value.dim() - 1, value.shape[-1]
+    call = editor.before(node).call
+    if interleaved:
+        odd, even = (call(_aten.slice.Tensor, x, last, start, width, 2) for start in (1, 0))
+        pairs = call(_aten.stack.default, [call(_aten.neg.default, odd), even], -1)
+        turned = call(_aten.view.default, pairs, list(value.shape))
+    else:
+        front, back = (call(_aten.slice.Tensor, x, last, *span) for span in ((0, width // 2), (width // 2, width)))
+        turned = call(_aten.cat.default, [call(_aten.neg.default, back), front], last)
+    parts = (call(_aten.mul.Tensor, x, cos), call(_aten.mul.Tensor, turned, sin))
+    editor.replace(node, call(_aten.add.Tensor, *parts))

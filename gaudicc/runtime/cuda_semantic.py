@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gaudicc.kernels import attention, rms_norm
+from gaudicc.kernels import attention, moe, rms_norm
+from gaudicc.kernels.moe import plain_moe
 from gaudicc.kernels.norm import plain_rms_norm
 
 
@@ -43,5 +44,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
     return result.reshape(q.shape[0], 1, heads, v.shape[3]).transpose(1, 2)
 
 
-FASTER: dict[Any, Callable[..., Any]] = {rms_norm: norm, attention: attend}
+FASTER: dict[Any, Callable[..., Any]] = {rms_norm: norm, attention: attend, moe: plain_moe}
 """Semantic op -> what is called instead."""

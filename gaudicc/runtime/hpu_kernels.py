@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaudicc.kernels import attention, merge_parts, rms_norm, softmax_part, softmax_tile
+from gaudicc.kernels import attention, merge_parts, moe, rms_norm, rotary, softmax_part, softmax_tile
 from gaudicc.kernels.attention import plain_attention
+from gaudicc.kernels.moe import plain_moe
 from gaudicc.kernels.norm import plain_rms_norm
+from gaudicc.kernels.rotary import plain_rotary
 from gaudicc.kernels.split import plain_merge_parts, plain_softmax_part, plain_softmax_tile
 
 _aten = torch.ops.aten
@@ -60,6 +62,43 @@ def fused_rms_norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> 
     return normed
 
 
+def fused_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """`hpu::rotary_pos_embedding` on `[positions, heads, dim]`, a row of angles each, as the vendor's tests call it."""
+    dim, sizes = _heads_dim(x, cos), list(x.shape)
+    assert dim is not None, "asked by `fits`"
+    sizes[dim] = 1
+    rows = x.movedim(dim, 2)
+    cos, sin = (each.expand(sizes).movedim(dim, 2).reshape(-1, 1, x.shape[3]) for each in (cos, sin))
+    turned = torch.ops.hpu.rotary_pos_embedding(rows.reshape(-1, *rows.shape[2:]), sin, cos, None, 0, int(interleaved))
+    laid: Tensor = turned.reshape(rows.shape).movedim(2, dim)
+    return laid
+
+
+def _heads_dim(x: Tensor, angles: Tensor) -> int | None:
+    """The dim of `[batch, heads, length, dim]` or `[batch, length, heads, dim]` along which the angles do not change."""
+    sizes = (1,) * (x.dim() - angles.dim()) + tuple(angles.shape)
+    if x.dim() != 4 or 1 not in sizes[1:3]:
+        return None
+    return 1 if sizes[2] != 1 or (sizes[1] == 1 and x.shape[1] >= x.shape[2]) else 2
+
+
+def fused_moe(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
+    """`hpu::mixture_of_experts` for so many experts at once; a call passes over the choices of the others' experts."""
+    weights = weights if weights.dtype == x.dtype else weights.to(x.dtype)
+    total: Tensor | None = None
+    for first in range(0, gate_up.shape[0], _EXPERTS):
+        both, last = gate_up[first : first + _EXPERTS].unbind(0), down[first : first + _EXPERTS].unbind(0)
+        span = (first, first + len(both) - 1)
+        part = torch.ops.hpu.mixture_of_experts(x, experts, weights, list(both), list(last), True, activation, *span)
+        total = part if total is None else total + part
+    assert total is not None, "a mixture has experts"
+    return total
+
+
+_EXPERTS = 64
+"""Of one call; software before 1.21 takes no more. Source: vllm-project/vllm-gaudi, `vllm_gaudi/extension/ops.py`."""
+
+
 def plain_index(x: Tensor, indices: Sequence[Tensor]) -> Tensor:
     """`hpu::plain_index`: `hpu_backend` leaves `aten::index` outside its clusters."""
     taken: Tensor = torch.ops.hpu.plain_index(x, list(indices))
@@ -88,12 +127,16 @@ _MASKING = ("aten::masked_fill.Scalar", "aten::clone")
 FUSED: dict[Any, Kernel] = {
     attention: Kernel(fused_attention, ("hpu::sdpa_recomp_fwd", *_MASKING)),
     rms_norm: Kernel(fused_rms_norm, ("hpu::rms_norm",)),
+    rotary: Kernel(fused_rotary, ("hpu::rotary_pos_embedding",)),
+    moe: Kernel(fused_moe, ("hpu::mixture_of_experts.fused_weights", "aten::add.Tensor")),
 }
 """Semantic ops with a kernel."""
 
 PLAIN: dict[Any, Callable[..., Any]] = {
     attention: plain_attention,
+    moe: plain_moe,
     rms_norm: plain_rms_norm,
+    rotary: plain_rotary,
     softmax_tile: plain_softmax_tile,
     softmax_part: plain_softmax_part,
     merge_parts: plain_merge_parts,
@@ -112,6 +155,11 @@ def fits(op: Any, args: tuple[Any, ...]) -> bool:
     """Whether a kernel computes what the op means, for these arguments: tensors on any device."""
     if op is rms_norm:
         return bool(args[0].dtype == args[1].dtype)
+    if op is rotary:
+        x, cos, sin = args[:3]
+        return cos.shape == sin.shape and {cos.dtype, sin.dtype} == {x.dtype} and _heads_dim(x, cos) is not None
+    if op is moe:
+        return bool(args[0].dtype == args[3].dtype == args[4].dtype)
     if op is _aten.index.Tensor:
         return all(isinstance(index, Tensor) and index.dtype != torch.bool for index in args[1])
     return True

@@ -30,6 +30,11 @@ COLLECTIVES = "PT_HPU_ENABLE_LAZY_COLLECTIVES"
 _aten = torch.ops.aten
 _INT32 = torch.iinfo(torch.int32)
 _TAKES_NUMBERS = ("number", "Optional[number]", "Tensor")  # capture leaves `x * 2` a call of `mul.Tensor`
+# Ops that cast a float to the integers of their first operand; NaN and infinities are no integer anywhere.
+_KEEP_INTEGERS = (
+    _aten.fill.Scalar, _aten.full_like.default, _aten.new_full.default, _aten.full.default, _aten.masked_fill.Scalar,
+    _aten.index_fill.int_Scalar, _aten.scatter.value, _aten.constant_pad_nd.default,
+)  # fmt: skip
 _COMPLEX_OR_WIDE = (torch.float64, torch.complex32, torch.complex64, torch.complex128)
 
 
@@ -154,12 +159,16 @@ def refuse_host_reads(graph: fx.GraphModule) -> None:
 
 
 def _wide_numbers(call: OpCall) -> Iterator[str]:
-    """Integers among the operands of int64 tensors that lazy mode would narrow."""
-    named = call.named()
+    """Numbers among the operands of int64 tensors that lazy mode would narrow; a float makes most ops compute in floats."""
+    named, dtypes = call.named(), call.dtypes()
+    keeps = call.op in _KEEP_INTEGERS
+    result = named.get("dtype") or next(iter(dtypes), None)
+    if torch.int64 not in ((result,) if keeps else dtypes):
+        return
     values = [named.get(each.name) for each in call.op._schema.arguments if str(each.type) in _TAKES_NUMBERS]
     for value in values:
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        if is_int and torch.int64 in call.dtypes() and not _INT32.min <= value <= _INT32.max:  # type: ignore[operator]
+        is_number = isinstance(value, int) or (keeps and isinstance(value, float))
+        if is_number and not _INT32.min <= value <= _INT32.max:  # type: ignore[operator]
             yield f"{call.op} computes int64 with {value}, which lazy mode narrows to int32"
 
 

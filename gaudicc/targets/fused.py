@@ -19,7 +19,7 @@ FUSED = {
     "gaudicc::attention": "hpu::sdpa_recomp_fwd",
     "gaudicc::rms_norm": "hpu::rms_norm",
     "gaudicc::rotary": "hpu::rotary_pos_embedding",
-    "gaudicc::moe": "hpu::mixture_of_experts",
+    "gaudicc::moe": "hpu::mixture_of_experts.fused_weights",
     # One TPC node between the two products of an attention slice; docs/split_attention.md says which forms they cover.
     "gaudicc::softmax_tile": "hpu::scaled_masked_softmax",
     "gaudicc::softmax_part": "hpu::scaled_triangular_softmax_retain",

@@ -266,7 +266,7 @@ def slice_list(x):
     return x * len([1, 2, 3][:n])  # refused
 
 
-@refused("nothing but data ends this loop, and it changes which entries", "set them before the loop")
+@refused("nothing but data ends this loop, and its trips append to a list", "write to the rows of a tensor")
 def sum_gen(x):
     n = int(x[0].nan_to_num(posinf=9.0).clamp(0, 2))
     return x * sum(i for i in range(n))  # refused

@@ -57,6 +57,27 @@ class Decides(Packed):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal).reshape(1, 2, q.shape[2], 8)
 
 
+class Twice(Decides):
+    """Two layers: the second one runs only where the first raises nothing. What each piece weighs is collected, and not used."""
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        return self.layer(self.layer(x, ends), ends)
+
+    def layer(self, x: Tensor, ends: Tensor) -> Tensor:
+        q, k, v = (part.unsqueeze(0) for part in self.qkv(x).reshape(x.shape[0], 3, 2, 8).permute(1, 2, 0, 3).unbind(0))
+        outs, weights, nothing = [], [], list[None]()
+        lengths = (ends[1:] - ends[:-1]).tolist()
+        for a, b, c in zip(*[torch.split(part, lengths, dim=2) for part in (q, k, v)], strict=True):
+            outs.append(self.attend(a, b, c).transpose(1, 2))
+            weights.append(torch.matmul(a, b.transpose(2, 3)))
+            nothing.append(None)
+        return self.returned(torch.cat(outs, dim=1).reshape(x.shape[0], -1), weights, nothing)
+
+    def returned(self, whole: Tensor, weights: list[Tensor], nothing: list[None]) -> Tensor:
+        result: Tensor = self.proj(whole)
+        return result
+
+
 class OfOne(nn.Module):
     """A loop over the pieces of one tensor, without attention."""
 
@@ -72,7 +93,7 @@ def compiled(model: nn.Module, *, ends: bool = True) -> CompiledModel:
     return gaudicc.compile(model.eval(), (torch.randn(12, 16), torch.tensor([0, 4, 12])), dynamic_shapes=shapes)
 
 
-@pytest.mark.parametrize("kind", [Packed, Causal, InParts, Decides, OfOne])
+@pytest.mark.parametrize("kind", [Packed, Causal, InParts, Decides, Twice, OfOne])
 def test_packed_sequences_of_any_lengths_are_as_in_eager(kind: type[nn.Module]) -> None:
     model = kind()
     fast = compiled(model)
@@ -178,6 +199,15 @@ def test_pieces_are_joined_as_they_were_split_or_refused() -> None:
     for kind in (Stacks, Picks, Last):
         with pytest.raises(DynamicControlFlowError, match=r"test_pieces\.py"):
             compiled(kind())
+
+
+def test_what_each_piece_weighs_is_refused_where_it_is_used() -> None:
+    class Weighs(Twice):
+        def returned(self, whole: Tensor, weights: list[Tensor], nothing: list[None]) -> Tensor:
+            return whole + sum(weight.sum() for weight in weights)
+
+    with pytest.raises(DynamicControlFlowError, match="cannot be one tensor"):
+        compiled(Weighs())
 
 
 def test_what_is_carried_from_piece_to_piece_is_refused() -> None:

@@ -274,3 +274,13 @@ def test_compile_only_mode_compiles_and_launches_nothing() -> None:
     assert run(x, torch.tensor([0, 1]).to("hpu")).item() == 8.0
     assert x.tolist() == [2.0, 2.0, 2.0]
     assert counts("COMPILE") == compiles
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1, 3), (0, 3, 1, 2)])
+def test_clusters_view_results_as_fake_tensors_promise(order: tuple[int, ...]) -> None:
+    def heads(x: Any) -> Any:
+        return (x.view(2, 5, 3, 4).permute(order) * 2).view(2, -1)
+
+    x = torch.randn(2, 5, 12)
+    compiled: Any = torch.compile(heads, backend="hpu_backend")
+    assert torch.equal(compiled(x.to("hpu")).cpu(), (x.view(2, 5, 3, 4).permute(order) * 2).reshape(2, -1))

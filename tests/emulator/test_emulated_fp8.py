@@ -130,3 +130,11 @@ def test_fp8_tensors_move_and_can_be_selected() -> None:
     assert view.float().tolist() == [0, 4, 5, 3, 4, 5]
     copied = table.clone().index_copy_(0, rows, table[:2])
     assert copied.float().tolist() == [[0, 1], [2, 3], [2, 3]]
+
+
+def test_fp8_values_are_compared_on_the_host() -> None:
+    x = torch.tensor([0.5, 2.0], device="hpu").to(E4M3)
+    assert torch.allclose(x, x.clone())
+    assert not torch.allclose(x, torch.tensor([0.5, 3.0], device="hpu").to(E4M3))
+    assert torch.equal(x, x.clone())
+    assert x[1].item() == 2.0

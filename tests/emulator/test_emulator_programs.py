@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 IN_THIS_PROCESS = True
 
 PROGRAM = """
@@ -91,6 +93,46 @@ def test_suite_runs_through_the_plugin(tmp_path: Path) -> None:
     assert "2 passed" in done.stdout, done.stdout + done.stderr
     assert "HPU graphs captured: 1" in done.stdout
     assert "test_suite.py:9" in done.stdout
+
+
+AUTOLOADED = """
+import importlib.metadata, subprocess, sys, torch
+code = "import torch; print(torch.ones(2, device='hpu').device)"
+print("hpu" in dir(torch), "habana_frameworks.torch" in sys.modules)
+print(importlib.metadata.version("habana-torch-plugin"))
+print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() or "no device")
+"""
+
+
+def test_torch_loads_the_device_by_itself_but_in_lazy_mode(tmp_path: Path) -> None:
+    script = tmp_path / "plain.py"
+    script.write_text(AUTOLOADED)
+    loaded, not_loaded = "True True\n1.19.0\nhpu:0\n", "False False\n1.19.0\nno device\n"
+    for mode, expected in (("eager", loaded), ("lazy", not_loaded)):
+        done = run("-m", "gaudicc.emulator", "--mode", mode, str(script))
+        assert done.stdout == expected, done.stderr
+
+
+def test_when_torch_loads_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gaudicc.emulator.autoload import is_autoload_enabled
+
+    for lazy, asked, expected in (
+        ("1", "1", True),
+        ("0", "0", False),
+        ("1", "", False),
+        ("0", "", True),
+        ("", "", False),
+    ):
+        for name, value in (("PT_HPU_LAZY_MODE", lazy), ("PT_HPU_AUTOLOAD", asked)):
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+        assert is_autoload_enabled() is expected, (lazy, asked)
+
+
+def test_a_suite_needs_no_import_where_torch_loads_the_device(tmp_path: Path) -> None:
+    (tmp_path / "test_suite.py").write_text("import torch\n\ndef test_one():\n    torch.ones(1, device='hpu')\n")
+    plugins = ("-p", "gaudicc.emulator.pytest_plugin", "-p", "no:cacheprovider")
+    done = run("-m", "pytest", "-q", *plugins, str(tmp_path), PT_HPU_LAZY_MODE="0")
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 # rule 27

@@ -1,14 +1,18 @@
 """`compile_lm` on every causal language model of transformers, beside its own `generate`; a table of results.
 
 python tests/lm/test_lm_zoo.py > docs/tables/lm_zoo.md
+python tests/lm/test_lm_zoo.py --rows rows.jsonl > docs/tables/lm_zoo.md   # goes on where it stopped
 python tests/lm/test_lm_zoo.py qwen3 gpt_oss   # some rows
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -100,13 +104,24 @@ def test_nothing_is_silently_wrong(name: str) -> None:
 
 
 def main() -> None:
-    """Prints the table; rows as they come on stderr."""
+    """Prints the table; rows as they come on stderr, and into a file that the next run reads."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="model types; by default all")
+    parser.add_argument("--rows", type=Path, help="keep rows here")
+    parser.add_argument("--only-known", action="store_true", help="print the table of the rows that are kept")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = {}
-    for name in sys.argv[1:] or model_types("causal"):
+    kept = options.rows.read_text().splitlines() if options.rows and options.rows.exists() else []
+    rows = {name: Row(*row) for name, *row in map(json.loads, kept)}
+    wanted = options.names or model_types("causal")
+    for name in () if options.only_known else [name for name in wanted if name not in rows]:
         rows[name] = row_of(name)
         print(name, *rows[name], file=sys.stderr, flush=True)
+        if options.rows:
+            with options.rows.open("a") as file:
+                print(json.dumps([name, *rows[name]]), file=file)
+    rows = {name: rows[name] for name in wanted if name in rows}
     counts = Counter(row.status for row in rows.values())
     print("# compile_lm on every causal language model of transformers\n")
     print("`python tests/lm/test_lm_zoo.py > docs/tables/lm_zoo.md`\n")
@@ -115,7 +130,10 @@ def main() -> None:
         f"`equal`: tokens as transformers' `generate` gives, logits within {TOLERANCE:g} at each step, nothing recorded the "
         "second time. `eager`: transformers' own forward pass or generate fails. `other` would be a wrong answer.\n"
     )
-    print(", ".join(f"{count} {status}" for status, count in counts.most_common()) + f" of {len(rows)}.\n")
+    print(
+        ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        + f" of {len(rows)}; {len(wanted) - len(rows)} were not run.\n"
+    )
     print("| model | | why |\n|---|---|---|")
     for name, row in rows.items():
         print(f"| {name} | {row.status} | {row.note} |")

@@ -11,8 +11,9 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaudicc.errors import InputError
-from gaudicc.machine import Engine, OpClass, load_chip, program_schedule, run_cost
-from gaudicc.machine.fx import op_name, work_of, workload_of
+from gaudicc.kernels import moe
+from gaudicc.machine import Engine, Gemm, OpClass, load_chip, program_schedule, run_cost
+from gaudicc.machine.fx import op_name, work_of, workload_of, works_of
 from gaudicc.machine.fx_tasks import tasks_of
 
 
@@ -96,6 +97,24 @@ def test_a_gather_reads_only_the_rows_it_picks() -> None:
     assert work.op_class is OpClass.GATHER
     assert work.read_bytes == 4 * 5 * 64
     assert work.row_bytes == 256
+
+
+def test_numpy_style_indexing_reads_what_follows_the_last_index() -> None:
+    x, at = torch.ones(4, 196, 8), torch.zeros(50, 50, dtype=torch.int64)
+    rows = graph_of(lambda x, at: x[:, at], x, at)
+    entries = graph_of(lambda x, at: x[..., at % 8], x, at)
+    assert work_of(node_called(rows, "index")).row_bytes == 8 * 4
+    assert work_of(node_called(entries, "index")).row_bytes == 4
+
+
+def test_a_mixture_is_two_products_around_a_gate() -> None:
+    x, table, weights = torch.ones(16, 8), torch.zeros(16, 2, dtype=torch.int64), torch.ones(16, 2)
+    gate_up, down = torch.ones(4, 12, 8), torch.ones(4, 8, 6)
+    graph = graph_of(lambda *args: moe(*args, "silu"), x, table, weights, gate_up, down)
+    first, gate, second = works_of(node_called(graph, "moe"))
+    assert (first.gemm, first.weight_bytes) == (Gemm(8, 12, 8, (4,), "fp32"), 4 * gate_up.numel())
+    assert (gate.op_class, gate.elements) == (OpClass.TRANSCENDENTAL, 4 * 8 * 12)
+    assert (second.gemm, second.weight_bytes) == (Gemm(8, 8, 6, (4,), "fp32"), 4 * down.numel())
 
 
 def test_symbolic_shapes_are_refused() -> None:

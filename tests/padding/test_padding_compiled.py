@@ -190,32 +190,32 @@ def test_a_size_over_the_bound_is_refused_and_the_next_call_is_fine(shape: tuple
         torch.testing.assert_close(compiled(x), model(x))
 
 
-class Median(nn.Module):
+class Mode(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.median(1).values
+        return x.mode(1).values
 
 
 def test_an_op_without_a_rule_is_refused_by_name() -> None:
-    with pytest.raises(PaddingError, match=r"aten.median.*no padding rule") as caught:
-        gaudicc.compile(Median().eval(), (torch.randn(2, 6),), dynamic_shapes=DIMS)
+    with pytest.raises(PaddingError, match=r"aten.mode.*no padding rule") as caught:
+        gaudicc.compile(Mode().eval(), (torch.randn(2, 6),), dynamic_shapes=DIMS)
     assert "test_padding_compiled.py" in str(caught.value.where.source)
     assert "list buckets" in str(caught.value)
 
 
 def test_listed_buckets_serve_their_exact_sizes_where_padding_is_refused(tmp_path: Path) -> None:
-    model = Median().eval()
+    model = Mode().eval()
     compiled = gaudicc.compile(
         model, (torch.randn(2, 6),), dynamic_shapes=DIMS, buckets=[{"b": 2, "s": 5}, {"b": 3, "s": 7}]
     )
-    compiled.save(tmp_path / "median")
-    for served in (compiled, gaudicc.load(tmp_path / "median")):
+    compiled.save(tmp_path / "mode")
+    for served in (compiled, gaudicc.load(tmp_path / "mode")):
         x = torch.randn(3, 7)
         assert torch.equal(served(x), model(x))
-        with pytest.raises(BucketMissError, match=r"exactly b=2, s=6.*aten.median.*test_padding_compiled.py"):
+        with pytest.raises(BucketMissError, match=r"exactly b=2, s=6.*aten.mode.*test_padding_compiled.py"):
             served(torch.randn(2, 6))
         assert served.stats.misses == 1
         (line,) = served.certificate.padding
-        assert "aten.median" in line
+        assert "aten.mode" in line
         assert "b == 2 and s == 5" in served.guards
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gaudicc.padding.rules import ordering, pointwise, reductions
+from gaudicc.padding.rules import medians, ordering, pointwise, reductions
 
 ops = torch.ops.aten
 
@@ -70,6 +70,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     "masked-mean": (lambda x, m: (x * m[..., None]).sum(1) / m.sum(1)[:, None].clamp(min=1), "b s 2 f", "b s i"),
     "mean-all": (lambda x: x.mean(), "b s f"),
     "log-sigmoid": (lambda x: (ops.log_sigmoid_forward(x)[0] * x).sum(1), "b s f"),
+    "glu": (lambda x: (torch.nn.functional.glu(x + 1, 1) * 2).sum(2), "b 4 s f"),
+    "glu-padded": (lambda x: torch.nn.functional.glu(torch.cat([x + 1, x.cos()], 1), 1).sum(1), "b s f"),
+    "rsub": (lambda x, y: ops.rsub.Tensor(x.exp(), y).sum(1), "b s f", "b s f"),
     "floor-divide": (lambda x, y: ops.floor_divide(x + 7, y + 1).sum(1), "b s i", "b s i"),
     "nansum": (lambda x: (x + 1).nansum(1), "b s f"),
     "count-nonzero-dims": (lambda x: torch.count_nonzero(x + 1, (0, 1)), "b s 2 f"),
@@ -77,6 +80,15 @@ CASES: dict[str, tuple[Any, ...]] = {
     "all-dims": (lambda x: ops.all.dims(x > -99, [0, 1]), "b s 2 f"),
     "cummin": (lambda x: x.cummin(1), "b s f"),
     "softmax-native": (lambda x: ops._softmax(x, 1, False), "b s f"),
+    "median": (lambda x: (x - 9).median(1).values, "b s f"),
+    "median-nan": (lambda x: (x + 0.7).log().median(1).values, "b s f"),
+    "median-static": (lambda x: x.median(1).values.sum(0), "b 5 f"),
+    "median-ints": (lambda x: (x - 9).median(0, keepdim=True).values, "s b i"),
+    "median-all": (lambda x: (x - 9).median(), "b s f"),
+    "nanmedian": (lambda x: (x + 0.7).log().nanmedian(1, keepdim=True).values, "b s f"),
+    "nanmedian-all": (lambda x: x.log().nanmedian(), "b s f"),
+    "kth": (lambda x: (x - 9).kthvalue(2, 1).values, "b s:4 f"),
+    "kth-of-size": (lambda x: x.kthvalue(x.shape[1], 1).values, "b s f"),
     "copy": (lambda x, y: ops.copy(x.exp(), y).sum(1) + ops.copy(x, y + 1).sum(1), "b s f", "b s f"),
     "copy-half": (lambda x, y: ops.copy(x.half(), y).sum(1), "b s f", "b s f"),
 }
@@ -103,5 +115,6 @@ def test_every_rule_has_a_case(brute_force: Callable[..., set[Any]]) -> None:
         *pointwise.RULES,
         *reductions.RULES,
         *ordering.RULES,
+        *medians.RULES,
     )
     assert sorted(str(op) for rule in table for op in rule.ops if op not in met) == []

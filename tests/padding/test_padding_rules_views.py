@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gaudicc.padding.rules import factories, positions, views
+from gaudicc.padding.rules import factories, pixels, positions, views
 
 ops = torch.ops.aten
 
@@ -40,6 +40,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "windows-sum": (lambda x: x.unfold(1, 2, 1).sum(1), "b s:4 f"),
     "pad-right": (lambda x: F.pad(x + 1, (0, 2), value=7.0), "b s f"),
     "pad-both-sum": (lambda x: F.pad(x + 1, (1, 1)).sum(1), "b s f"),
+    "pad-where-two-are-pad": (lambda x: F.pad(x.tril(), (0, 2)).sum(0), "b s f"),
+    "pad-where-two-are-pad-by-size": (lambda x: F.pad(x.tril(), (0, 8 - x.shape[1] % 8)).sum(0), "b s f"),
     "pad-left": (lambda x: F.pad(x + 1, (2, 0)), "b s f"),
     "pad-to-multiple": (lambda x: F.pad(x + 1, (0, -x.shape[1] % 4), value=3.0).sum(1), "b s f"),
     "pad-into-blocks": (
@@ -68,6 +70,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "arange-from-size": (lambda x, y: torch.arange(x.shape[0], x.shape[0] + y.shape[0]) * 2, "s f", "t f"),
     "arange-down-from-size": (lambda x: torch.arange(x.shape[0], -x.shape[0], -1) * 2, "s f"),
     "full-of-size": (lambda x: torch.full((x.shape[0], 2), x.shape[1], dtype=torch.float32), "b s f"),
+    "full-like-of-size": (lambda x, y: (torch.full_like(x, y.shape[0]) * x).sum(1), "b s f", "t f"),
+    "fill-with-size": (lambda x: (ops.fill.Scalar(x.exp(), x.shape[1]) * x).sum(1), "b s f"),
     "eye": (lambda x: (torch.eye(x.shape[1]) + x[:, None]).sum(1), "b s f"),
     "eye-wide": (lambda x: (torch.eye(x.shape[1], 3) * x[..., None]).sum(1), "b s f"),
     "eye-half": (lambda x: torch.eye(3, x.shape[0]).sum(1), "s f"),
@@ -97,6 +101,14 @@ CASES: dict[str, tuple[Any, ...]] = {
     "squeeze-dims": (lambda x: ops.squeeze.dims(x[:, None, :, None] + 1, [1, 3]).sum(1), "b s f"),
     "transpose": (lambda x: ops.transpose.int(x + 1, 1, 2).sum(2), "b s 3 f"),
     "unsafe-view": (lambda x: ops._unsafe_view(x, [x.shape[0], x.shape[1] * 2]).sum(1), "b s 2 f"),
+    "pixel-shuffle": (lambda x: (F.pixel_shuffle(x + 1, 2) * 2).cos().sum(-1), "b 4 s t f"),
+    "pixel-shuffle-view": (lambda x: F.pixel_shuffle(x, 3).sum((1, 2)), "s 9 t 2 f"),
+    "pixel-unshuffle": (lambda x: F.pixel_unshuffle(F.pixel_shuffle(x + 1, 2), 2).cos().sum(-1), "b 4 s t f"),
+    "pixel-unshuffle-padded": (
+        lambda x: F.pixel_unshuffle(F.pad(x + 1, (0, 0, 0, x.shape[2] % 2)), 2).cos().sum(2),
+        "2 3 s 4 f",
+    ),
+    "channel-shuffle": (lambda x: (F.channel_shuffle(x.exp(), 2) * 2).sum(2), "b 4 s f"),
     "scalar-of-size": (lambda x: x + ops.scalar_tensor(x.shape[1]), "b s f"),
 }
 # The op reaches its rule whole, as on a target that registers it.
@@ -121,6 +133,7 @@ def test_every_rule_has_a_case(brute_force: Callable[..., set[Any]]) -> None:
     table = (
         *views.RULES,
         *factories.RULES,
+        *pixels.RULES,
         *positions.RULES,
     )
     assert sorted(str(op) for rule in table for op in rule.ops if op not in met) == []

@@ -77,6 +77,10 @@ def symbolic(name: str, task: Task) -> tuple[list[CapturedSide], nn.Module]:
         key: {0: batch, given.dim() - 1: target if key.startswith("decoder") else sequence}
         for key, given in tensors.items()
     }
+    with torch.no_grad():
+        plain(
+            **tensors
+        )  # a model that scales its weights at its first call, as rwkv does, is to be called before capture
     return [prepared(side) for side in capture_sides(plain, tensors, dynamic_shapes=shapes)], plain
 
 

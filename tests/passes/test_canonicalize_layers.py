@@ -232,6 +232,29 @@ def test_what_the_first_layer_alone_computes_is_moved_before_its_call() -> None:
     assert record.notes == ("layers: 3 x Biased, 1 body, 2 before",)
 
 
+def test_what_only_one_layer_computes_last_of_its_operands() -> None:
+    """What it adds to the result of the body, which it computes behind it."""
+
+    class Branched(nn.Module):
+        def __init__(self, more: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.more = nn.LayerNorm(8) if more else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            result = self.c(self.b(self.a(x).relu()).sigmoid())
+            if self.more is not None:
+                result = result + self.more(x)
+            return torch.relu(result)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Branched(False), Branched(True), Branched(False), Branched(True)).eval()
+    x = torch.randn(2, 8)
+    program, _ = canonical(model, x)
+    assert len(set(called(program))) < 4
+    assert torch.equal(gaudicc.compile(model, (x,))(x), model(x))
+
+
 def test_compiled_padded_and_checked() -> None:
     torch.manual_seed(0)
     model = Model([Kind(factor=factor, index=index) for index, factor in enumerate((0.1, 0.2, 0.3))]).eval()

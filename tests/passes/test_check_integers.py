@@ -271,6 +271,28 @@ def test_an_argument_that_is_declared_is_checked_once(capture_of: CaptureOf, alo
     assert told.run(told.example)[-1].tolist() == [False]
 
 
+def test_what_the_caller_keeps_is_not_checked_again(capture_of: CaptureOf, alone: Alone) -> None:
+    class Counter(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(3, dtype=torch.int64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 1000 + self.seen * 1000
+
+    program = capture(Counter().eval(), (torch.tensor([1, 2, 3]),))
+    program.target = load_target("gaudi3")
+    kept = (("x", 0, 10**6), ("seen", 0, 1000))
+    after, record = alone(CheckIntegers(kept=kept), program.copy())
+    assert record.notes == ("3 of 3 int64 results proved to fit 32 bits",)
+    assert after.count_ops() == program.count_ops()
+    for loose in (kept[:1], kept[1:], (("x", 0, 3 * 10**6), kept[1])):
+        _, record = alone(CheckIntegers(kept=loose), program.copy())
+        assert any("checks added" in note for note in record.notes), loose
+
+
 def test_a_check_joins_the_flags_that_a_model_has_already() -> None:
     def guarded(x: Tensor) -> Tensor:
         if x.sum() < 0:

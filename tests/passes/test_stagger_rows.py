@@ -18,6 +18,7 @@ from gaudicc.machine.fx_program import ProgramTasks
 from gaudicc.machine.split import limits_of
 from gaudicc.nodes import op_name
 from gaudicc.passes import DEFAULT_PIPELINE
+from gaudicc.passes.recognize_rotary import RecognizeRotary
 from gaudicc.passes.stagger_rows import StaggerRows
 from gaudicc.program import Program
 from gaudicc.targets import Engine
@@ -118,18 +119,21 @@ class Rotary(nn.Module):
         return out.flip(2)
 
 
-@given(st.integers(1, 4), st.sampled_from([2, 3, 4, 6]), st.integers(2, 3), st.booleans())
-def test_rotated_heads_are_cut_where_their_tokens_are(batch: int, tokens: int, parts: int, own: bool) -> None:
+@given(st.integers(1, 4), st.sampled_from([2, 3, 4, 6]), st.integers(2, 3), st.booleans(), st.booleans())
+def test_rotated_heads_are_cut_where_their_tokens_are(
+    batch: int, tokens: int, parts: int, own: bool, one: bool
+) -> None:
     torch.manual_seed(0)
     model, x = Rotary().eval(), torch.randn(batch, tokens, 8)
     angle = torch.randn(batch if own else 1, tokens, 4)
-    passes = [StaggerRows(parts) if isinstance(step, StaggerRows) else step for step in DEFAULT_PIPELINE]
+    steps = [step for step in DEFAULT_PIPELINE if one or not isinstance(step, RecognizeRotary)]
+    passes = [StaggerRows(parts) if isinstance(step, StaggerRows) else step for step in steps]
     made = gaudicc.compile(model, (x, angle), passes=passes, verify="numerics")
     torch.testing.assert_close(made(x, angle), model(x, angle), rtol=1e-5, atol=1e-6)
     found = rows_of(made.static_program())
     if batch % parts == 0 or tokens % parts == 0:
         assert set(found) == set(range(parts))
-        assert {"aten.linear", "aten.neg", "aten.add.Tensor"} <= set(found[0])
+        assert {"aten.linear", *(["gaudicc.rotary"] if one else ["aten.neg", "aten.add.Tensor"])} <= set(found[0])
         before = made.trace["stagger-rows"].before.count_ops().get("aten.clone", 0)
         assert made.static_program().count_ops().get("aten.clone", 0) == before, "nothing is copied"
 
@@ -178,3 +182,39 @@ def test_twice_is_once(alone: Any) -> None:
     program = compiled(Mlp(), torch.randn(1, 4, 8), 2).static_program()
     again, _ = alone(StaggerRows(), program)
     assert rows_of(again) == rows_of(program)
+
+
+class Fused(nn.Module):
+    """A fused projection whose first piece has vector work of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).chunk(3, -1)
+        out: Tensor = self.out(q.tanh().exp().sigmoid().tanh().exp().sigmoid() * k + v)
+        return out
+
+
+def test_a_fused_projection_apart_is_one_of_the_ways() -> None:
+    with torch.device("meta"):
+        made = compiled(Fused(4096).bfloat16(), torch.empty(1, 512, 4096, dtype=torch.bfloat16), None, "gaudi3")
+    (note,) = made.trace["stagger-rows"].notes
+    times = dict(re.findall(r"(whole|1 part, fused products apart|2 parts) ([\d.,]+) us", note))
+    assert set(times) == {"whole", "1 part, fused products apart", "2 parts"}
+    assert float(times["1 part, fused products apart"]) < 0.97 * float(times["whole"]), (
+        "the first piece's work is hidden"
+    )
+    assert "in 1 part, fused products apart" in note
+    graph = made.static_program().root.graph
+    assert sum(n.target is aten.linear.default for n in graph.nodes) == 4
+    assert all("engine" in n.meta for n in graph.nodes if n.op == "call_function")
+
+
+def test_parts_of_a_fused_projection_are_not_copied() -> None:
+    model, x = Fused(8).eval(), torch.randn(1, 4, 8)
+    made = compiled(model, x, 2)
+    torch.testing.assert_close(made(x), model(x), rtol=1e-5, atol=1e-6)
+    assert made.static_program().count_ops().get("aten.clone", 0) == 0

@@ -192,9 +192,11 @@ def test_layers_that_share_a_body_are_held_together_or_not_at_all() -> None:
     assert len(program.bodies) == 1
     after, notes = held(program)
     kept = {after.calling.paths[cache.argument] for cache in after.calling.caches}
-    assert kept == {"cache[0][0]", "cache[0][1]", "cache[1][0]", "cache[2][0]"}, "the first layer has no body"
+    assert kept == {"cache[0][0]", "cache[1][0]", "cache[2][0]"}
     assert notes[0].startswith("cache[1][1] stays an argument: it is joined to new rows 1 times and given back 0 times")
-    assert notes[1] == "cache[2][1] stays an argument: layers that share a body treat theirs otherwise"
+    assert set(notes[1:3]) == {
+        f"cache[{layer}][1] stays an argument: layers that share a body treat theirs otherwise" for layer in (0, 2)
+    }
 
 
 def test_the_check_notices_a_wrong_row() -> None:
@@ -226,7 +228,8 @@ def test_pads_never_reach_the_state() -> None:
     proofs = [proof.proved for proof in padded.padded.certificate.outputs]
     assert sum("none after it" in proof for proof in proofs) == 4
     ops = padded.count_ops()
-    assert ops["aten.index_copy"] == program.count_ops()["aten.cat"], "rows are written, nothing is copied whole"
+    joined = program.count_ops()["aten.cat"] * len(padded.bodies) // len(program.bodies)  # bodies may be told apart by pads
+    assert ops["aten.index_copy"] == joined, "rows are written, nothing is copied whole"
     assert "aten.constant_pad_nd" not in ops
     masks = [edit.reason for edit in padded.padded.certificate.masks]
     assert "pad keys are masked" in masks

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import gaudicc
 from gaudicc.errors import UnsupportedOpError
 from gaudicc.rules.bags import embedding_bag
 
@@ -37,6 +38,13 @@ def test_only_the_bags_themselves_have_a_form(legally: Callable[..., Any]) -> No
     table, words, starts = torch.randn(5, 2), torch.tensor([0, 4, 1]), torch.tensor([0, 2])
     with pytest.raises(UnsupportedOpError, match="result 2"):
         legally(lambda t, w, s: aten._embedding_bag_forward_only(t, w, s)[2], table, words, starts)
+
+
+def test_what_is_not_read_of_them_needs_no_bound() -> None:
+    """Places and sizes of bags are int64, and nobody knows what bounds them."""
+    bag, words, starts = nn.EmbeddingBag(5, 3).eval(), torch.tensor([0, 4, 1]), torch.tensor([0, 2])
+    compiled = gaudicc.compile(bag, (words, starts))
+    torch.testing.assert_close(compiled(words, starts), bag(words, starts).detach())
 
 
 def test_a_module_with_training_flags(legally: Callable[..., Any]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.export import Dim
 
@@ -111,3 +115,18 @@ def test_results_of_known_and_of_unknown_length() -> None:
     compiled = gaudicc.compile(lambda t: t.unique(return_inverse=True), (torch.tensor([3.0, 1.0, 3.0, 2.0]),))
     values, inverse = compiled(torch.tensor([5.0, 5.0, 1.0, 1.0]))
     assert (values.tolist(), inverse.tolist()) == ([1.0, 5.0], [1, 1, 0, 0])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.booleans(), min_size=18, max_size=18), st.sampled_from([(3,), (2, 3), (1, 1), ()]))
+def test_a_mask_that_is_larger_than_its_tensor_selects_as_often(chosen: list[bool], size: tuple[int, ...]) -> None:
+    """torch takes the size of the tensor for the most that is selected, and asserts it."""
+    x = torch.arange(float(math.prod(size))).reshape(size)
+    compiled = _by_a_larger_mask(size)
+    mask = torch.tensor(chosen).reshape(3, 2, 3)
+    assert torch.equal(compiled(x, mask), torch.masked_select(x, mask) + 1)
+
+
+@cache
+def _by_a_larger_mask(size: tuple[int, ...]) -> Any:
+    return gaudicc.compile(lambda x, m: torch.masked_select(x, m) + 1, (torch.zeros(size), torch.ones(3, 2, 3).bool()))

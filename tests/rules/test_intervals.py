@@ -87,6 +87,9 @@ PROGRAMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "clamps": lambda x, y: (x.clamp(-5, 7) * y.clamp(0, 3) - 4).abs().cumsum(0).sum(),
     "choices": lambda x, y: torch.where(x > y, x % 7, y & 15).minimum(torch.tensor(9)) << 2,
     "places": lambda x, y: (x.argmax(0) + torch.arange(6), x.sort(0)[1] * 6, (x > y).sum() * 3, x.topk(2)[1] + y.argmin()),
+    "draws": lambda x, y: (
+        torch.multinomial(torch.ones(6, 5), 3).sum(1) * 6 + x % 3, torch.randperm(4) * 2 - torch.randint(3, (4,)), y % 2,
+    ),
     "moves": lambda x, y: (
         torch.stack([x % 5, y % 3]).flip(0).cumsum(1).amax(), torch.cat([x, y]).remainder(11)[::2].unfold(0, 2, 1),
         torch.nn.functional.pad(x % 4, (1, 1), value=-2) - 1, (x % 6).gather(0, y % 6),

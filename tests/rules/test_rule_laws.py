@@ -38,6 +38,7 @@ from gaudicc.rules import (
     slicing,
     special,
     triangular,
+    unsigned,
 )
 from gaudicc.rules.rule import Rule, always
 from gaudicc.targets import Support, load_target
@@ -48,12 +49,14 @@ aten = torch.ops.aten
 FAMILIES = (
     booleans, indexing, scattering, scans, histograms, order, distances, bags, pooling, resampling, elementwise, triangular,
     elimination, reflections, special, gammas, polynomials, segments, integer_scatter,
+    unsigned,
 )  # fmt: skip
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 I32 = torch.tensor([[5, 0, 2], [-3, 7, 2]], dtype=torch.int32)
 F32 = torch.tensor([[0.5, 2.5, -1.0], [3.0, -0.25, 0.5]])
 WILD = torch.tensor([[0.5, float("nan"), float("inf"), -0.0], [-1.5, 0.0, 2.0, float("-inf")]])
+BYTES = torch.tensor([[200, 7, 0], [255, 3, 129]], dtype=torch.uint8)
 MASK = torch.tensor([[True, False, True], [False, True, True]])
 AT = torch.tensor([2, 0, -1])
 ROW = torch.tensor([1, 0, 1])
@@ -277,6 +280,10 @@ for rule in special.RULES:
     if rule.name != "ndtri":
         domain = POSITIVE if rule.name.endswith(SECOND_KIND) else SPREAD
         CALLS += [(rule.ops[0], (domain,), {}, rule.name), (rule.ops[0], (DOUBLE,), {}, None)]
+for rule in unsigned.RULES:
+    other: tuple[Any, ...] = {"bitwise_not": (), "add": (BYTES,)}.get(rule.ops[0]._opname, (BYTES % 9,))
+    other = (3,) if rule.ops[0]._overloadname.endswith("Scalar") else other
+    CALLS += [(rule.ops[0], (BYTES, *other), {}, rule.name), (rule.ops[0], (BYTES.to(torch.int32), *other), {}, None)]
 for rule in polynomials.RULES:
     CALLS += [(rule.ops[0], (SPREAD / 10, POSITIVE), {}, rule.name), (rule.ops[0], (DOUBLE, DOUBLE), {}, None)]
 TAKEN = [

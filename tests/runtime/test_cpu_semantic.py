@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gaudicc.kernels import attention, rms_norm
+from gaudicc.runtime import cpu_attention
 from gaudicc.runtime.cpu import CpuDevice
 from tests.runtime.test_cpu_models import Layer, segment_of
 
@@ -63,6 +64,30 @@ def test_attention_equals_its_reference(queries: int, groups: int) -> None:
     torch.testing.assert_close(recording.replay(q, k, v, mask)[0], Attend()(q, k, v, mask))
     causal = CpuDevice().record(segment_of(AttendBefore(), q, k, v))
     torch.testing.assert_close(causal.replay(q, k, v)[0], AttendBefore()(q, k, v))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_kernel_that_shares_no_keys_gets_one_per_head(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flash kernel of torch 2.7 reads past keys of fewer heads than queries, and says nothing."""
+    monkeypatch.setattr(cpu_attention, "kernel_shares_keys", lambda: False)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, groups, 6, 8), torch.randn(2, groups, 6, 8)
+    causal = CpuDevice().record(segment_of(AttendBefore(), q, k, v))
+    assert "flash_attention_for_cpu" in causal.source
+    assert "expand" in causal.source
+    torch.testing.assert_close(causal.replay(q, k, v)[0], AttendBefore()(q, k, v))
+
+
+def test_whether_the_kernel_shares_keys_is_what_it_does() -> None:
+    q, k = torch.randn(1, 4, 3, 8), torch.randn(1, 4, 3, 8)
+    one = k[:, :1].clone()
+    k[:, 1:] = one  # what a kernel that reads past the first head finds
+    shared = torch._scaled_dot_product_flash_attention_for_cpu(q, k[:, :1], k[:, :1], 0.0, False)[0]
+    every = torch._scaled_dot_product_flash_attention_for_cpu(q, k, k, 0.0, False)[0]
+    torch.testing.assert_close(shared, every)
+    k[:, 1:] = 0.0
+    again = torch._scaled_dot_product_flash_attention_for_cpu(q, k[:, :1], k[:, :1], 0.0, False)[0]
+    assert torch.allclose(again, every) == cpu_attention.kernel_shares_keys()
 
 
 @given(

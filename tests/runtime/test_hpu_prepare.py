@@ -91,6 +91,22 @@ def test_numbers_beyond_32_bits_are_refused_where_the_mode_narrows_them() -> Non
     prepared(of(lambda x: x[:, 1:] * 1e300, X))  # the end of a slice is no value
 
 
+@pytest.mark.parametrize("number", [2**40, 1e15, float("inf")])
+def test_floats_that_become_integers_are_numbers_too(number: float) -> None:
+    whole, index, mask = torch.ones(4, dtype=torch.int64), torch.tensor([1]), torch.tensor([True, False, True, False])
+    filled = {
+        "masked_fill": lambda x: x.masked_fill(mask, number),
+        "full_like": lambda x: torch.full_like(x, number),
+        "index_fill": lambda x: x.index_fill(0, index, number),
+        "scatter": lambda x: torch.ops.aten.scatter.value(x, 0, index, number),
+    }
+    for name, function in filled.items():
+        if number != float("inf"):
+            with pytest.raises(LoweringError, match=rf"{name}.* computes int64 with"):
+                prepared(of(function, whole))
+        prepared(of(function, torch.ones(4)))
+
+
 def test_collectives_need_their_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch.distributed._functional_collectives")
     graph = by_hand(torch.ops._c10d_functional.all_reduce.default, META, "sum", "0")

@@ -130,7 +130,7 @@ def test_a_large_shape_is_bound_by_the_host_until_it_is_recorded(
         assert legal == pytest.approx(max(device, row.legal.nodes * host.lazy_op_seconds))
         assert recorded == pytest.approx(device + host.replay_seconds + 3 * host.transfer_latency)
         assert row.compiling == row.legal.nodes * host.compile_seconds_per_node
-        assert row.legal.compile_seconds < row.compiling / 8, "layers share a recipe"
+        assert row.legal.compile_seconds < row.compiling / 4, "layers share a recipe"
         assert row.legal.launches == 32 + 2
         assert row.legal.nodes > 32 * 20
     weights = 8.03e9 * 2

@@ -15,7 +15,8 @@ from gaudicc.targets.fused import FUSED, fused_op
 from gaudicc.targets.model import OverlayRow
 from gaudicc.targets.target import HOST
 
-F32, BF16, I64, I32, BOOL = torch.float32, torch.bfloat16, torch.int64, torch.int32, torch.bool
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+I64, I32, BOOL = torch.int64, torch.int32, torch.bool
 TARGET = load_target("gaudi3")
 OVERLOADS = sorted(
     str(getattr(packet, name))
@@ -187,7 +188,10 @@ def test_fused_ops(gaudi3: Target) -> None:
         assert found[1].support is Support.PRESUMED, "without dtypes nothing is evidenced"
     for op, dtypes, support in (
         ("gaudicc::moe", (BF16, I64, BF16, BF16), Support.EVIDENCED),
-        ("gaudicc::attention", (F32, F32, F32), Support.PRESUMED),
+        ("gaudicc::moe", (F32, I64, F32, F32), Support.EVIDENCED),
+        ("gaudicc::attention", (F32, F32, F32, BOOL), Support.EVIDENCED),
+        ("gaudicc::attention", (F16, F16, F16), Support.PRESUMED),
+        ("gaudicc::rotary", (BF16, BF16, BF16), Support.EVIDENCED),
         ("gaudicc::rms_norm", (F32, F32), Support.EVIDENCED),
     ):
         found = fused_op(gaudi3, op, dtypes=dtypes)
@@ -197,6 +201,9 @@ def test_fused_ops(gaudi3: Target) -> None:
     symbolic = fused_op(gaudi3, "gaudicc.attention.default", Mode.COMPILE, symbolic=True)
     assert symbolic is not None
     assert symbolic[1].support is Support.NO
+    compiled = fused_op(gaudi3, "gaudicc.attention.default", Mode.COMPILE, dtypes=(F32, F32, F32), symbolic=True)
+    assert compiled is not None
+    assert compiled[1].support is Support.NO, "what is known of sizes outweighs what is known of dtypes"
 
 
 @given(st.sampled_from(OVERLOADS), st.sampled_from(list(Support)), st.sampled_from([F32, BF16, I64]))

@@ -28,6 +28,7 @@ from gaudicc.capture.mend.control import Ending
 from gaudicc.capture.mend.data_trip import Course, DataTrip, Traced, refuse_data_loop
 from gaudicc.capture.mend.internals import SYMBOLIC, is_data_dependent, storage_of
 from gaudicc.capture.mend.marks import modes, refuse_modes
+from gaudicc.capture.mend.numbers import KINDS
 from gaudicc.capture.mend.outcomes import here
 from gaudicc.capture.mend.trip_changes import Carried, Changes
 from gaudicc.capture.mend.trip_state import (
@@ -120,7 +121,7 @@ class DataLoop:
         traced.recorder.refuse_writes_outside(written)
         new = carried.tensors(context, context.state(access))
         result = _tensors(context, traced.result)
-        if new is None or len(result) != len(_tensors(context, rehearsed.result)):
+        if new is None or len(result) != len(_leaves(rehearsed.result)):
             self._differs("a value that it hands on changes its type")
         outside, twice = traced.recorder.shared([*new, *result], written, entry)
         again = following_trip(
@@ -143,13 +144,8 @@ class DataLoop:
 
     def _unset(self, rehearsed: Traced) -> list[torch.Tensor]:
         """What the signals and the result of a trip are before the first one."""
-        result = _tensors(self._context, rehearsed.result)
-        if any(is_data_dependent(size) for tensor in result for size in tensor.shape):
-            refuse_data_loop("it returns a tensor whose shape depends on data", "return it after the loop")
-        return [
-            *(torch.zeros((), dtype=torch.bool) for _ in rehearsed.signals),
-            *(torch.zeros(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device) for tensor in result),
-        ]
+        signals = [torch.zeros((), dtype=torch.bool) for _ in rehearsed.signals]
+        return [*signals, *map(_unset, _leaves(rehearsed.result))]
 
     def _differs(self, why: str) -> NoReturn:
         if self._apart is not None:
@@ -174,14 +170,24 @@ class DataLoop:
             scope.exits.append(Exit(context.pred, None, context.state(access)))
 
 
+def _leaves(result: Return | None) -> list[Any]:
+    """What of a returned value depends on data."""
+    leaves = pytree.tree_leaves(None if result is None else result.value)
+    return [leaf for leaf in leaves if isinstance(leaf, (torch.Tensor, *SYMBOLIC))]
+
+
 def _tensors(context: Context, result: Return | None) -> list[torch.Tensor]:
     """The tensors of what a trip returns, numbers that depend on data as tensors of no dims."""
-    leaves = pytree.tree_leaves(None if result is None else result.value)
-    return [
-        leaf if isinstance(leaf, torch.Tensor) else context.numbers.tensor(leaf)
-        for leaf in leaves
-        if isinstance(leaf, (torch.Tensor, *SYMBOLIC))
-    ]
+    return [leaf if isinstance(leaf, torch.Tensor) else context.numbers.tensor(leaf) for leaf in _leaves(result)]
+
+
+def _unset(leaf: Any) -> torch.Tensor:
+    """What stands for a part of a returned value before a trip returns it."""
+    if not isinstance(leaf, torch.Tensor):
+        return torch.zeros((), dtype=KINDS[type(leaf)])
+    if any(map(is_data_dependent, leaf.shape)):
+        refuse_data_loop("it returns a tensor whose shape depends on data", "return it after the loop")
+    return torch.zeros(tuple(leaf.shape), dtype=leaf.dtype, device=leaf.device)
 
 
 def _value(context: Context, result: Return, tensors: list[torch.Tensor]) -> Any:

@@ -30,7 +30,7 @@ from gaudicc.capture.mend.merge import settle
 from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frames
 from gaudicc.capture.mend.swap import Swaps, rewritten_code
 from gaudicc.capture.mend.texts import no_frozen_text
-from gaudicc.capture.mend.tidy import tidy
+from gaudicc.capture.mend.tidy import own_outputs, tidy
 from gaudicc.capture.mend.traces import module_globals, no_traces
 from gaudicc.capture.mend.trip_state import NeedsFirstTrip
 from gaudicc.capture.mend.trips import keeping_loops
@@ -109,6 +109,7 @@ def export_mending(
         with assigned_buffers(model) as assigned, no_frozen_text(), keeping_loops(keep_loops):
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         refuse_lost(exported, assigned)
+        own_outputs(exported)
         return exported
 
     with _LOCK:
@@ -143,18 +144,18 @@ class _Mending:
         wrapper = self._wrap(forward)
         try:
             self._model.forward = wrapper
+            self._rewrite(error)
             while True:
-                self._rewrite(error)
                 try:
                     with no_traces(self._model), quiet():
                         exported = self._export()
                 except (Exception, NeedsRewrite, NeedsFirstTrip, NeedsRegion, NeedsUnrolling) as again:
-                    error = again
+                    self._rewrite(again)
                     continue
                 tidy(exported.graph_module)
                 why = refusal_of_loops(exported.graph_module) if self._regions else None
                 if why is not None:
-                    error = NeedsUnrolling(next(iter(self._regions)), why)
+                    self._rewrite(NeedsUnrolling(next(iter(self._regions)), why))
                     continue
                 return MendedExport(exported, tuple(self._rewritten), self._flags)
         finally:

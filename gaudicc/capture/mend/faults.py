@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from gaudicc.capture.mend.context import Context
 from gaudicc.capture.mend.internals import is_data_dependent
+from gaudicc.capture.mend.trip_index import places
 from gaudicc.capture.mend.values import replace
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -50,6 +52,8 @@ def safe_arguments(
             return torch.where(pred, leaf, torch.zeros_like(leaf))
         return number(leaf)
 
+    if name in ("__getitem__", "select"):
+        args = (_long_enough(context, pred, args[0], _picked(name, args, kwargs)), *args[1:])
     if name in _INDEXING:
         keep = 1 if name in _DATA_FIRST else 0
         kept = args[:keep]
@@ -71,12 +75,29 @@ def safe_arguments(
 
 def _not_empty(context: Context, pred: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, with one zero more along each dim of unknown size where `pred` does not hold."""
-    for dim, size in enumerate(tensor.shape):
-        if is_data_dependent(size):
+    return _long_enough(context, pred, tensor, dict.fromkeys(range(tensor.dim()), 1))
+
+
+def _long_enough(context: Context, pred: torch.Tensor, tensor: torch.Tensor, more: Mapping[int, int]) -> torch.Tensor:
+    """The tensor, with so many zeros more along dims of unknown size where `pred` does not hold."""
+    for dim, count in more.items():
+        if is_data_dependent(tensor.shape[dim]):
             shape: list[Any] = list(tensor.shape)
-            shape[dim] = context.numbers.read(torch.logical_not(pred).to(torch.int64))
+            one: Any = context.numbers.read(torch.logical_not(pred).to(torch.int64))
+            shape[dim] = one * count
             tensor = torch.cat([tensor, tensor.new_zeros(shape)], dim)
     return tensor
+
+
+def _picked(name: str, args: Any, kwargs: Any) -> dict[int, int]:
+    """The dims of which a plain number picks an element, and how long they have to be for it."""
+    if name == "select":
+        pairs = [(args[2], args[1] % args[0].dim())] if len(args) == 3 and not kwargs else []
+    else:
+        parts, dims = places(args[0], list(args[1]) if isinstance(args[1], tuple) else [args[1]])
+        pairs = list(zip(parts, dims, strict=True))
+    plain = [(index, dim) for index, dim in pairs if type(index) is int]
+    return {dim: index + 1 if index >= 0 else -index for index, dim in plain}
 
 
 def _safe_number(context: Context, pred: Any, number: torch.SymInt) -> Any:

@@ -20,13 +20,13 @@ import torch
 from gaudicc.capture.mend.marks import Marks, mark_of
 from gaudicc.capture.mend.outcomes import is_installed, is_user_file
 from gaudicc.capture.mend.source import nested_codes
-from gaudicc.capture.mend.values import Choice, Maybe, Rows, Undefined
+from gaudicc.capture.mend.values import Choice, Many, Maybe, Undefined
 
 _LEAVES = (
     torch.Tensor, str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, torch.SymInt,
     torch.SymFloat, torch.SymBool, torch.Generator, range, slice, types.ModuleType, logging.Logger,
     types.BuiltinFunctionType, types.MethodWrapperType, types.CodeType, torch._ops.OpOverload,
-    torch._ops.OpOverloadPacket, Undefined, Rows,
+    torch._ops.OpOverloadPacket, Undefined, Many,
 )  # fmt: skip
 
 

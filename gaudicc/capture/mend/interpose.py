@@ -24,7 +24,7 @@ from gaudicc.capture.mend.pieces import Listed, join_pieces, split
 from gaudicc.capture.mend.rows import join_rows
 from gaudicc.capture.mend.trip_index import trip_call, write_through
 from gaudicc.capture.mend.truth import fresh_test, truth
-from gaudicc.capture.mend.values import Maybe, Pieces, Rows, distribute, first_choice, replace
+from gaudicc.capture.mend.values import Lost, Maybe, Pieces, Rows, distribute, first_choice, replace
 from gaudicc.errors import DynamicControlFlowError, Where
 
 _RANDOM = {
@@ -162,6 +162,12 @@ class Interpose(TorchFunctionMode):
         """`stack` or `cat` of a list whose length depends on data: of everything, then the rows that are there."""
         items, rest = args[0], args[1:]
         dim = kwargs.get("dim", rest[0] if rest else 0)
+        for item in items:
+            if isinstance(item, Lost):
+                item.refuse()
+        if name in ("tensor", "as_tensor") and kwargs.get("dtype") is not None:
+            with self:
+                return self._of_numbers(items, **kwargs)
         if any(isinstance(item, Pieces) for item in items):
             return join_pieces(name, items, dim)
         if any(isinstance(item, Rows) for item in items):
@@ -182,6 +188,13 @@ class Interpose(TorchFunctionMode):
                     f"torch.{name}(): expected a non-empty list of Tensors")  # fmt: skip
                 fail(fresh_test(torch.logical_not(present)), RuntimeError(message))
             return every[torch.cat(rows)]
+
+    def _of_numbers(self, items: list[Any], dtype: torch.dtype, device: Any = None) -> torch.Tensor:
+        """`torch.tensor` of numbers that are there on some paths only; the dtype of none at all is no number's."""
+        values = [item.value if isinstance(item, Maybe) else item for item in items]
+        every = torch.stack([self.context.numbers.tensor(value).to(dtype) for value in values])
+        rows = [self._present(item, every, 1) for item in items]
+        return every[torch.cat(rows)].to(device)
 
     def _present(self, item: Any, value: torch.Tensor, count: Any) -> torch.Tensor:
         test = item.present if isinstance(item, Maybe) else torch.ones((), dtype=torch.bool, device=value.device)

@@ -13,7 +13,7 @@ import torch
 
 from gaudicc.capture.mend.context import Access, Context, Kind, active
 from gaudicc.capture.mend.control import choose
-from gaudicc.capture.mend.internals import is_data_dependent
+from gaudicc.capture.mend.internals import is_data_dependent, known_true
 from gaudicc.capture.mend.merge import is_number
 from gaudicc.capture.mend.outcomes import here, refuse_if_caught
 from gaudicc.capture.mend.partial import operate
@@ -36,7 +36,7 @@ def _symbolic(*values: Any) -> bool:
     return all(is_number(value) for value in values) and any(is_data_dependent(value) for value in values)
 
 
-def _as_value(context: Context, decision: bool | torch.Tensor) -> Any:
+def _as_value(context: Context, decision: Any) -> Any:
     return context.numbers.read(decision) if isinstance(decision, torch.Tensor) else decision
 
 
@@ -101,14 +101,21 @@ def test_compare(function: Callable[[Any, Any], Any], left: Any, right: Any) -> 
     """A comparison that only decides: it stays a tensor."""
     context = active()
     if context is not None and _symbolic(left, right):
-        return fresh_test(_compare_numbers(context, function, left, right))
-    result = operate(function, left, right)
+        result = _compare_numbers(context, function, left, right)
+    else:
+        result = operate(function, left, right)
     return fresh_test(result) if isinstance(result, torch.Tensor) else result
 
 
-def _compare_numbers(context: Context, function: Callable[[Any, Any], Any], left: Any, right: Any) -> torch.Tensor:
-    result: torch.Tensor = function(context.numbers.tensor(left), context.numbers.tensor(right))
-    return result
+def _compare_numbers(context: Context, function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """A comparison of numbers: a bool where their ranges decide it, as of the length of a piece, else a 0-d tensor."""
+    if isinstance(left, (int, torch.SymInt)) and isinstance(right, (int, torch.SymInt)):
+        holds = function(left, right)
+        if known_true(holds):
+            return True
+        if known_true(torch.sym_not(holds)):
+            return False
+    return function(context.numbers.tensor(left), context.numbers.tensor(right))
 
 
 def bound(value: Any) -> Any:

@@ -29,6 +29,7 @@ _KEEPS: dict[type, frozenset[str]] = {
 _HELPERS = "gaudicc.capture.mend.builtin"
 _LIST_HELPERS = frozenset({"len_", "sum_", "any_", "all_", "enumerate_", "list_", "bool_", "isinstance_"})
 _JOINS = (torch.stack, torch.cat, torch.concat, torch.hstack, torch.vstack)
+_TENSORS = (torch.tensor, torch.as_tensor)
 
 
 def condition(container: object) -> torch.Tensor | None:
@@ -127,7 +128,7 @@ def on_containers(
     owner = function.__self__ if isinstance(function, BuiltinMethodType) else None
     if owner is not None and function.__name__ in _KEEPS.get(type(owner), frozenset()):
         args_given: tuple[Any, ...] = tuple(arg for arg in args if isinstance(arg, dict))
-    elif _takes_lists(function):
+    elif _takes_lists(function) or (function in _TENSORS and kwargs.get("dtype") is not None):
         args_given = tuple(arg for arg in args if isinstance(arg, (dict, deque)))
     else:
         args_given = (owner, *args, *kwargs.values())

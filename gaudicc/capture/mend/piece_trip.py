@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from gaudicc.capture.mend.context import Access, Context, Kind
-from gaudicc.capture.mend.heap import contents
 from gaudicc.capture.mend.internals import between, known_true, same_expression
 from gaudicc.capture.mend.loops import Step, trip
 from gaudicc.capture.mend.marks import modes, refuse_changes, refuse_modes
@@ -21,10 +20,10 @@ from gaudicc.capture.mend.outcomes import here
 from gaudicc.capture.mend.piece_calls import Calls
 from gaudicc.capture.mend.piece_rules import NotApart
 from gaudicc.capture.mend.pieces import Split, Zipped
-from gaudicc.capture.mend.trip_changes import Changes, changes_of
+from gaudicc.capture.mend.trip_changes import Changes, Grown, changes_of
 from gaudicc.capture.mend.trip_state import rehearsal, standing_apart, without
 from gaudicc.capture.mend.truth import fresh_test
-from gaudicc.capture.mend.values import Pieces
+from gaudicc.capture.mend.values import Lost, Pieces
 from gaudicc.errors import DynamicControlFlowError, InputError, Where
 
 _LONGEST = 2**20
@@ -74,10 +73,10 @@ class _Whole:
         sizes = [entry.whole.shape[entry.dim] for entry in self._splits]
         if not all(known_true(size == self._rows) for size in sizes):
             raise NotApart("goes over tensors of different lengths")
-        with rehearsal(context):
+        with rehearsal(context), standing_apart(context):
             length = between(context.numbers.read(torch.empty((), dtype=torch.int64)), 2, _LONGEST)  # type: ignore[arg-type]
             calls, changes = self._trip(Calls(length, self._fakes(length)))
-            dims = [_only_dim(contents(grown)[-1], length) for grown in changes.grown]
+            dims = [_only_dim(grown, length) for grown in changes.grown]
             context.restore(self._before, access)
             self._trip(Calls(1, self._fakes(1), expected=calls))
             context.restore(self._before, access)
@@ -86,11 +85,11 @@ class _Whole:
         if empty is not None:
             fail(fresh_test(self._splits[0].lengths.eq(0).any()), empty)
         _, changes = self._trip(Calls(self._rows, wholes, expected=calls, same=self._same_piece()))
-        grown = [(container, contents(container)[-1]) for container in changes.grown]
+        lists = [(grown.container, grown.appended()[0]) for grown in changes.grown]
         context.restore(self._before, access)
         access.write(without(self._before, changes.lost, None, here()).variables)
-        for (container, value), dim in zip(grown, dims, strict=True):
-            list.append(container, Pieces(value, dim))
+        for (container, value), dim in zip(lists, dims, strict=True):
+            list.append(container, Lost() if dim is None else Pieces(value, dim))
 
     def _of_empty(self, calls: Calls) -> Exception | None:
         """What a piece without rows raises; where it would do something else, that it cannot be served."""
@@ -130,7 +129,7 @@ class _Whole:
         changes = changes_of(self._before, after)
         if changes.places:
             raise NotApart("hands something on from piece to piece")
-        calls.keep([contents(grown)[-1] for grown in changes.grown])
+        calls.keep([item for grown in changes.grown for item in grown.appended()])
         return calls, changes
 
     def _same_piece(self) -> torch.Tensor:
@@ -148,8 +147,10 @@ class _Whole:
         return piece.unsqueeze(1).eq(piece.unsqueeze(0))
 
 
-def _only_dim(value: torch.Tensor, length: Any) -> int:
-    dims = [dim for dim, size in enumerate(value.shape) if same_expression(size, length)]
-    if len(dims) != 1:
-        raise NotApart(f"keeps a tensor of which {len(dims)} dims are as long as a piece")
-    return dims[0]
+def _only_dim(grown: Grown, length: Any) -> int | None:
+    """The dim along which the tensors that a loop appends make one; None if they do not."""
+    (first, *others) = grown.appended()
+    if others or not isinstance(first, torch.Tensor):
+        return None
+    dims = [dim for dim, size in enumerate(first.shape) if same_expression(size, length)]
+    return dims[0] if len(dims) == 1 else None

@@ -1,4 +1,4 @@
-"""Capture, mending: what an exported graph holds only because Python read a number."""
+"""Capture, mending: what is changed in an exported graph: numbers that were read, views that are returned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.export import ExportedProgram
+
+from gaudicc.capture.mend.internals import is_data_dependent
 
 
 def tidy(module: fx.GraphModule) -> None:
@@ -19,6 +22,27 @@ def tidy(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def own_outputs(exported: ExportedProgram) -> None:
+    """Returns a copy for a view whose place depends on data: torch cannot return such a view of a tensor that was changed."""
+    graph, copies = exported.graph, dict[str, str]()
+    output = next(iter(graph.find_nodes(op="output")))
+    for node in output.all_input_nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and is_data_dependent(value.storage_offset()):
+            with graph.inserting_before(output):
+                copy = graph.call_function(torch.ops.aten.clone.default, (node,))
+            copy.meta = {**node.meta, "val": value.clone()}
+            output.replace_input_with(node, copy)
+            copies[node.name] = copy.name
+    if not copies:
+        return
+    for spec in exported.graph_signature.output_specs:
+        name = getattr(spec.arg, "name", None)
+        if name in copies:
+            spec.arg.name = copies[name]
+    exported.graph_module.recompile()
 
 
 def _always_holds(condition: Any) -> bool:

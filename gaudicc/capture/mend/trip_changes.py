@@ -37,26 +37,39 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Grown:
+    """A list to which each trip appends so many values."""
+
+    container: Any
+    count: int
+
+    def appended(self) -> list[Any]:
+        """What the trip that ran last appended."""
+        return list(contents(self.container)[-self.count :])
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """What a trip changes.
 
     Attributes:
         places: hold values of one type before and after.
-        grown: lists with one more tensor.
+        grown: lists that have more values.
         lost: variables that hold something else after each trip, so that they mean nothing after the loop.
     """
 
     places: list[Place]
-    grown: list[Any]
+    grown: list[Grown]
     lost: list[int]
 
     def within(self, others: Changes) -> bool:
         """Whether all that changes is among what changes there."""
-        known = {(id(place.container), place.key) for place in others.places}
-        known |= {(id(None), index) for index in others.lost} | {(id(grown), None) for grown in others.grown}
-        mine = {(id(place.container), place.key) for place in self.places}
-        mine |= {(id(None), index) for index in self.lost} | {(id(grown), None) for grown in self.grown}
-        return mine <= known
+        return self._keys() <= others._keys()
+
+    def _keys(self) -> set[tuple[int, Any]]:
+        keys = {(id(place.container), place.key) for place in self.places}
+        lists = {(id(grown.container), ("appended", grown.count)) for grown in self.grown}
+        return keys | lists | {(id(None), index) for index in self.lost}
 
 
 def changes_of(before: State, after: State, refuse: Callable[[str, str], NoReturn] = refuse_loop) -> Changes:
@@ -78,8 +91,8 @@ def changes_of(before: State, after: State, refuse: Callable[[str, str], NoRetur
         now = contents(container)
         if same_contents(held, now):
             continue
-        if isinstance(held, list) and same_contents(held, now[:-1]) and isinstance(now[-1], torch.Tensor):
-            grown.append(container)
+        if isinstance(held, list) and len(now) > len(held) and same_contents(held, now[: len(held)]):
+            grown.append(Grown(container, len(now) - len(held)))
             continue
         keys = range(len(held)) if isinstance(held, list) else list(held) if isinstance(held, dict) else []
         if type(held) is set or len(held) != len(now) or (isinstance(held, dict) and list(held) != list(now)):

@@ -96,7 +96,7 @@ def _listed(index: Any) -> list[Any]:
     return list(index) if isinstance(index, tuple) else [index]
 
 
-def _places(tensor: torch.Tensor, parts: list[Any]) -> tuple[list[Any], list[int]]:
+def places(tensor: torch.Tensor, parts: list[Any]) -> tuple[list[Any], list[int]]:
     """The parts of an index without its ellipsis, and the dim that each of them begins at."""
     widths = [_width(part) for part in parts]
     whole = [slice(None)] * (tensor.dim() - sum(widths))
@@ -113,7 +113,7 @@ def _width(part: Any) -> int:
 
 def _read(context: Context, tensor: torch.Tensor, parts: list[Any]) -> Any:
     """`tensor[index]`, entry by entry: one row of each dim, which a plain index then drops."""
-    parts, dims = _places(tensor, parts)
+    parts, dims = places(tensor, parts)
     for place, dim in enumerate(dims):
         if reads_trip(context, parts[place]):
             at, parts[place] = _positions(context, tensor, dim, parts[place])
@@ -125,7 +125,7 @@ def _read(context: Context, tensor: torch.Tensor, parts: list[Any]) -> Any:
 
 def _write(context: Context, tensor: torch.Tensor, parts: list[Any], value: Any) -> None:
     """`tensor[index] = value`: the rows of the first such entry are read, changed and put back."""
-    parts, dims = _places(tensor, parts)
+    parts, dims = places(tensor, parts)
     place = next(i for i, part in enumerate(parts) if reads_trip(context, part))
     dim = dims[place]
     at, parts[place] = _positions(context, tensor, dim, parts[place])

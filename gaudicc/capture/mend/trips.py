@@ -23,8 +23,7 @@ from gaudicc.capture.mend.context import Access, Context, Exit, Kind, Return, Sc
 from gaudicc.capture.mend.control import Block, Ending
 from gaudicc.capture.mend.data_loops import DataLoop
 from gaudicc.capture.mend.data_trip import Course
-from gaudicc.capture.mend.heap import contents
-from gaudicc.capture.mend.internals import known_true, storage_of
+from gaudicc.capture.mend.internals import known_true, same_sizes, storage_of
 from gaudicc.capture.mend.loops import Step, after_loop, trip
 from gaudicc.capture.mend.marks import modes, refuse_modes
 from gaudicc.capture.mend.outcomes import NeedsRewrite, here, is_user_file
@@ -42,7 +41,7 @@ from gaudicc.capture.mend.trip_state import (
     without,
     written_by,
 )
-from gaudicc.capture.mend.values import Rows
+from gaudicc.capture.mend.values import Lost, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +167,12 @@ class _Trips:
         context.restore(before, access)
         put(access, without(before, changes.lost, self._apart, here()), changes.places, finals)
         for grown, stacked in zip(changes.grown, rows, strict=True):
-            list.append(grown, Rows(stacked))
+            list.append(grown.container, Lost() if stacked is None else Rows(stacked))
 
     def _trace(
         self, before: State, changes: Changes, carried: Carried, written: list[torch.Tensor]
-    ) -> tuple[list[Any], list[Any]]:
-        """One trip between the marks; returns the values at the places after the loop, and the stacked rows."""
+    ) -> tuple[list[Any], list[torch.Tensor | None]]:
+        """One trip between the marks; returns the values at the places after the loop, and the rows of each list that grew."""
         context, access = self._context, self._access
         start = carried.tensors(context, before) or []
         refuse_shared(start, written)
@@ -192,20 +191,24 @@ class _Trips:
         new = carried.tensors(context, context.state(access))
         if new is None:
             self._differs("a value that it hands on changes its type")
-        rows = [contents(grown)[-1] for grown in changes.grown]
-        outside, twice = traced.shared([*new, *rows], written, entry)
+        appended = [_alike(grown.appended()) for grown in changes.grown]
+        kept = [*range(len(new)), *(len(new) + i for i, items in enumerate(filter(None, appended)) for _ in items)]
+        outside, twice = traced.shared([*new, *(item for items in appended for item in items)], written, entry)
         again = following_trip(
             context, access, carried, new, lambda given: self._once(torch.empty_like(index), given), noted
         )
         if (difference := traced.difference(again)) is not None:
             self._differs(difference)
+        rows = [items[0] if len(items) == 1 else torch.stack(items) for items in appended if items]
         ends = end_loop(index, [*new, *written], rows, self._trips)
         for tensor, value in zip(written, ends[len(new) :], strict=False):
             tensor.copy_(value)
         assign(context, written)
         finals, stacks = ends[: len(new)], ends[len(new) + len(written) :]
-        context.kept_rows |= outside | {storage_of([*finals, *stacks][i]) for i in twice}
-        return carried.values(context, finals), stacks
+        context.kept_rows |= outside | {storage_of([*finals, *stacks][kept[i]]) for i in twice}
+        stacked = iter(stacks)
+        rows_of = [None if not items else next(stacked).flatten(0, int(len(items) > 1)) for items in appended]
+        return carried.values(context, finals), rows_of
 
     def _rehearsed(self, index: torch.Tensor, carried: list[torch.Tensor]) -> Recorder:
         recorder = self._once(index, carried)
@@ -235,3 +238,12 @@ class _Trips:
             context.recorders.remove(recorder)
             context.rows_of[:] = rows
         return recorder
+
+
+def _alike(appended: list[Any]) -> list[torch.Tensor]:
+    """What a trip appends to one list, if it makes one tensor; otherwise nothing."""
+    first = appended[0]
+    alike = isinstance(first, torch.Tensor) and all(
+        isinstance(item, torch.Tensor) and item.dtype == first.dtype and same_sizes(item, first) for item in appended
+    )
+    return appended if alike else []

@@ -117,12 +117,16 @@ class Many(Maybe):
     taken: ClassVar[tuple[str, str]]
     """What fills such a list and what takes it, and what to do instead of anything else."""
 
-    def __init__(self, value: torch.Tensor) -> None:
+    def __init__(self, value: Any) -> None:
         object.__setattr__(self, "value", value)
 
     @property
     def present(self) -> NoReturn:
         """Refuses."""
+        self.refuse()
+
+    def refuse(self) -> NoReturn:
+        """Refuses whatever is done to the list."""
         fills, hint = self.taken
         raise DynamicControlFlowError(f"a list that a loop over {fills}", hint=hint)
 
@@ -149,6 +153,19 @@ class Pieces(Many):
     def __init__(self, value: torch.Tensor, dim: int) -> None:
         super().__init__(value)
         object.__setattr__(self, "dim", dim)
+
+
+class Lost(Many):
+    """What the trips of a loop over a dynamic size, or over pieces, appended to a list and what makes no one tensor."""
+
+    __slots__ = ()
+    taken = (
+        "a dynamic size or over pieces fills is used, and what its trips append cannot be one tensor",
+        "append tensors of one shape and dtype, and one tensor of each piece, with one dim as long as the piece",
+    )
+
+    def __init__(self) -> None:
+        super().__init__(None)
 
 
 def refuse_partial(what: str) -> NoReturn:

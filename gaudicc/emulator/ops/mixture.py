@@ -40,15 +40,37 @@ def mixture_of_experts(
         experts_min: number of the first expert given.
         experts_max: number of the last one; choices outside are left out.
     """
+    rest = (permuted_weights, activation, experts_min, experts_max)
+    return mixture_measured(hidden_states, expert_routing_table, router_weights, w1, w2, w3, *rest)[0]
+
+
+def mixture_measured(
+    hidden_states: Tensor,
+    expert_routing_table: Tensor,
+    router_weights: Tensor,
+    w1: Sequence[Tensor],
+    w2: Sequence[Tensor],
+    w3: Sequence[Tensor],
+    permuted_weights: bool,
+    activation: str,
+    experts_min: int,
+    experts_max: int,
+    measurement_mode: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The same, and per expert the largest magnitude that enters w3 for a token that chose it, 0 if none did."""
     act = _ACTIVATIONS[activation]
     total = torch.zeros_like(hidden_states, dtype=torch.float32)
     wide = hidden_states.to(torch.float32)
+    largest = []
     for expert in range(experts_min, experts_max + 1):
         weights = [each[expert - experts_min].to(torch.float32) for each in (w1, w2, w3)]
         gate, up, down = (weight.t() if permuted_weights else weight for weight in weights)
-        share = (router_weights.to(torch.float32) * (expert_routing_table == expert)).sum(-1, keepdim=True)
-        total += share * (act(wide @ gate) * (wide @ up)) @ down
-    return total.to(hidden_states.dtype)
+        chosen = expert_routing_table == expert
+        share = (router_weights.to(torch.float32) * chosen).sum(-1, keepdim=True)
+        inner = act(wide @ gate) * (wide @ up)
+        total += share * inner @ down
+        largest.append((inner * chosen.any(-1, keepdim=True)).abs().amax())
+    return total.to(hidden_states.dtype), torch.stack(largest).to(hidden_states.dtype)
 
 
 def mixture_fused(
@@ -63,10 +85,27 @@ def mixture_fused(
     experts_max: int,
 ) -> Tensor:
     """The same with w1 and w2 in one matrix."""
+    rest = (permuted_weights, activation, experts_min, experts_max)
+    return mixture_fused_measured(hidden_states, expert_routing_table, router_weights, w12, w3, *rest)[0]
+
+
+def mixture_fused_measured(
+    hidden_states: Tensor,
+    expert_routing_table: Tensor,
+    router_weights: Tensor,
+    w12: Sequence[Tensor],
+    w3: Sequence[Tensor],
+    permuted_weights: bool,
+    activation: str,
+    experts_min: int,
+    experts_max: int,
+    measurement_mode: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Both at once."""
     halves = [weight.chunk(2, 0 if permuted_weights else 1) for weight in w12]
     w1, w2 = [half[0] for half in halves], [half[1] for half in halves]
-    rest = (permuted_weights, activation, experts_min, experts_max)
-    return mixture_of_experts(hidden_states, expert_routing_table, router_weights, w1, w2, w3, *rest)
+    rest = (permuted_weights, activation, experts_min, experts_max, measurement_mode)
+    return mixture_measured(hidden_states, expert_routing_table, router_weights, w1, w2, w3, *rest)
 
 
 def masked_batch_gemm(a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, trans_a: bool, trans_b: bool) -> Tensor:
@@ -77,11 +116,14 @@ def masked_batch_gemm(a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, tran
 
 
 _HEAD = "(Tensor hidden_states, Tensor expert_routing_table, Tensor router_weights, "
-_TAIL = ", Tensor[] w3, bool permuted_weights, str activation, int experts_min, int experts_max) -> Tensor"
+_TAIL = ", Tensor[] w3, bool permuted_weights, str activation, int experts_min, int experts_max"
+_MEASURED = f"{_TAIL}, bool measurement_mode) -> (Tensor, Tensor)"
 
 OPS: dict[str, Callable[..., Any]] = {
-    f"mixture_of_experts{_HEAD}Tensor[] w1, Tensor[] w2{_TAIL}": mixture_of_experts,
-    f"mixture_of_experts.fused_weights{_HEAD}Tensor[] w12{_TAIL}": mixture_fused,
+    f"mixture_of_experts{_HEAD}Tensor[] w1, Tensor[] w2{_TAIL}) -> Tensor": mixture_of_experts,
+    f"mixture_of_experts.fused_weights{_HEAD}Tensor[] w12{_TAIL}) -> Tensor": mixture_fused,
+    f"mixture_of_experts.fp8_measurement{_HEAD}Tensor[] w1, Tensor[] w2{_MEASURED}": mixture_measured,
+    f"mixture_of_experts.fp8_measurement_fused_weights{_HEAD}Tensor[] w12{_MEASURED}": mixture_fused_measured,
     "masked_batch_gemm(Tensor a, Tensor b, Tensor mask_a, Tensor mask_b, bool trans_a, bool trans_b) -> Tensor": (
         masked_batch_gemm
     ),

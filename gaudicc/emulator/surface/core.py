@@ -20,13 +20,16 @@ from gaudicc.errors import DeviceError
 __all__ = [
     "_check_params_as_const",
     "_mark_params_as_const",
+    "_mark_step_if_lazy",
     "add_step_closure",
     "hpu_inference_initialize",
+    "hpu_inference_set_env",
     "hpu_initialize",
     "hpu_reset_env",
     "hpu_set_env",
     "hpu_set_inference_env",
     "hpu_teardown_inference_env",
+    "is_lazy",
     "iter_mark_step",
     "mark_step",
 ]  # fmt: skip
@@ -48,6 +51,9 @@ def mark_step(device_str: str = "", sync: bool = False) -> None:
     _CLOSURES.clear()
     for closure in closures:
         closure()
+
+
+_mark_step_if_lazy = mark_step
 
 
 def iter_mark_step(device_str: str = "") -> None:
@@ -90,6 +96,7 @@ def hpu_teardown_inference_env() -> None:
 
 
 hpu_initialize, hpu_set_env, hpu_reset_env = hpu_inference_initialize, hpu_set_inference_env, hpu_teardown_inference_env
+hpu_inference_set_env = hpu_set_inference_env  # the name since release 1.20
 
 
 def _state(model: nn.Module | None, only_scales: bool) -> Iterator[tuple[str, Tensor]]:
@@ -108,6 +115,7 @@ def _mark_params_as_const(
 
 
 def _check_params_as_const(model: nn.Module | None = None, only_scales: bool = False) -> None:
+    kept = {id(tensor) for module in (model,) if module for tensor in (*module.parameters(), *module.buffers())}
     for name, tensor in _state(model, only_scales):
-        if not hasattr(tensor, CONST_ID):
+        if id(tensor) in kept and not hasattr(tensor, CONST_ID):  # a hook may make others anew for each state dict
             raise DeviceError(f"{name} is not marked as constant", hint="call hpu_inference_initialize(model) first")

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from gaudicc.emulator.ops import attention, norms
+from gaudicc.emulator.surface.grouped import gqa_input_reshape_fwd, gqa_output_reshape, is_gqa
 from gaudicc.emulator.surface.marks import refused
 
 __all__ = [
     "CustomSoftmax", "FusedRMSNorm", "FusedSDPA", "RmsNormBwdMode", "RotaryPosEmbeddingHelperV1",
-    "RotaryPosEmbeddingHelperV2", "RotaryPosEmbeddingMode", "apply_rotary_pos_emb", "fp8_fused_sdpa",
+    "RotaryPosEmbeddingHelperV2", "RotaryPosEmbeddingHelperV3", "RotaryPosEmbeddingMode", "apply_rotary_pos_emb",
+    "fp8_fused_sdpa",
 ]  # fmt: skip
 
 _RECOMPUTE = [False]
@@ -75,9 +77,9 @@ class FusedSDPA:
             raise AssertionError(
                 "Valid sequence length is supported only in inference with is_causal(triangular) mask case"
             )
-        grouped = query.dim() == 4 and query.shape[1] != key.shape[1] and key.shape[1] != 1
+        grouped = is_gqa(query, key)
         if grouped:
-            query, key, value, attn_mask = _group(query, key, value, attn_mask)
+            query, key, value, attn_mask = gqa_input_reshape_fwd(query, key, value, attn_mask)
         if with_grad:
             weights = torch.softmax(attention.scores(query, key, attn_mask, factor, is_causal), -1)
             weights = torch.nn.functional.dropout(weights, dropout_p)
@@ -88,18 +90,7 @@ class FusedSDPA:
             recompute = recompute_sdp_enabled() if recompute_mode is None else recompute_mode
             ops: Any = torch.ops.hpu
             out = ops.sdpa_recomp_fwd(*head, False, *tail)[0] if recompute else ops.sdpa_fwd(*head, *tail)[0]
-        return out.flatten(1, 2) if grouped else out
-
-
-def _group(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Query heads of a group beside each other, key/value heads with one head to a group."""
-    batch, heads, rows, dim = q.shape
-    groups = k.shape[1]
-    q = q.reshape(batch, groups, heads // groups, rows, dim)
-    if mask is not None:
-        full = mask.dim() == 4 and mask.shape[1] == heads
-        mask = mask.reshape(mask.shape[0], groups, heads // groups, *mask.shape[2:]) if full else mask.unsqueeze(1)
-    return q, k.unsqueeze(2), v.unsqueeze(2), mask
+        return gqa_output_reshape(out) if grouped else out
 
 
 class CustomSoftmax:
@@ -174,3 +165,21 @@ class RotaryPosEmbeddingHelperV2:
     def apply(p: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
         """Rows of cos and sin."""
         return apply_rotary_pos_emb(p, cos, sin, position_ids)
+
+
+class RotaryPosEmbeddingHelperV3:
+    """Rotary embedding of the first features, as ChatGLM has it."""
+
+    @staticmethod
+    def apply(p: Tensor, rope_cache: Tensor) -> Tensor:
+        """Neighbouring features form pairs.
+
+        Args:
+            p: `[sequence, batch, heads, dim]`.
+            rope_cache: `[sequence or more, batch or 1, pairs, 2]`: cosine and sine; features beyond 2 * pairs stay as they are.
+        """
+        rows, rotated = p.shape[0], 2 * rope_cache.shape[-2]
+        angles = rope_cache[:rows].reshape(rows, -1, 1, rope_cache.shape[-2], 2).to(p.dtype)
+        cos, sin = (angles[..., which].repeat_interleave(2, dim=-1) for which in (0, 1))
+        turned = apply_rotary_pos_emb(p[..., :rotated], cos, sin, mode=RotaryPosEmbeddingMode.PAIRWISE)
+        return torch.cat((turned, p[..., rotated:]), -1) if rotated < p.shape[-1] else turned

@@ -45,8 +45,9 @@ def _like(value: Any) -> Any:
 
     def claims(p: Padder, node: fx.Node) -> Claims:
         given = value(node) if callable(value) else value
-        if isinstance(given, fx.Node):
-            raise p.refuse("its value is a size; write it as arithmetic on a tensor")
+        if isinstance(filled := p.value(given), fx.Node):
+            zeros = p.emit(aten.zeros_like.default, operand(node, 0), dtype=val(node).dtype)
+            return p.become(p.emit(aten.fill.Tensor, zeros, filled))
         pads = p.pads(operand(node, 0))
         if given is None:
             return Pads(tuple(mapped(d, lambda c: GARBAGE) for d in pads.dims))

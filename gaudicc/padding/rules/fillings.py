@@ -46,10 +46,13 @@ def _constant_pad(p: Padder, node: fx.Node) -> Claims:
             dims[dim] = normal(
                 p.dim(val(node).shape[dim], (FINITE if kept.finite else GARBAGE) if cut else kept), val(node).dtype
             )
-    if any(
-        isinstance(width, fx.Node) or width > 0 for width in widths
-    ):  # where one dim is pad, the others' new positions hold the value
-        dims = [normal(mapped(d, lambda c: join(c, constant(value))), val(node).dtype) for d in dims]
+    if any(isinstance(width, fx.Node) or width > 0 for width in widths):
+        # Where one dim is pad, the others' new positions hold the value; of those that were pads before nothing is known.
+        known = all(c.strong for dim in demanded for c in pads.contents(dim))
+        join_value = lambda c: join(c, constant(value))  # noqa: E731
+        unclaimed = lambda _: GARBAGE  # noqa: E731
+        changes = [join_value if known or dim in demanded else unclaimed for dim in range(len(dims))]
+        dims = [normal(mapped(d, change), val(node).dtype) for d, change in zip(dims, changes, strict=True)]
     return Pads(tuple(mapped(d, lambda c: c.weak) for d in dims))
 
 

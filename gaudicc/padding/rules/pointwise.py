@@ -11,8 +11,9 @@ from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Kind, Pads, constant, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.contents import evaluate, result_of
-from gaudicc.padding.rules.rule import Rule, operand, overload
+from gaudicc.padding.rules.rule import Rule, operand, overload, wrap
 from gaudicc.padding.sizes import expression
+from gaudicc.rules.match import argument
 
 _EXTRA = (
     aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other,
@@ -22,7 +23,7 @@ _EXTRA = (
     aten.logical_not.default, aten.bucketize.Tensor, aten.polar.default, aten.complex.default,
     aten.relu6.default, aten.selu.default, aten.celu.default, aten.addcmul.default, aten.softplus.default,
     aten.hardsigmoid.default, aten.hardtanh.default, aten.isnan.default, aten.isinf.default, aten.copy.default,
-    aten.floor_divide.default, aten.floor_divide.Scalar,
+    aten.floor_divide.default, aten.floor_divide.Scalar, aten.rsub.Tensor,
 )  # fmt: skip
 _DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 _TENSOR_FORM = {
@@ -188,6 +189,20 @@ def _iota(p: Padder, node: fx.Node) -> int | None:
     return p.pads(operand(node, 0)).iota if same and integer else None
 
 
+def _glu(p: Padder, node: fx.Node) -> Claims:
+    """`a * sigmoid(b)` of the halves of a dim: where that is padded, of its logical halves."""
+    x = operand(node, 0)
+    dim = wrap(int(argument(node, 1, "dim", -1)), val(x).dim())
+    if not p.pads(x).padded(dim):
+        dims = [mapped(d, lambda c: FINITE if c.finite else GARBAGE) for d in p.pads(x).dims]
+        return Pads((*dims[:dim], p.dim(val(node).shape[dim]), *dims[dim + 1 :]))
+    half, whole = (p.size_of(made.shape[dim]) for made in (val(node), val(x)))
+    first = p.emit(aten.slice.Tensor, x, dim, 0, half)
+    second = p.emit(aten.slice.Tensor, x, dim, half, whole)
+    p.log("rewrite", "a gated linear unit is one half times the sigmoid of the other")
+    return p.become(p.emit(aten.mul.Tensor, first, p.emit(aten.sigmoid.default, second)))
+
+
 RULES = (
     Rule(
         (),
@@ -197,5 +212,6 @@ RULES = (
         "`where` with a known condition are decided by that operand; else garbage",
         pointwise_claims,
     ),
+    Rule((aten.glu.default,), "over a padded dim: as slice, sigmoid and product", "finite if the operand's is", _glu),
     Rule((aten.log_sigmoid_forward.default,), "none", "finite if the operand's is", _log_sigmoid),
 )
