@@ -57,6 +57,7 @@ sweep: .venv/installed
 	$(BIN)/python -m gaudicc.models.zoo > docs/tables/model_zoo.md
 	$(BIN)/python tests/padding/test_padding_zoo.py > docs/tables/padding_zoo.md
 	$(BIN)/python tests/lm/test_lm_zoo.py > docs/tables/lm_zoo.md
+	$(BIN)/python -m tests.runtime.test_hpu_zoo > docs/tables/hpu_zoo.md
 	$(BIN)/gaudicc bench lm --save docs/tables/bench_lm.json > docs/tables/bench_lm.md
 	$(BIN)/python -m gaudicc.machine.split_table > docs/tables/split_attention.md
 	$(BIN)/python -m gaudicc.machine.validate > docs/tables/machine_validation.md

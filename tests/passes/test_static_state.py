@@ -228,7 +228,9 @@ def test_pads_never_reach_the_state() -> None:
     proofs = [proof.proved for proof in padded.padded.certificate.outputs]
     assert sum("none after it" in proof for proof in proofs) == 4
     ops = padded.count_ops()
-    joined = program.count_ops()["aten.cat"] * len(padded.bodies) // len(program.bodies)  # bodies may be told apart by pads
+    joined = (
+        program.count_ops()["aten.cat"] * len(padded.bodies) // len(program.bodies)
+    )  # bodies may be told apart by pads
     assert ops["aten.index_copy"] == joined, "rows are written, nothing is copied whole"
     assert "aten.constant_pad_nd" not in ops
     masks = [edit.reason for edit in padded.padded.certificate.masks]
