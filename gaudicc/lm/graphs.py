@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from gaudicc.buckets import Bucket
+from gaudicc.errors import UnsupportedInputError
 from gaudicc.lm.axes import Axes, smallest
 from gaudicc.lm.entry import EntryPoint
 from gaudicc.lm.request import Request
 from gaudicc.lm.state import LmState
 from gaudicc.lm.steps import Admission, Decode, Extend, LanguageModel, Prefill, carried_by
 from gaudicc.runtime.device import Device
-from gaudicc.runtime.runner import Counters
+from gaudicc.runtime.runner import Counters, Runner
 from gaudicc.targets import Target
 
 
@@ -42,7 +43,8 @@ class Graphs:
     counters: Counters
 
     def __post_init__(self) -> None:
-        self._entries: dict[tuple[str, bool], EntryPoint] = {}
+        self._entries: dict[tuple[str, bool, int | None], EntryPoint] = {}
+        self._each_batch = False
 
     @cached_property
     def _lengths(self) -> Tensor:
@@ -55,7 +57,7 @@ class Graphs:
             Gives the logits, float32 `[physical rows, vocabulary]`, valid until the next step.
         """
         batch, context = smallest(self.axes.batch, rows), smallest(self.axes.context, length)
-        runner = self.entry("decode", sampled).runner(Bucket.of({"batch": batch, "context": context}))
+        runner = self._runner("decode", sampled, {"batch": batch, "context": context})
         inputs = (self._lengths[:batch], self._lengths[:context])
         return lambda: runner.run(inputs)[0]
 
@@ -76,7 +78,7 @@ class Graphs:
             sizes["context"] = smallest(self.axes.context, total)
             starts = [request.kept for request in requests] + [0] * (batch - len(requests))
             inputs[2:3] = [torch.tensor(starts), inputs[2], self._lengths[: sizes["context"]]]
-        runner = self.entry("extend" if past else "prefill", sampled).runner(Bucket.of(sizes))
+        runner = self._runner("extend" if past else "prefill", sampled, sizes)
         return runner.run([value.to(self.state.device) for value in inputs])[0]
 
     def warm_up(self, *, sampled: bool, sessions: bool) -> Iterator[tuple[str, Bucket]]:
@@ -88,19 +90,32 @@ class Graphs:
             for sizes in product(*(getattr(self.axes, dim) for dim in dims)):
                 bucket = Bucket(dims, sizes)
                 yield kind, bucket
-                self.entry(kind, sampled).runner(bucket)
+                self._runner(kind, sampled, dict(zip(dims, sizes, strict=True)))
 
-    def entry(self, kind: str, sampled: bool) -> EntryPoint:
-        """The entry point `prefill`, `extend` or `decode`."""
-        key = (kind, sampled)
+    def _runner(self, kind: str, sampled: bool, sizes: dict[str, int]) -> Runner:
+        """The recorded bucket of these sizes."""
+        if not self._each_batch:
+            try:
+                return self.entry(kind, sampled).runner(Bucket.of(sizes))
+            except UnsupportedInputError:
+                if self.state.limits.slots != 2:
+                    raise
+                # A model that tells a batch of several from one leaves 2 alone of the sizes 1 and 2: no size that varies.
+                self._each_batch = True
+        rest = {name: size for name, size in sizes.items() if name != "batch"}
+        return self.entry(kind, sampled, sizes["batch"]).runner(Bucket.of(rest))
+
+    def entry(self, kind: str, sampled: bool, batch: int | None = None) -> EntryPoint:
+        """The entry point `prefill`, `extend` or `decode`; for all batches, or for one."""
+        key = (kind, sampled, batch)
         if key not in self._entries:
-            self._entries[key] = self._make(kind, sampled)
+            self._entries[key] = self._make(*key)
         return self._entries[key]
 
-    def _make(self, kind: str, sampled: bool) -> EntryPoint:
+    def _make(self, kind: str, sampled: bool, batch: int | None) -> EntryPoint:
         limits = self.state.limits
         example: dict[str, Tensor]
-        rows = min(2, limits.slots)
+        rows = batch or min(2, limits.slots)
         if kind == "decode":
             step: nn.Module = Decode(self.model, self.state, sampled=sampled)
             example = {"slots": torch.arange(rows), "context": torch.arange(2)}
@@ -114,7 +129,7 @@ class Graphs:
         dims: dict[str, dict[int, tuple[str, int, int]]] = {
             name: {0: ("context", 1, limits.context)} if name == "context" else {0: ("batch", 1, limits.slots)}
             for name in example
-            if name == "context" or limits.slots > 1
+            if name == "context" or (limits.slots > 1 and batch is None)
         }
         if "ids" in example and limits.context > 2:  # a prompt of one token is padded to two or more
             dims.setdefault("ids", {})[1] = ("queries", 2, limits.context)
@@ -130,7 +145,10 @@ class Graphs:
     @property
     def buckets(self) -> dict[str, tuple[Bucket, ...]]:
         """The buckets recorded so far, by entry point."""
-        return {f"{kind}{' sampled' * sampled}": entry.buckets for (kind, sampled), entry in self._entries.items()}
+        return {
+            f"{kind}{' sampled' * sampled}{'' if batch is None else f' of {batch}'}": entry.buckets
+            for (kind, sampled, batch), entry in self._entries.items()
+        }
 
 
 def _tokens(

@@ -77,3 +77,19 @@ def test_sizes_ascend_to_the_limit_and_pads_are_at_most_half_a_prompt_from_128_o
         assert sizes[-1] == limit
     wide = [size for size in axes.queries if size >= 128]
     assert all(big <= 1.5 * small for small, big in pairwise(wide))
+
+
+def test_two_slots_serve_a_model_that_tells_several_rows_from_one() -> None:
+    """Its graphs for 2 rows hold for no other batch; with two slots, each batch is captured by itself."""
+    model: Any = build("deepseek_v3", task="causal")
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([[5, 17, 9], [0, 8, 4]])
+    mask = (ids > 0).long()
+    lm = gaudicc.compile_lm(model, max_batch=2, max_context=16)
+    for rows in (2, 1):
+        given, marks = ids[:rows], mask[:rows]
+        with torch.no_grad():
+            wanted = model.generate(given, attention_mask=marks, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        assert torch.equal(torch.as_tensor(lm.generate(given, marks, max_new_tokens=3)), wanted)
+    recorded = {name: len(buckets) for name, buckets in lm.buckets.items() if buckets}
+    assert recorded == {"prefill of 2": 1, "decode of 2": 1, "prefill of 1": 1, "decode of 1": 1}
