@@ -21,6 +21,8 @@ from gaudicc.runtime.device import Device
 from gaudicc.runtime.runner import Counters, Runner
 from gaudicc.targets import Target
 
+_MANY_QUERIES = 1021  # a prime, so that it is no other size by accident
+
 
 @dataclass
 class Graphs:
@@ -121,7 +123,9 @@ class Graphs:
             example = {"slots": torch.arange(rows), "context": torch.arange(2)}
         else:
             step = (Extend if kind == "extend" else Prefill)(self.model, self.state, sampled=sampled)
-            ids, slots, lengths = torch.zeros(rows, 2, dtype=torch.int64), torch.arange(rows), torch.ones(rows).long()
+            # Recurrences work in chunks: with one chunk in the example, graphs would hold for one.
+            columns = min(limits.context, _MANY_QUERIES) if carried_by(self.model) else 2
+            ids, slots, lengths = torch.zeros(rows, columns).long(), torch.arange(rows), torch.ones(rows).long()
             example = {"ids": ids, "slots": slots, "lengths": lengths}
             if kind == "extend":
                 example |= {"starts": torch.zeros_like(lengths), "context": torch.arange(2)}
