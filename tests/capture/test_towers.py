@@ -24,8 +24,6 @@ TOWERS = {
     "qwen3_5": ("Qwen3_5VisionConfig", "Qwen3_5VisionModel"),
     "qwen3_5_moe": ("Qwen3_5MoeVisionConfig", "Qwen3_5MoeVisionModel"),
     "qwen4_exp": ("Qwen4ExpVisionConfig", "Qwen4ExpVisionModel"),
-    "glm4v": ("Glm4vVisionConfig", "Glm4vVisionModel"),
-    "glm4v_moe": ("Glm4vMoeVisionConfig", "Glm4vMoeVisionModel"),
     "glm5_next": ("Glm5NextVisionConfig", "Glm5NextVisionModel"),
     "glm_image": ("GlmImageVisionConfig", "GlmImageVisionModel"),
     "glm_ocr": ("GlmOcrVisionConfig", "GlmOcrVisionModel"),
@@ -33,7 +31,6 @@ TOWERS = {
     "exaone4_5": ("Exaone4_5_VisionConfig", "Exaone4_5_VisionModel"),
     "cohere_compass": ("CohereCompassVisionConfig", "CohereCompassVisionModel"),
     "minimax_m3_vl": ("MiniMaxM3VLVisionConfig", "MiniMaxM3VLVisionModel"),
-    "muse_glimmer": ("MuseGlimmerVisionConfig", "MuseGlimmerVisionModel"),
     "paddleocr_vl": ("PaddleOCRVisionConfig", "PaddleOCRVisionModel"),
 }
 SMALL = {
@@ -70,7 +67,7 @@ def patch_shape(name: str, config: Any) -> tuple[int, ...]:
     channels = next(getattr(config, key) for key in ("in_channels", "in_chans", "num_channels") if hasattr(config, key))
     if name in ("glm_image", "paddleocr_vl"):
         return channels, config.patch_size, config.patch_size
-    frames = 2 if name == "muse_glimmer" else getattr(config, "temporal_patch_size", 1)
+    frames = getattr(config, "temporal_patch_size", 1)
     return (channels * frames * config.patch_size**2,)
 
 
@@ -95,7 +92,7 @@ def test_pictures_of_different_sizes_in_one_batch(name: str) -> None:
     example = dict(zip((entry, "grid_thw"), pictures(name, config, [[1, 4, 4], [1, 8, 4]]), strict=True))
     patches = {int(name == "paddleocr_vl"): Dim("patches", min=4, max=256)}
     fast = gaudicc.compile(model, example, dynamic_shapes={entry: patches, "grid_thw": None})
-    frames = 1 if name in ("glm_image", "muse_glimmer") else 2
+    frames = 1 if name == "glm_image" else 2
     for grid in ([[1, 4, 4], [1, 8, 4]], [[1, 8, 8], [1, 4, 4]], [[frames, 6, 4], [1, 4, 8]], [[1, 2, 2], [1, 14, 14]]):
         check(fast, model, dict(zip(example, pictures(name, config, grid), strict=True)))
 
