@@ -24,6 +24,8 @@ TOWERS = {
     "qwen3_5": ("Qwen3_5VisionConfig", "Qwen3_5VisionModel"),
     "qwen3_5_moe": ("Qwen3_5MoeVisionConfig", "Qwen3_5MoeVisionModel"),
     "qwen4_exp": ("Qwen4ExpVisionConfig", "Qwen4ExpVisionModel"),
+    "glm4v": ("Glm4vVisionConfig", "Glm4vVisionModel"),
+    "glm4v_moe": ("Glm4vMoeVisionConfig", "Glm4vMoeVisionModel"),
     "glm5_next": ("Glm5NextVisionConfig", "Glm5NextVisionModel"),
     "glm_image": ("GlmImageVisionConfig", "GlmImageVisionModel"),
     "glm_ocr": ("GlmOcrVisionConfig", "GlmOcrVisionModel"),
@@ -92,7 +94,7 @@ def test_pictures_of_different_sizes_in_one_batch(name: str) -> None:
     example = dict(zip((entry, "grid_thw"), pictures(name, config, [[1, 4, 4], [1, 8, 4]]), strict=True))
     patches = {int(name == "paddleocr_vl"): Dim("patches", min=4, max=256)}
     fast = gaudicc.compile(model, example, dynamic_shapes={entry: patches, "grid_thw": None})
-    frames = 1 if name == "glm_image" else 2
+    frames = 1 if name in ("glm_image", "glm4v", "glm4v_moe") else 2  # they take pictures only
     for grid in ([[1, 4, 4], [1, 8, 4]], [[1, 8, 8], [1, 4, 4]], [[frames, 6, 4], [1, 4, 8]], [[1, 2, 2], [1, 14, 14]]):
         check(fast, model, dict(zip(example, pictures(name, config, grid), strict=True)))
 
