@@ -23,7 +23,7 @@ from gaudicc.lower import lower
 from gaudicc.padding import Divisible, HostPadding, in_parts
 from gaudicc.plan import Plan, Record
 from gaudicc.program import InputKind, Program
-from gaudicc.runtime.device import Device
+from gaudicc.runtime.device import Device, records_loops
 from gaudicc.runtime.runner import Counters, Runner
 from gaudicc.trace import CompileTrace
 
@@ -83,10 +83,10 @@ class CompiledModel:
         self.stats = Stats()
         self.notes = notes
         self._programs = dict(programs)
-        self._plans = {bucket: lower(static, bucket, loops=device.name == "cpu") for bucket, static in programs.items()}
+        self._loops = records_loops(device)
+        self._plans = {bucket: lower(static, bucket, loops=self._loops) for bucket, static in programs.items()}
         self._device = device
-        self._ensured = ensured
-        self._borrow = borrow
+        self._ensured, self._borrow = ensured, borrow
         states = {spec.source: program.tensors[spec.source] for spec in program.inputs if spec.kind is InputKind.STATE}
         grown = {cache.state for cache in program.calling.caches}  # no model's own
         with torch.inference_mode(False):  # later calls may be outside, and write it
@@ -156,7 +156,7 @@ class CompiledModel:
             if bucket not in self.buckets:
                 log.warning("no bucket fits, compiling %s during a call", bucket)
                 static = self._compile_bucket(bucket)
-                self._plans[bucket] = lower(static, bucket, loops=self._device.name == "cpu")
+                self._plans[bucket] = lower(static, bucket, loops=self._loops)
                 self._programs[bucket] = static
                 self.buckets = BucketSet([*self.buckets, bucket], self.buckets.cost)
         return bucket

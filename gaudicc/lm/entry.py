@@ -24,7 +24,7 @@ from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.passes.stagger_rows import StaggerRows
 from gaudicc.pipeline import Pipeline
 from gaudicc.program import InputKind, OutputKind, OutputSpec, Program
-from gaudicc.runtime.device import Device
+from gaudicc.runtime.device import Device, records_loops
 from gaudicc.runtime.runner import Counters, Runner
 from gaudicc.targets import Target
 from gaudicc.verify import Level
@@ -101,7 +101,7 @@ class EntryPoint:
         if runner is None:
             with collector_paused():
                 static = self.static_program(bucket)
-                plan = lower(static, bucket, loops=self._device.name == "cpu")
+                plan = lower(static, bucket, loops=records_loops(self._device))
                 runner = Runner(plan, static.bound(), self._device, self._counters, borrow=True)
             self._runners[bucket] = runner
         return runner

@@ -93,3 +93,8 @@ class Device(Protocol):
             The tensor itself.
         """
         ...
+
+
+def records_loops(device: Device) -> bool:
+    """Whether a recording of the device may hold loops; elsewhere the host replays one recorded trip after the other."""
+    return device.name == "cpu"
