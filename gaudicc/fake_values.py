@@ -150,7 +150,7 @@ def _undecided(env: ShapeEnv) -> Iterator[None]:
 
 def _look_anew(env: ShapeEnv) -> None:
     """Forgets conditions that were looked into: met again, one is a guard again."""
-    env._update_version_counter()
+    env._version_counter += 1  # torch itself counts no change of axioms
     for name in ("_inner_evaluate_expr", "evaluate_expr"):  # which of them keeps answers depends on torch's version
         clear = getattr(getattr(type(env), name, None), "cache_clear", None)
         if clear is not None:
@@ -212,6 +212,12 @@ def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMod
                 node.meta["val"] = known[node]
     result = fx.map_arg(output_of(module.graph).args[0], known.__getitem__)
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def retype(module: fx.GraphModule) -> None:
+    """Recomputes the fake value of every node: what is laid out otherwise than before gives other views."""
+    values = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
+    propagate(module, values, fake_mode_of(module.graph))
 
 
 def is_computed(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from gaudicc import verify
 from gaudicc.changes import alike
 from gaudicc.collector import collector_paused
 from gaudicc.errors import PipelineError, PostconditionError, PreconditionError, Where
-from gaudicc.fake_values import fake_mode_of, ones_are_sizes, propagate
+from gaudicc.fake_values import fake_mode_of, ones_are_sizes, propagate, retype
 from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, TYPED, WELL_FORMED, Invariant
 from gaudicc.nodes import where
 from gaudicc.program import Program
@@ -102,8 +102,7 @@ class GraphPass:
             modified |= rewriter.finish()
             restrided |= rewriter.restrided
         if restrided:
-            values = [node.meta["val"] for node in program.root.graph.nodes if node.op == "placeholder"]
-            propagate(program.root, values, fake_mode_of(program.root.graph))
+            retype(program.root)
         return PassResult(program, modified, tuple(notes))
 
 

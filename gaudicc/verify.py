@@ -117,8 +117,14 @@ def _signature(value: Any) -> str:
 
 
 def _strides(value: torch.Tensor) -> tuple[int, ...]:
-    """At the example's sizes: one stride has several forms (`64` and `Min(64, 64*s)`) that torch does not reduce alike."""
-    return tuple(guess(step) for step in value.stride())
+    """At the example's sizes: one stride has several forms (`64` and `Min(64, 64*s)`) that torch does not reduce alike.
+
+    A dim of one entry has a stride without meaning: layers that share a body may pass views that differ in it.
+    """
+    return tuple(
+        0 if type(size) is int and size == 1 else guess(step)
+        for size, step in zip(value.shape, value.stride(), strict=True)
+    )
 
 
 def numerics(before: Program, after: Program, stage: str, *, bitwise: bool) -> None:

@@ -55,8 +55,8 @@ _SIZES: dict[str, int] = {
         ),
         (32, "q_lora_rank kv_lora_rank qk_head_dim"),
         (16, "qk_rope_head_dim qk_nope_head_dim v_head_dim o_lora_rank"),
-        (2, "o_groups index_n_heads"),
-        (16, "index_head_dim"),
+        (2, "o_groups"),
+        (16, "index_head_dim index_n_heads"),  # with few heads, many keys have a score of 0, and which are chosen is open
         (8, "index_topk sliding_window chunk_size attention_chunk_size mamba_chunk_size"),
         (16, "attention_window_size"),
         # mixtures of experts

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from gaudicc.errors import UnsupportedOpError
+from gaudicc.fake_values import retype
 from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
 from gaudicc.nodes import call_region, op_name, output_of, outputs_of, val, where
 from gaudicc.pipeline import Numerics, PassResult
@@ -62,6 +63,8 @@ class BoundDynamicOps:
             what = f"the size of what {op_name(walk.node)} gives depends on the values of a tensor, and {reason}"
             raise UnsupportedOpError(what, where=where(walk.node, self.name), hint=_HINT) from reason
         walk.rewriter.finish()
+        if walk.rewriter.restrided:
+            retype(program.root)
         calling = program.calling
         raises = (*calling.raises, *(entry for entry, _ in walk.flags))
         bounded = replace(program, outputs=outputs, calling=replace(calling, raises=raises))

@@ -43,6 +43,8 @@ def run(options: GenerateOptions) -> int:
         "temperature": options.temperature,
         "top_k": options.top_k or None,
         "top_p": options.top_p,
+        "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
     }
     started = time.perf_counter()
     requests = [lm.submit(prompt, seed=options.seed + i, **how) for i, prompt in enumerate(prompts)]

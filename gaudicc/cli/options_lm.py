@@ -25,6 +25,8 @@ class GenerateOptions:
         temperature: with --sample, divides the logits.
         top_k: with --sample, draw among so many of the likeliest tokens; 0: among all.
         top_p: with --sample, draw among the likeliest tokens that reach this probability together.
+        min_p: with --sample, draw among tokens that have this part of the largest probability at least.
+        repetition_penalty: divides the logits of tokens that are there already.
         seed: with --sample, of the random numbers.
         target: chip: gaudi2 or gaudi3.
         json: print JSON.
@@ -39,6 +41,8 @@ class GenerateOptions:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     target: str = "gaudi3"
     json: bool = False

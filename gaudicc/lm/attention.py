@@ -22,6 +22,7 @@ def attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention by the interface of transformers.
@@ -35,6 +36,7 @@ def attention(
         scaling: of the scores; None: by the width.
         softcap: bounds the scores smoothly (Gemma 2).
         s_aux: `[heads]`, the score of one more key per head whose value is zero (the sinks of gpt-oss).
+        indices: `[batch, queries, chosen]`, the only keys that each query attends, of those that the mask allows (DeepSeek V3.2).
         others: what else a model hands over.
 
     Returns:
@@ -50,6 +52,8 @@ def attention(
                 where=Where(stage="compile_lm"),
                 hint="compile its forward pass with gaudicc.compile, which takes attention of any form",
             )
+    if indices is not None:
+        attention_mask = _chosen(key, attention_mask, indices)
     if softcap is not None or s_aux is not None:
         return _by_scores(query, key, value, attention_mask, scaling, softcap, s_aux), None
     grouped = query.shape[1] != key.shape[1]
@@ -57,6 +61,15 @@ def attention(
         query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=grouped
     )
     return result.transpose(1, 2), None
+
+
+def _chosen(key: Tensor, mask: Tensor | None, indices: Tensor) -> Tensor:
+    """A mask, bool or to be added, without the keys that an indexer did not choose."""
+    left = indices.new_zeros(*indices.shape[:2], key.shape[2], dtype=torch.bool)
+    chosen = left.scatter(-1, indices.long(), True).unsqueeze(1)
+    if mask is None:
+        return chosen
+    return mask & chosen if mask.dtype is torch.bool else mask.masked_fill(~chosen, torch.finfo(mask.dtype).min)
 
 
 def _by_scores(

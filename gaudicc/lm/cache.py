@@ -50,6 +50,10 @@ class Cache(Protocol):
         """
         ...
 
+    def update_keys(self, layer: int, keys: Tensor) -> Tensor:
+        """As `update`, of a layer that has keys only."""
+        ...
+
     @property
     def continues(self) -> bool:
         """Whether something was read before."""
@@ -70,7 +74,7 @@ def mask(cache: Cache, rule: Rule = causal) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Written:
+class StepCache:
     """What all caches share.
 
     Attributes:
@@ -96,14 +100,22 @@ class _Written:
         """See `Cache.carry`."""
         self.memory.write(name, self.owners, value)
 
-    def _write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        rows, parts = self.rows[self.memory.state.heads[layer]], (("keys", keys), ("values", values))
-        whole = [self.memory.write(f"{name}_{layer}", rows, new.transpose(1, 2).flatten(0, 2)) for name, new in parts]
-        return self._by_slot(layer, whole[0]), self._by_slot(layer, whole[1])
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Cache.update`."""
+        return self._stored("keys", layer, keys), self._stored("values", layer, values)
 
-    def _by_slot(self, layer: int, buffer: Tensor) -> Tensor:
-        """A buffer as `[slots, heads, context + 1, width]`."""
+    def update_keys(self, layer: int, keys: Tensor) -> Tensor:
+        """See `Cache.update_keys`."""
+        return self._stored("keys", layer, keys)
+
+    def _stored(self, name: str, layer: int, new: Tensor) -> Tensor:
+        """Writes `[batch, heads, queries, width]`; gives back what may be attended to, `[batch, heads, keys, width]`."""
+        raise NotImplementedError
+
+    def _put(self, name: str, layer: int, new: Tensor) -> Tensor:
+        """Writes new rows; gives back the buffer as `[slots, heads, context + 1, width]`."""
         limits, heads = self.memory.state.limits, self.memory.state.heads[layer]
+        buffer = self.memory.write(f"{name}_{layer}", self.rows[heads], new.transpose(1, 2).flatten(0, 2))
         return buffer.view(limits.slots, heads, limits.context + 1, -1)
 
 
@@ -125,13 +137,8 @@ def rows_by_heads(state: LmState, slots: Tensor, columns: Tensor) -> dict[int, T
     return rows
 
 
-class FreshCache(_Written):
+class FreshCache(StepCache):
     """Nothing was stored before: only the new keys are attended to, and the buffers are written, never read."""
-
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Cache.update`."""
-        self._write(layer, keys, values)
-        return keys, values
 
     @property
     def continues(self) -> bool:
@@ -142,23 +149,25 @@ class FreshCache(_Written):
         """See `Cache.carried`."""
         raise AssertionError(f"nothing was read before that {name} could have carried")
 
+    def _stored(self, name: str, layer: int, new: Tensor) -> Tensor:
+        self._put(name, layer, new)
+        return new
 
-class FirstSlotsCache(_Written):
+
+class FirstSlotsCache(StepCache):
     """Row i of the batch is slot i, so that what is attended to is a narrowed view of the buffers."""
-
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Cache.update`."""
-        batch, length = self.positions.shape[0], self.keys.shape[1]
-        all_keys, all_values = self._write(layer, keys, values)
-        return all_keys[:batch, :, :length], all_values[:batch, :, :length]
 
     def carried(self, name: str) -> Tensor:
         """See `Cache.carried`."""
         return self.memory.read(name)[: self.positions.shape[0]]
 
+    def _stored(self, name: str, layer: int, new: Tensor) -> Tensor:
+        batch, length = self.positions.shape[0], self.keys.shape[1]
+        return self._put(name, layer, new)[:batch, :, :length]
+
 
 @dataclass(frozen=True)
-class AnySlotsCache(_Written):
+class AnySlotsCache(StepCache):
     """The rows of the batch are slots in any order, gathered.
 
     Attributes:
@@ -167,13 +176,10 @@ class AnySlotsCache(_Written):
 
     slots: Tensor
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Cache.update`."""
-        length = self.keys.shape[1]
-        all_keys, all_values = self._write(layer, keys, values)
-        keys, values = all_keys[:, :, :length], all_values[:, :, :length]
-        return torch.index_select(keys, 0, self.slots), torch.index_select(values, 0, self.slots)
-
     def carried(self, name: str) -> Tensor:
         """See `Cache.carried`."""
         return torch.index_select(self.memory.read(name), 0, self.slots)
+
+    def _stored(self, name: str, layer: int, new: Tensor) -> Tensor:
+        length = self.keys.shape[1]
+        return torch.index_select(self._put(name, layer, new)[:, :, :length], 0, self.slots)

@@ -84,11 +84,12 @@ class CompiledLM:
         """Records every bucket, so that no later call does.
 
         Args:
-            do_sample: the graphs that sample, or the greedy ones; None: those of a call that names nothing.
+            do_sample: the graphs that sample, which those with a repetition penalty use too, or the greedy ones; None: those of
+                a call that names nothing.
             sessions: also the graphs of later turns of sessions.
             progress: called before each with the entry point and the bucket.
         """
-        sampled = self.defaults.options.get("do_sample", False) if do_sample is None else do_sample
+        sampled = not GenerationOptions(**self.defaults.options).plain if do_sample is None else do_sample
         with self._scheduler.lock:
             for kind, bucket in self._graphs.warm_up(sampled=sampled, sessions=sessions):
                 if progress is not None:
@@ -186,8 +187,8 @@ class CompiledLM:
             seed: row i samples with `seed + i`.
             return_dict_in_generate: return a `Generation`.
             output_logits: with the logits of each new token.
-            **how: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`; by default as the model's generation config
-                says, and greedily 20 tokens where it says nothing.
+            **how: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`; by default as
+                the model's generation config says, and greedily 20 tokens where it says nothing.
 
         Returns:
             int64 `[batch, columns + new tokens]`: the columns given, then the new tokens.

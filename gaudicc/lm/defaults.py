@@ -7,11 +7,10 @@ from typing import Any
 
 from gaudicc.errors import UnsupportedInputError, Where
 
-_TAKEN = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
+_TAKEN = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 # Fields of transformers' GenerationConfig that change which tokens come out -> values that mean "off".
 _CHANGING: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (None, 1.0),
     "encoder_repetition_penalty": (None, 1.0),
     "no_repeat_ngram_size": (None, 0),
     "encoder_no_repeat_ngram_size": (None, 0),
@@ -20,7 +19,6 @@ _CHANGING: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
     "guidance_scale": (None, 1.0),
-    "min_p": (None, 0.0),
     "typical_p": (None, 1.0),
     "top_h": (None,),
     "epsilon_cutoff": (None, 0.0),
@@ -61,7 +59,7 @@ def defaults_of(model: Any) -> Defaults:
     """Reads `model.generation_config`, if there is one.
 
     Raises:
-        UnsupportedInputError: it asks for something that changes the tokens and is not compiled, as a repetition penalty.
+        UnsupportedInputError: it asks for something that changes the tokens and is not compiled, as beams.
     """
     config: Any = getattr(model, "generation_config", None)
     if config is None:

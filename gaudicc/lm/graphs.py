@@ -177,14 +177,15 @@ def _admission(requests: Sequence[Request], batch: int, state: LmState) -> Admis
     limits, stops = state.limits, state.limits.stops
     limit, top_k = torch.zeros(batch, dtype=torch.int64), torch.ones(batch, dtype=torch.int64)
     stop = torch.full((batch, stops), -1)
-    temperature, top_p = torch.zeros(batch), torch.ones(batch)
+    temperature, top_p, min_p, penalty = (torch.full((batch,), off) for off in (0.0, 1.0, 0.0, 1.0))
     uniform = torch.zeros(batch, limits.context + 1)
     for row, request in enumerate(requests):
         how = request.options
         limit[row] = request.limit
         stop[row, : len(how.stop)] = torch.tensor(how.stop, dtype=torch.int64)
+        penalty[row] = how.repetition_penalty
         if how.do_sample:
-            temperature[row], top_p[row] = how.temperature, how.top_p
+            temperature[row], top_p[row], min_p[row] = how.temperature, how.top_p, how.min_p
             top_k[row] = how.top_k if how.top_k is not None else torch.iinfo(torch.int32).max
             uniform[row] = torch.rand(limits.context + 1, generator=torch.Generator().manual_seed(how.seed))
-    return Admission(limit, stop, temperature, top_k, top_p, uniform)
+    return Admission(limit, stop, temperature, top_k, top_p, min_p, penalty, uniform)

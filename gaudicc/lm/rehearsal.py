@@ -30,7 +30,7 @@ class _Kept:
 
     positions: Tensor
     keys: Tensor
-    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    layers: dict[str, Tensor] = field(default_factory=dict)
     states: dict[str, Tensor] = field(default_factory=dict)
     continues: bool = False
 
@@ -44,15 +44,17 @@ class _Kept:
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cache.update`."""
-        if not self.continues:
-            self.layers[layer] = _room(keys), _room(values)
+        return self._stored("keys", layer, keys), self._stored("values", layer, values)
+
+    def update_keys(self, layer: int, keys: Tensor) -> Tensor:
+        """See `Cache.update_keys`."""
+        return self._stored("keys", layer, keys)
+
+    def _stored(self, name: str, layer: int, new: Tensor) -> Tensor:
+        room = self.layers.setdefault(f"{name}_{layer}", _room(new))
         places = torch.where(self.positions < 0, COLUMNS, self.positions)[:, None, :, None]
-        for kept, new in zip(self.layers[layer], (keys, values), strict=True):
-            kept.scatter_(2, places.expand_as(new), new)
-        if not self.continues:
-            return keys, values
-        all_keys, all_values = self.layers[layer]
-        return all_keys[:, :, :COLUMNS], all_values[:, :, :COLUMNS]
+        room.scatter_(2, places.expand_as(new), new)
+        return room[:, :, :COLUMNS] if self.continues else new
 
 
 def _room(new: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class GenerationOptions:
         temperature: divides the logits.
         top_k: sample among so many of the likeliest tokens; None: among all.
         top_p: sample among the likeliest tokens that reach this probability together.
+        min_p: sample among tokens that have this part of the largest probability at least.
+        repetition_penalty: divides the logits of tokens that the prompt or the continuation has already.
         seed: of the request's random numbers.
         stop: ids that end it; they are part of the result.
 
@@ -37,6 +39,8 @@ class GenerationOptions:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[int, ...] = ()
 
@@ -46,7 +50,15 @@ class GenerationOptions:
         _demand(positive, "temperature", self.temperature, "above 0; do_sample=False is greedy")
         _demand(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "1 or more, or None")
         _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _demand(0 <= self.min_p <= 1, "min_p", self.min_p, "0 or more, and at most 1")
+        penalty = self.repetition_penalty
+        _demand(math.isfinite(penalty) and penalty > 0, "repetition_penalty", penalty, "above 0; 1 is none")
         _demand(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, and below 2**63")
+
+    @property
+    def plain(self) -> bool:
+        """Whether each token is the likeliest by the logits as they are."""
+        return not self.do_sample and self.repetition_penalty == 1
 
 
 def _demand(holds: bool, name: str, value: object, wanted: str) -> None:

@@ -156,7 +156,7 @@ class Scheduler:
             self._fail(list(self._waiting), held)
 
     def _prefill(self, group: Sequence[Request]) -> None:
-        logits = self._graphs.prefill(group, sampled=any(request.options.do_sample for request in group))
+        logits = self._graphs.prefill(group, sampled=not all(request.options.plain for request in group))
         self._stats.prefills += 1
         self._stats.requests += len(group)
         for row, request in enumerate(group):
@@ -170,7 +170,7 @@ class Scheduler:
         left = max(request.limit - request.position for request in running)
         steps = 1 if any(request.logits is not None for request in running) else min(self._chunk, left)
         reach = max(min(request.position + steps, request.limit) for request in running)
-        sampled = any(request.options.do_sample for request in running)
+        sampled = not all(request.options.plain for request in running)
         with self._failing(running):
             step = self._graphs.decode(max(self._running) + 1, reach, sampled=sampled)
             try:

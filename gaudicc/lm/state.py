@@ -20,7 +20,7 @@ class CacheShape:
     Attributes:
         heads: key/value heads.
         key: width of a key.
-        value: width of a value.
+        value: width of a value; 0: there are keys only, as those of an indexer that chooses what is attended to.
     """
 
     heads: int
@@ -75,6 +75,8 @@ class LmState(nn.Module):
         temperature: float32 `[slots + 1]`; 0 is greedy.
         top_k: int64 `[slots + 1]`, how many of the likeliest tokens are sampled from.
         top_p: float32 `[slots + 1]`, the probability mass sampled from.
+        min_p: float32 `[slots + 1]`, the least probability sampled from, as a part of the largest.
+        repetition_penalty: float32 `[slots + 1]`, divides the logits of tokens that the request has already; 1 leaves them.
         uniform: float32 `[slots + 1, context + 1]`, one random number per position, drawn at admission.
 
     Args:
@@ -92,6 +94,8 @@ class LmState(nn.Module):
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
+    min_p: Tensor
+    repetition_penalty: Tensor
     uniform: Tensor
 
     def __init__(
@@ -108,7 +112,8 @@ class LmState(nn.Module):
         for i, shape in enumerate(shapes):
             rows = limits.slots * shape.heads * (limits.context + 1)
             self.register_buffer(f"keys_{i}", torch.zeros(rows, shape.key, dtype=dtype))
-            self.register_buffer(f"values_{i}", torch.zeros(rows, shape.value, dtype=dtype))
+            if shape.value:
+                self.register_buffer(f"values_{i}", torch.zeros(rows, shape.value, dtype=dtype))
         for each in carried:
             self.register_buffer(each.name, torch.zeros(slots, *each.shape, dtype=each.dtype))
         self.register_buffer("history", torch.zeros(slots * (limits.context + 1), dtype=torch.int64))
@@ -118,6 +123,8 @@ class LmState(nn.Module):
         self.register_buffer("temperature", torch.zeros(slots))
         self.register_buffer("top_k", torch.ones(slots, dtype=torch.int64))
         self.register_buffer("top_p", torch.ones(slots))
+        self.register_buffer("min_p", torch.zeros(slots))
+        self.register_buffer("repetition_penalty", torch.ones(slots))
         self.register_buffer("uniform", torch.zeros(slots, limits.context + 1))
 
     @property

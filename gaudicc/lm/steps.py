@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from gaudicc.lm.cache import AnySlotsCache, Cache, FirstSlotsCache, FreshCache, rows_by_heads
-from gaudicc.lm.sampling import Choice, greedy, sample
+from gaudicc.lm.cache import AnySlotsCache, Cache, FirstSlotsCache, FreshCache, StepCache, rows_by_heads
+from gaudicc.lm.sampling import Choice, greedy, penalized, sample
 from gaudicc.lm.state import CacheShape, CarriedShape, LmState, Memory
 
 
@@ -64,6 +64,8 @@ class Admission(NamedTuple):
         temperature: float32 `[batch]`.
         top_k: int64 `[batch]`.
         top_p: float32 `[batch]`.
+        min_p: float32 `[batch]`.
+        repetition_penalty: float32 `[batch]`.
         uniform: float32 `[batch, context + 1]`.
     """
 
@@ -72,6 +74,8 @@ class Admission(NamedTuple):
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
+    min_p: Tensor
+    repetition_penalty: Tensor
     uniform: Tensor
 
 
@@ -96,22 +100,25 @@ class _Step(nn.Module):
         self.pads_left = bool(carried_by(model))
 
     def _advance(
-        self, memory: Memory, logits: Tensor, slots: Tensor, position: Tensor, live: Tensor, how: Admission
+        self, cache: StepCache, logits: Tensor, slots: Tensor, position: Tensor, live: Tensor, how: Admission
     ) -> Result:
         """Chooses the next token, puts it behind `position`, and ends rows that stop there.
 
         Args:
-            memory: the state.
+            cache: what the model wrote to; all tokens of a row are below the number of its keys.
             logits: `[batch, vocabulary]`.
             slots: int64 `[batch]`.
             position: int64 `[batch]`, of the token that gave the logits.
             live: int64 `[batch]`.
             how: of each row.
         """
-        context = self.state.limits.context
+        context, memory = self.state.limits.context, cache.memory
         if self.sampled:
+            columns = torch.arange(cache.keys.shape[1], device=slots.device)
+            tokens = memory.read("history").view(-1, context + 1)[:, : cache.keys.shape[1]].index_select(0, slots)
+            scores = penalized(logits, tokens, columns <= position[:, None], how.repetition_penalty)
             uniform = torch.gather(how.uniform, 1, position[:, None])[:, 0]
-            token = sample(logits, Choice(how.temperature, how.top_k, how.top_p, uniform))
+            token = sample(scores, Choice(how.temperature, how.top_k, how.top_p, how.min_p, uniform))
         else:
             token = greedy(logits)
         following = position + live
@@ -137,23 +144,30 @@ class Decode(_Step):
         Returns:
             The logits, float32 `[batch, vocabulary]`, and the new state.
         """
-        memory, state, limits, batch = Memory(self.state), self.state, self.state.limits, slots.shape[0]
+        state, limits, batch = self.state, self.state.limits, slots.shape[0]
         position, live = state.position[:batch], state.live[:batch]
         ids = torch.gather(state.history.view(-1, limits.context + 1)[:batch], 1, position[:, None])
         column = torch.where(live > 0, position, limits.context)
         rows = rows_by_heads(state, slots, column[:, None])
         owners = torch.where(live > 0, slots, limits.slots)
-        cache = FirstSlotsCache(memory, position[:, None], context[None], rows, owners)
+        cache = FirstSlotsCache(Memory(state), position[:, None], context[None], rows, owners)
         logits: Tensor = self.model(ids, cache, None)
         how = Admission(*(getattr(state, name)[:batch] for name in Admission._fields))
-        return self._advance(memory, logits, slots, position, live, how)
+        return self._advance(cache, logits, slots, position, live, how)
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The tokens of a prefill: where each one stands, and the buffer rows of its keys."""
+    """The tokens of a prefill.
+
+    Attributes:
+        positions: int64 `[batch, queries]`, where each stands.
+        columns: int64 `[batch, queries]`, the column of the buffers that it goes to.
+        rows: the buffer rows of their keys, see `rows_by_heads`.
+    """
 
     positions: Tensor
+    columns: Tensor
     rows: dict[int, Tensor]
 
 
@@ -170,6 +184,8 @@ class Prefill(_Step):
         temperature: Tensor,
         top_k: Tensor,
         top_p: Tensor,
+        min_p: Tensor,
+        repetition_penalty: Tensor,
         uniform: Tensor,
     ) -> Result:
         """One step.
@@ -184,6 +200,8 @@ class Prefill(_Step):
             temperature: float32 `[batch]`.
             top_k: int64 `[batch]`.
             top_p: float32 `[batch]`.
+            min_p: float32 `[batch]`.
+            repetition_penalty: float32 `[batch]`.
             uniform: float32 `[batch, context + 1]`.
 
         Returns:
@@ -191,9 +209,8 @@ class Prefill(_Step):
         """
         chunk = self._chunk(ids, slots, torch.zeros_like(lengths), lengths)
         cache = FreshCache(Memory(self.state), chunk.positions, chunk.positions, chunk.rows, slots)
-        return self._finish(
-            ids, cache, slots, lengths, lengths, Admission(limit, stop, temperature, top_k, top_p, uniform)
-        )
+        how = Admission(limit, stop, temperature, top_k, top_p, min_p, repetition_penalty, uniform)
+        return self._finish(ids, cache, chunk, slots, lengths, lengths, how)
 
     def _chunk(self, ids: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor) -> _Chunk:
         limits = self.state.limits
@@ -204,12 +221,14 @@ class Prefill(_Step):
         inside = columns >= 0 if self.pads_left else columns < lengths[:, None]
         real = inside & (slots < limits.slots)[:, None]
         stored = torch.clamp(slots, max=limits.slots - 1)
-        return _Chunk(positions, rows_by_heads(self.state, stored, torch.where(real, positions, limits.context)))
+        stored_at = torch.where(real, positions, limits.context)
+        return _Chunk(positions, stored_at, rows_by_heads(self.state, stored, stored_at))
 
     def _finish(
         self,
         ids: Tensor,
-        cache: FreshCache | AnySlotsCache,
+        cache: StepCache,
+        chunk: _Chunk,
         slots: Tensor,
         lengths: Tensor,
         total: Tensor,
@@ -219,7 +238,9 @@ class Prefill(_Step):
         logits: Tensor = self.model(ids, cache, last)
         for name, value in how._asdict().items():
             cache.memory.write(name, slots, value)
-        return self._advance(cache.memory, logits, slots, total - 1, torch.ones_like(slots), how)
+        cells = slots[:, None] * (self.state.limits.context + 1) + chunk.columns
+        cache.memory.write("history", cells.flatten(), ids.flatten())
+        return self._advance(cache, logits, slots, total - 1, torch.ones_like(slots), how)
 
 
 class Extend(Prefill):
@@ -237,6 +258,8 @@ class Extend(Prefill):
         temperature: Tensor,
         top_k: Tensor,
         top_p: Tensor,
+        min_p: Tensor,
+        repetition_penalty: Tensor,
         uniform: Tensor,
     ) -> Result:
         """As `Prefill.forward`, behind what is there.
@@ -252,6 +275,8 @@ class Extend(Prefill):
             temperature: float32 `[batch]`.
             top_k: int64 `[batch]`.
             top_p: float32 `[batch]`.
+            min_p: float32 `[batch]`.
+            repetition_penalty: float32 `[batch]`.
             uniform: float32 `[batch, context + 1]`.
 
         Returns:
@@ -260,6 +285,5 @@ class Extend(Prefill):
         chunk = self._chunk(ids, slots, starts, lengths)
         readable = torch.clamp(slots, max=self.state.limits.slots - 1)
         cache = AnySlotsCache(Memory(self.state), chunk.positions, context[None], chunk.rows, slots, readable)
-        return self._finish(
-            ids, cache, slots, lengths, starts + lengths, Admission(limit, stop, temperature, top_k, top_p, uniform)
-        )
+        how = Admission(limit, stop, temperature, top_k, top_p, min_p, repetition_penalty, uniform)
+        return self._finish(ids, cache, chunk, slots, lengths, starts + lengths, how)

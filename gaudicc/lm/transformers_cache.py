@@ -22,11 +22,13 @@ class LayerKind:
         attends: which of the layers with keys and values it is; None: it has none.
         convolves: index of a state -> name of the buffer with the last inputs of a convolution.
         recurs: index of a state -> name of the buffer with the state of a recurrence.
+        indexes: which of the layers with keys its indexer's are, which choose the keys that are attended to; None: it has none.
     """
 
     attends: int | None
     convolves: dict[int, str]
     recurs: dict[int, str]
+    indexes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,19 @@ def layers_of(name: str, output: Any) -> Layers:
     dtype: torch.dtype | None = None
     for place, layer in enumerate(layers):
         attends: int | None = None
+        indexes: int | None = None
         convolves: dict[int, str] = {}
         recurs: dict[int, str] = {}
         if isinstance(layer, DynamicLayer) and layer.is_initialized:
             attends, dtype = len(shapes), layer.keys.dtype
             shapes.append(CacheShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
+        if getattr(layer, "indexer_keys", None) is not None:
+            indexes = len(shapes)
+            shapes.append(CacheShape(1, layer.indexer_keys.shape[2], 0))
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             convolves = _named(carried, f"conv_{place}", layer.conv_states)
             recurs = _named(carried, f"recurrent_{place}", layer.recurrent_states)
-        kinds.append(LayerKind(attends, convolves, recurs))
+        kinds.append(LayerKind(attends, convolves, recurs, indexes))
     if (not shapes and not carried) or any(_forgets(layer, kind) for layer, kind in zip(layers, kinds, strict=True)):
         found = sorted({type(layer).__name__ for layer in layers}) or [type(output).__name__]
         raise UnsupportedInputError(
@@ -102,7 +108,9 @@ def _named(carried: list[CarriedShape], name: str, states: dict[int, Tensor | No
 
 
 def _forgets(layer: Any, kind: LayerKind) -> bool:
-    """Whether a layer has a place for something that we saw nothing of."""
+    """Whether a layer has a place for something that we saw nothing of, or keep no place for."""
+    if getattr(layer, "indexer_position_ids", None) is not None:
+        return True
     return not (kind.convolves or kind.recurs or kind.attends is not None or type(layer).__name__ == "DummyLayer")
 
 
@@ -145,6 +153,11 @@ def _layer(cache: Cache, kind: LayerKind, carried: tuple[CarriedShape, ...]) -> 
         def get_max_length(self) -> int:
             return -1
 
+    class Indexed(Attending):
+        def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
+            assert kind.indexes is not None
+            return cache.update_keys(kind.indexes, indexer_key_states.unsqueeze(1)).squeeze(1)
+
     class Recurring(LinearAttentionCacheLayerMixin):  # type: ignore[misc]
         def __init__(self) -> None:
             LinearAttentionCacheLayerMixin.__init__(self, number_of_states=max([0, *kind.convolves, *kind.recurs]) + 1)
@@ -178,4 +191,6 @@ def _layer(cache: Cache, kind: LayerKind, carried: tuple[CarriedShape, ...]) -> 
     widths = {each.name: each.shape[-1] for each in carried}
     if kind.attends is None:
         return Recurring()
-    return Both() if kind.convolves or kind.recurs else Attending()
+    if kind.convolves or kind.recurs:
+        return Both()
+    return Attending() if kind.indexes is None else Indexed()

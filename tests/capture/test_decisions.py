@@ -125,6 +125,22 @@ def test_one_size_joins_a_side_for_all_others_at_once() -> None:
         assert torch.equal(side.program.run({"x": x})[0], rows_of_one(x))
 
 
+def routed(x: Tensor) -> Tensor:
+    y = x.repeat(4, 1) * (x @ x.new_ones(8, 4)).transpose(0, 1).reshape(-1, 1)
+    return y if x.shape[0] < 2 else y * 2
+
+
+@pytest.mark.parametrize("example", [1, 2, 3])
+def test_a_reshape_looks_into_what_it_undoes_again(example: int) -> None:
+    """For one row, torch finds that `[4, 1]` is the shape already: true of the example, not of `[4, n]`."""
+    sizes = {"x": {0: Dim("n", min=1, max=4)}}
+    sides = capture_sides(routed, (torch.ones(example, 8),), dynamic_shapes=sizes)
+    for n in range(1, 5):
+        x = torch.randn(n, 8)
+        (side,) = [side for side in sides if side.serves({"n": n})]
+        assert torch.equal(side.program.run({"x": x})[0], routed(x))
+
+
 def in_blocks(x: Tensor) -> Tensor:
     pad = (4 - x.shape[0] % 4) % 4
     y = torch.nn.functional.pad(x, (0, 0, 0, pad)).view(-1, 4, 2).cumsum(1).view(-1, 2)

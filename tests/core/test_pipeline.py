@@ -213,6 +213,20 @@ def test_strides_are_part_of_the_type(program: Program) -> None:
         Pipeline((Edit(lie),)).run(program, level=Level.SHAPES)
 
 
+def test_a_dim_of_one_entry_has_no_stride() -> None:
+    """What takes `x` may hand on another tensor of the same values, whose dim of one entry was made otherwise."""
+
+    def body(x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(1).relu()
+
+    def otherwise(rewriter: Rewriter, node: fx.Node) -> None:
+        (source,) = node.all_input_nodes
+        source.meta["val"] = source.meta["val"].as_strided((2, 1, 8), (8, 5, 1))
+
+    program = capture(body, (torch.randn(2, 8),))
+    Pipeline((Edit(otherwise),)).run(program, level=Level.SHAPES)
+
+
 def test_graphs_that_a_pass_leaves_alone_are_shared(program: Program) -> None:
     def in_root(rewriter: Rewriter, node: fx.Node) -> None:
         if dict(rewriter.module.named_children()):

@@ -19,10 +19,10 @@ PROMPT = torch.tensor([[5, 17, 9]])
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("repetition_penalty", 1.05),
+        ("encoder_repetition_penalty", 1.05),
         ("no_repeat_ngram_size", 3),
         ("forced_eos_token_id", 2),
-        ("min_p", 0.1),
+        ("typical_p", 0.1),
         ("num_beams", 4),
         ("suppress_tokens", [7]),
         ("min_new_tokens", 5),

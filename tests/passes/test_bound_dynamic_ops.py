@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.export import Dim
 from torch.nn import functional
 
 import gaudicc
@@ -256,6 +257,27 @@ def test_equal_to_eager(name: str) -> None:
         wanted, got = body(x.clone()), compiled(x.clone())
         for a, b in zip(as_tuple(wanted), as_tuple(got), strict=True):
             torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_views_of_a_slice_that_data_selects_are_typed_anew() -> None:
+    """A selection by data is laid out otherwise than a view, and so is what is a view of it."""
+
+    def body(chosen: Tensor, x: Tensor) -> Tensor:
+        table = functional.one_hot(chosen, 3).permute(2, 1, 0)
+        out = torch.zeros_like(x)
+        for i in (table.sum((1, 2)) > 0).nonzero():
+            at, row = torch.where(table[int(i)].squeeze(0))
+            out.index_add_(0, row, x[row] * (at[:, None] + 1))
+        return out
+
+    rows = Dim("rows", min=2, max=8)
+    example = (torch.tensor([[0, 1], [2, 0], [1, 1]]), torch.randn(3, 4))
+    compiled = gaudicc.compile(
+        body, example, dynamic_shapes={"chosen": {0: rows}, "x": {0: rows}}, buckets=[{"rows": 8}]
+    )
+    for count in (2, 5, 8):
+        given = torch.randint(0, 3, (count, 2)), torch.randn(count, 4)
+        torch.testing.assert_close(compiled(*given), body(*given))
 
 
 def as_tuple(value: Any) -> tuple[Tensor, ...]:
