@@ -7,10 +7,12 @@ left alone is recognised by name, call and the very values it reads.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
+from gaudicc.program import Program
 from gaudicc.rewriter import shape_text, strides_text
 
 _SHOWN = ("engine", "subgraph", "band", "stack_trace", "nn_module_stack")
@@ -67,3 +69,43 @@ def _literal(value: Any) -> Any:
     if isinstance(value, slice):
         return slice, _literal((value.start, value.stop, value.step))
     return type(value), str(value)
+
+
+def touched_graphs(before: Program, after: Program) -> list[fx.GraphModule]:
+    """The graphs of a program that read otherwise than before."""
+    old = dict(before.graphs())
+    return [module for name, module in after.graphs() if name not in old or not alike(old[name], module)]
+
+
+def called_otherwise(before: Program, after: Program) -> bool:
+    """Whether a program takes or gives something else than before."""
+    return (before.inputs, before.outputs) != (after.inputs, after.outputs)
+
+
+def share(before: Program, after: Program, *, modified: bool) -> tuple[Program, list[fx.GraphModule]]:
+    """Lets the program after a pass share every graph that reads the same as before; returns it with the graphs that differ.
+
+    Args:
+        before: what the pass was given a copy of.
+        after: what it returned.
+        modified: whether it says that it changed a graph.
+    """
+    changed_inputs = called_otherwise(before, after)
+    if not modified and not changed_inputs:
+        return replace(after, root=before.root), []
+    touched = touched_graphs(before, after)
+    if not touched and not changed_inputs:
+        return replace(after, root=before.root), []
+    kept, old = {id(module) for module in touched}, dict(before.graphs())
+    for name, module in after.bodies.items():
+        if id(module) not in kept and not list(module.named_children()):
+            _swap(after.root, name, old[name])
+    return after, touched
+
+
+def _swap(module: fx.GraphModule, name: str, body: fx.GraphModule) -> None:
+    for child_name, child in list(module.named_children()):
+        if child_name == name:
+            setattr(module, name, body)
+        elif isinstance(child, fx.GraphModule):
+            _swap(child, name, body)

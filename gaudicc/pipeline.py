@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase
 
 from gaudicc import verify
-from gaudicc.changes import alike
+from gaudicc.changes import called_otherwise, share, touched_graphs
 from gaudicc.collector import collector_paused
 from gaudicc.errors import PipelineError, PostconditionError, PreconditionError, Where
 from gaudicc.fake_values import fake_mode_of, ones_are_sizes, propagate, retype
@@ -209,13 +209,17 @@ class Pipeline:
         """
         _require(program, self.initial, "before the first pass", PreconditionError)
         records = []
+        copy: Program | None = None
         for step, held in zip(self.passes, self.established, strict=True):
             before = program
             started = time.perf_counter()
             with ones_are_sizes(), collector_paused():
-                result = step.run(before.copy())
+                result = step.run(copy or before.copy())  # a copy that the last pass left alone will do
             spent = time.perf_counter() - started
-            program, touched = _share(before, result)
+            program, touched = share(before, result.program, modified=result.modified)
+            copy = (
+                result.program if program.root is before.root and not touched_graphs(before, result.program) else None
+            )
             started = time.perf_counter()
             with ones_are_sizes(), collector_paused():
                 _check(step, held, before, program, touched, level)
@@ -237,31 +241,6 @@ class Pipeline:
         return program, records
 
 
-def _share(before: Program, result: PassResult) -> tuple[Program, list[fx.GraphModule]]:
-    """Lets the new program share every graph that reads the same as before; returns it with the graphs that differ."""
-    after = result.program
-    changed_inputs = _called_otherwise(before, after)
-    if not result.modified and not changed_inputs:
-        return replace(after, root=before.root), []
-    old = dict(before.graphs())
-    touched = [module for name, module in after.graphs() if name not in old or not alike(old[name], module)]
-    if not touched and not changed_inputs:
-        return replace(after, root=before.root), []
-    kept = {id(module) for module in touched}
-    for name, module in after.bodies.items():
-        if id(module) not in kept and not list(module.named_children()):
-            _swap(after.root, name, old[name])
-    return after, touched
-
-
-def _swap(module: fx.GraphModule, name: str, body: fx.GraphModule) -> None:
-    for child_name, child in list(module.named_children()):
-        if child_name == name:
-            setattr(module, name, body)
-        elif isinstance(child, fx.GraphModule):
-            _swap(child, name, body)
-
-
 def _check(
     step: Pass, held: frozenset[Invariant], before: Program, after: Program, touched: list[fx.GraphModule], level: Level
 ) -> None:
@@ -273,14 +252,10 @@ def _check(
             _refuse(invariant, after, module, step.name, "does not establish" if promised else "broke")
     if level >= Level.SHAPES and touched:
         verify.shapes(after, step.name, before)
-    if level >= Level.NUMERICS and isinstance(step, ComparesItself) and _called_otherwise(before, after):
+    if level >= Level.NUMERICS and isinstance(step, ComparesItself) and called_otherwise(before, after):
         step.compare(before, after)
     elif level >= Level.NUMERICS and (touched or before.inputs != after.inputs):
         verify.numerics(before, after, step.name, bitwise=step.numerics is Numerics.BITWISE)
-
-
-def _called_otherwise(before: Program, after: Program) -> bool:
-    return (before.inputs, before.outputs) != (after.inputs, after.outputs)
 
 
 def _refuse(invariant: Invariant, program: Program, module: fx.GraphModule, name: str, verb: str) -> None:

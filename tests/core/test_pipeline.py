@@ -227,6 +227,34 @@ def test_a_dim_of_one_entry_has_no_stride() -> None:
     Pipeline((Edit(otherwise),)).run(program, level=Level.SHAPES)
 
 
+def test_a_copy_is_passed_on_only_if_it_was_left_alone(program: Program) -> None:
+    """One copy serves passes that find nothing; what a pass changed without saying so does not reach the next."""
+
+    @dataclass(frozen=True)
+    class Sees:
+        given: list[Program]
+        spoils: bool = False
+        name: ClassVar[str] = "sees"
+        requires: ClassVar[frozenset[Invariant]] = frozenset()
+        ensures: ClassVar[frozenset[Invariant]] = frozenset()
+        breaks: ClassVar[frozenset[Invariant]] = frozenset()
+        numerics: ClassVar[Numerics] = Numerics.BITWISE
+
+        def run(self, program: Program) -> PassResult:
+            self.given.append(program)
+            if self.spoils:
+                program.root.graph.erase_node(program.root.graph.output_node())
+            return PassResult(program, False)
+
+    given: list[Program] = []
+    after, _ = Pipeline((Sees(given), Sees(given, spoils=True), Sees(given))).run(program)
+    first, second, third = (entry.root for entry in given)
+    assert first is second
+    assert third is not second
+    assert after.root is program.root
+    assert third.graph.output_node().op == "output"
+
+
 def test_graphs_that_a_pass_leaves_alone_are_shared(program: Program) -> None:
     def in_root(rewriter: Rewriter, node: fx.Node) -> None:
         if dict(rewriter.module.named_children()):
