@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gaudicc.buckets import Bucket
-from gaudicc.errors import InputError, ShapeError, UnsupportedInputError, Where
+from gaudicc.errors import InputError, ShapeError, Where
 from gaudicc.lm.defaults import Defaults
 from gaudicc.lm.graphs import Graphs
 from gaudicc.lm.request import GenerationOptions, OnToken, Request, check_prompt, rows_of
@@ -154,16 +154,9 @@ class CompiledLM:
     def session(self) -> Session:
         """A conversation that keeps its keys and values between turns; it holds a slot until it is closed.
 
-        Raises:
-            UnsupportedInputError: the model carries a recurrence, which the pads of a second prompt would move on.
+        Where layers carry a recurrence, each turn reads the whole conversation again.
         """
-        if carried_by(self._graphs.model):
-            raise UnsupportedInputError(
-                "the model carries a recurrence from token to token, which no later turn can be padded behind",
-                where=Where(stage="generate"),
-                hint="give the whole conversation as one prompt",
-            )
-        return Session(self._scheduler, self._make)
+        return Session(self._scheduler, self._make, rereads=bool(carried_by(self._graphs.model)))
 
     def generate(
         self,

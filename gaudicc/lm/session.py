@@ -18,14 +18,18 @@ class Session:
     Args:
         scheduler: runs its turns, beside the requests of others.
         make: prompt ids and options -> a checked request.
+        rereads: each turn reads the whole conversation. What a recurrence carries cannot be gone on from with several tokens at
+            once: the models' own Python starts from nothing or takes one token.
 
     Attributes:
         tokens: everything so far, prompts and answers.
     """
 
-    def __init__(self, scheduler: Scheduler, make: Callable[[Sequence[int], dict[str, Any]], Request]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, make: Callable[[Sequence[int], dict[str, Any]], Request], *, rereads: bool = False
+    ) -> None:
         self.tokens: list[int] = []
-        self._scheduler, self._make = scheduler, make
+        self._scheduler, self._make, self._rereads = scheduler, make, rereads
         self._kept = 0
         self._slot: int | None = None
         self._last: Request | None = None
@@ -82,5 +86,5 @@ class Session:
             raise StateError("the turn before has not ended", hint="read its tokens to the end, or close the session")
         self.tokens.extend(last.tokens)
         self._slot, self._last = last.slot, None
-        if last.tokens:
+        if last.tokens and not self._rereads:
             self._kept = last.position

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import gaudicc
-from gaudicc.errors import UnsupportedInputError
 from gaudicc.lm import CompiledLM, Generation
 from gaudicc.lm.steps import carried_by
 from gaudicc.lm.transformers_model import TransformersModel
@@ -103,9 +102,21 @@ def test_requests_that_come_and_go_do_not_move_the_others_on(model: Any, lm: Com
     ]
 
 
-def test_a_session_is_refused(lm: CompiledLM) -> None:
-    with pytest.raises(UnsupportedInputError, match="carries a recurrence"):
-        lm.session()
+def test_a_session_goes_on_as_one_prompt_would(model: Any, lm: CompiledLM) -> None:
+    """Beside another request, and with a turn that is cancelled."""
+    first, second, third, other = (prompt.tolist() for prompt in prompts(4))
+    with lm.session() as session:
+        beside = lm.submit(other, max_new_tokens=9)
+        assert session.generate(first, max_new_tokens=6) == alone(model, torch.tensor(first), 6)
+        for _ in session.stream(second, max_new_tokens=9):
+            break
+        answer = session.generate(third, max_new_tokens=5)
+    said = session.tokens[:-5]
+    assert said[: len(first)] == first
+    assert said[-len(third) :] == third
+    assert answer == alone(model, torch.tensor(said), 5)
+    lm.run([beside])
+    assert beside.tokens == alone(model, torch.tensor(other), 9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
