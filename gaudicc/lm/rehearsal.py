@@ -6,59 +6,18 @@ batch of prompts of different lengths would be continued wrongly, and nothing wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gaudicc.errors import UnsupportedInputError, Where
-from gaudicc.lm.cache import Cache
-
-Step = Callable[[Tensor, Cache, Tensor | None], Tensor]
-"""See `LanguageModel.__call__`."""
+from gaudicc.lm.state import Limits, LmState
+from gaudicc.lm.steps import Admission, Decode, LanguageModel, Prefill, Result, carried_by
 
 COLUMNS = 5
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _COARSE = 0.1  # of the largest logit, in 16 bits: another expert may be chosen there by rounding
-
-
-@dataclass
-class _Kept:
-    """A `Cache` of plain tensors: each row writes at its own positions."""
-
-    positions: Tensor
-    keys: Tensor
-    layers: dict[str, Tensor] = field(default_factory=dict)
-    states: dict[str, Tensor] = field(default_factory=dict)
-    continues: bool = False
-
-    def carried(self, name: str) -> Tensor:
-        """See `Cache.carried`."""
-        return self.states[name]
-
-    def carry(self, name: str, value: Tensor) -> None:
-        """See `Cache.carry`."""
-        self.states[name] = value
-
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Cache.update`."""
-        return self._stored("keys", layer, keys), self._stored("values", layer, values)
-
-    def update_keys(self, layer: int, keys: Tensor) -> Tensor:
-        """See `Cache.update_keys`."""
-        return self._stored("keys", layer, keys)
-
-    def _stored(self, name: str, layer: int, new: Tensor) -> Tensor:
-        room = self.layers.setdefault(f"{name}_{layer}", _room(new))
-        places = torch.where(self.positions < 0, COLUMNS, self.positions)[:, None, :, None]
-        room.scatter_(2, places.expand_as(new), new)
-        return room[:, :, :COLUMNS] if self.continues else new
-
-
-def _room(new: Tensor) -> Tensor:
-    return new.new_zeros(new.shape[0], new.shape[1], COLUMNS + 1, new.shape[3])  # the last row is for pads
 
 
 def sample_ids(config: Any, device: torch.device) -> Tensor:
@@ -78,31 +37,29 @@ def sample_ids(config: Any, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def rehearse(name: str, step: Step, ids: Tensor, wanted: Tensor, *, pads_left: bool = False) -> None:
+def rehearse(name: str, model: LanguageModel, ids: Tensor, wanted: Tensor) -> None:
     """Compares a prefill of rows of two lengths, and a decode step behind it, with the model's own forward pass.
 
     Args:
         name: of the model.
-        step: the model on our cache, as it is captured later.
+        model: the model on our cache, as it is captured later.
         ids: int64 `[2, COLUMNS]`.
         wanted: `[2, COLUMNS, vocabulary]`, the model's own logits of `ids`.
-        pads_left: where the shorter row of the prefill has its pad.
 
     Raises:
         UnsupportedInputError: the model fails on our cache, or gives other logits.
     """
-    lengths = torch.tensor([COLUMNS - 1, COLUMNS - 2], device=ids.device)
-    columns = torch.arange(COLUMNS, device=ids.device)
-    rows, read = torch.arange(2, device=ids.device), columns[None, :-1].expand(2, -1)
-    prompts, last = ids[:, :-1], lengths - 1
-    if pads_left:
-        read, last = read - (COLUMNS - 1 - lengths)[:, None], torch.full_like(lengths, COLUMNS - 2)
-        prompts = torch.gather(prompts, 1, torch.clamp(read, min=0))
-    reading = _Kept(read, read)
-    following = _Kept(lengths[:, None], columns[None], reading.layers, reading.states, continues=True)
+    rows, lengths = torch.arange(2, device=ids.device), torch.tensor([COLUMNS - 1, COLUMNS - 2], device=ids.device)
+    carried = carried_by(model)
+    state = LmState(model.shapes, model.dtype, Limits(slots=2, context=COLUMNS, stops=1), carried).to(ids.device)
+    prompts = ids[:, : COLUMNS - 1].clone()
+    if carried:  # pads stand on the left
+        prompts[1] = ids[1, : COLUMNS - 1].roll(1)
+    how = (state.limit[:2] + COLUMNS, *(getattr(state, field)[:2] for field in Admission._fields[1:]))
     try:
-        first = step(prompts, reading, last)
-        second = step(ids[rows, lengths][:, None], following, None)
+        first = _done(state, Prefill(model, state, sampled=False)(prompts, rows, lengths, *how))
+        state.history.view(-1, COLUMNS + 1)[rows, lengths] = ids[rows, lengths]
+        second = _done(state, Decode(model, state, sampled=False)(rows, torch.arange(COLUMNS, device=ids.device)))
     except Exception as error:
         raise UnsupportedInputError(
             f"{name} fails on a cache that is not its own: {type(error).__name__}: {error}",
@@ -120,6 +77,14 @@ def rehearse(name: str, step: Step, ids: Tensor, wanted: Tensor, *, pads_left: b
                 where=Where(stage="compile_lm"),
                 hint="use gaudicc.compile with a step of your own",
             )
+
+
+def _done(state: LmState, result: Result) -> Tensor:
+    """Writes what a step leaves into the state; returns its logits."""
+    logits, written = result
+    for name, value in written.items():
+        state.get_buffer(name).copy_(value)
+    return logits
 
 
 def _differ(mine: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:

@@ -66,7 +66,7 @@ class TransformersModel(nn.Module):
         logits, self._layers = _probe(model, ids)
         self.dtype, self.shapes, self.carried = self._layers.dtype, self._layers.shapes, self._layers.carried
         if not logits.is_meta:
-            rehearse(type(model).__name__, self, ids, logits, pads_left=bool(self.carried))
+            rehearse(type(model).__name__, self, ids, logits)
 
     def forward(self, ids: Tensor, cache: Cache, last: Tensor | None) -> Tensor:
         """See `LanguageModel.__call__`."""

@@ -12,6 +12,7 @@ import gaudicc
 from gaudicc.errors import UnsupportedInputError
 from gaudicc.lm.cache import Cache
 from gaudicc.lm.rehearsal import COLUMNS, rehearse, sample_ids
+from gaudicc.lm.state import CacheShape
 from gaudicc.lm.transformers_model import TransformersModel
 from gaudicc.models.transformers_models import build
 
@@ -38,12 +39,13 @@ def test_a_model_that_fails_on_our_cache_is_refused_with_what_it_raised() -> Non
         TransformersModel(build("minimax", task="causal"))
 
 
-class Bag:
+class Bag(torch.nn.Module):
     """Logits are the mean over all tokens so far of a value per token and position; `blind` forgets the position."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, *, blind: bool = False) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.table = torch.randn(64, COLUMNS, 6, generator=generator).to(dtype)
+        super().__init__()
+        self.table = torch.randn(64, COLUMNS + 1, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+        self.shapes, self.dtype, self.vocabulary, self.context = (CacheShape(1, 6, 6),), dtype, 6, None
         self.blind = blind
 
     def values(self, ids: Tensor, positions: Tensor) -> Tensor:
