@@ -45,7 +45,9 @@ class Bag(torch.nn.Module):
     def __init__(self, dtype: torch.dtype = torch.float32, *, blind: bool = False) -> None:
         super().__init__()
         self.table = torch.randn(64, COLUMNS + 1, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
-        self.shapes, self.dtype, self.vocabulary, self.context = (CacheShape(1, 6, 6),), dtype, 6, None
+        self.shapes: tuple[CacheShape, ...] = (CacheShape(1, 6, 6),)
+        self.dtype, self.vocabulary = dtype, 6
+        self.context: int | None = None
         self.blind = blind
 
     def values(self, ids: Tensor, positions: Tensor) -> Tensor:
