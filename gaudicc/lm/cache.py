@@ -96,6 +96,10 @@ class StepCache:
         """See `Cache.continues`."""
         return True
 
+    def carried(self, name: str) -> Tensor:
+        """See `Cache.carried`."""
+        raise NotImplementedError
+
     def carry(self, name: str, value: Tensor) -> None:
         """See `Cache.carry`."""
         self.memory.write(name, self.owners, value)
