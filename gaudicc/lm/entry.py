@@ -17,6 +17,7 @@ from gaudicc.compiler import split_pipeline
 from gaudicc.lower import lower
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.check_integers import CheckIntegers
+from gaudicc.passes.choose_branches import ChooseBranches
 from gaudicc.passes.pad import Pad
 from gaudicc.passes.partition_layers import PartitionLayers
 from gaudicc.passes.specialize import Specialize
@@ -31,9 +32,10 @@ from gaudicc.verify import Level
 
 Shapes = Mapping[str, Mapping[int, Any]]
 
-# What is pad is declared by the steps themselves: rows behind a length are masked and written to dump rows.
+# What is pad is declared by the steps themselves: rows behind a length are masked and written to dump rows. Between two tokens the
+# host reads nothing, so it decides no branch either.
 # Slices of attention and of rows overlap two engines, and sub-graphs are launched; the CPU is one engine and launches nothing.
-_PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, Pad))
+_PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, (ChooseBranches, Pad)))
 _FOR_ENGINES = (PartitionLayers, SplitAttention, StaggerRows)
 
 
