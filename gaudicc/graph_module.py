@@ -45,17 +45,26 @@ def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
     return _copy(module, {})
 
 
+def copy_nodes(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy with nodes of its own that calls the very same bodies."""
+    return _with(module, dict(module.named_children()))
+
+
 def _copy(module: fx.GraphModule, done: dict[int, fx.GraphModule]) -> fx.GraphModule:
     if id(module) not in done:
         children = {
             name: _copy(child, done) if isinstance(child, fx.GraphModule) else child
             for name, child in module.named_children()
         }
-        graph = fx.Graph()
-        values: dict[fx.Node, fx.Node] = {}
-        graph.graph_copy(module.graph, values)
-        output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
-        graph.output(fx.map_arg(output.args[0], values.__getitem__)).meta.update(output.meta)
-        assert len(values) == len(module.graph.nodes) - 1, "a graph has exactly one output node"
-        done[id(module)] = LazyGraphModule(children, graph, module.__class__.__name__)
+        done[id(module)] = _with(module, children)
     return done[id(module)]
+
+
+def _with(module: fx.GraphModule, children: dict[str, Any]) -> fx.GraphModule:
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(module.graph, values)
+    output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    graph.output(fx.map_arg(output.args[0], values.__getitem__)).meta.update(output.meta)
+    assert len(values) == len(module.graph.nodes) - 1, "a graph has exactly one output node"
+    return LazyGraphModule(children, graph, module.__class__.__name__)

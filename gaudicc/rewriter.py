@@ -7,6 +7,7 @@ spliced in, so that a rule reads like the code a user would have written by hand
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
 from gaudicc.errors import InternalError, UnsupportedOpError
+from gaudicc.fake_results import FakeResults, call_key, unshared
 from gaudicc.fake_values import fake_mode_of, fakes, guess, trace
 from gaudicc.nodes import op_name, output_of, where, writes
 
-_CARRIED = ("stack_trace", "nn_module_stack", "slice")
+_CARRIED = ("stack_trace", "nn_module_stack", "slice", "merge")
 
 
 class Rewriter:
@@ -29,6 +31,7 @@ class Rewriter:
     Attributes:
         modified: whether anything was changed so far.
         restrided: whether a replacement is laid out otherwise than what it replaces, so that views of it have other strides.
+        results: what ops gave so far; may be shared with the rewriter of a copy.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -36,6 +39,8 @@ class Rewriter:
         self.graph = module.graph
         self.modified = False
         self.restrided = False
+        self.results = FakeResults()
+        self._traced: dict[Any, fx.GraphModule] = {}
 
     def emit(self, op: Any, *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
         """Creates one call before `like`, with its provenance and a fake value.
@@ -54,7 +59,7 @@ class Rewriter:
         self._carry(node, like)
         mode = fake_mode_of(self.graph)
         with mode, torch.no_grad(), enable_python_dispatcher():
-            node.meta["val"] = op(*fakes(args), **fakes(kwargs))
+            node.meta["val"] = self.results.of(op, fakes(args), fakes(kwargs))
         self.modified = True
         return node
 
@@ -70,16 +75,22 @@ class Rewriter:
         Returns:
             The node, or tuple of nodes, that `function` returned.
         """
-        traced, operands = self.preview(function, *args, composites=composites)
-        return self.splice(traced, operands, like=like)
+        unique, key = _nodes_of(args), None
+        if isinstance(function, FunctionType) and function.__closure__ is None:  # calls alike have one trace
+            places = fx.map_arg(args, lambda node: ("node", unique.index(node)))
+            key = call_key(function, composites, places, fakes(unique))
+        traced = None if key is None else self._traced.get(key)
+        if traced is None:
+            traced, _ = self.preview(function, *args, composites=composites)
+            if key is not None:
+                self._traced[key] = traced
+        return self.splice(traced, unique, like=like)
 
     def preview(
         self, function: Callable[..., Any], *args: Any, composites: bool = True
     ) -> tuple[fx.GraphModule, list[fx.Node]]:
         """What `inline` would splice in: the traced graph, and the node for each of its placeholders."""
-        flat: list[fx.Node] = []
-        fx.map_arg(args, flat.append)
-        unique = list(dict.fromkeys(flat))
+        unique = _nodes_of(args)
 
         def on_values(*values: Any) -> Any:
             known = dict(zip(unique, values, strict=True))
@@ -116,7 +127,7 @@ class Rewriter:
                 with self.graph.inserting_before(like):
                     copied = self.graph.node_copy(node, values.__getitem__)
                 if not keep_provenance:
-                    copied.meta = {"val": node.meta.get("val")}  # a check of errors has no result
+                    copied.meta = {"val": unshared(node.meta.get("val"))}  # a check of errors has no result
                     self._carry(copied, like)
                 values[node] = copied
             elif node.op != "output":
@@ -165,6 +176,11 @@ class Rewriter:
         self.graph.erase_node(old)
         self.modified = True
 
+    def take(self, other: Rewriter) -> None:
+        """Puts the graph of another rewriter, made of a copy of this one's, in place of its own."""
+        self.module.graph = self.graph = other.graph
+        self.modified, self.restrided = self.modified or other.modified, self.restrided or other.restrided
+
     def finish(self) -> bool:
         """Removes dead nodes and recompiles; returns whether the graph was changed."""
         if self.modified:
@@ -195,6 +211,12 @@ class Rewriter:
         for key in _CARRIED:
             if key in like.meta:
                 node.meta[key] = like.meta[key]
+
+
+def _nodes_of(args: Any) -> list[fx.Node]:
+    flat: list[fx.Node] = []
+    fx.map_arg(args, flat.append)
+    return list(dict.fromkeys(flat))
 
 
 def strides_text(value: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from gaudicc.changes import changed_nodes
 from gaudicc.errors import InputError, NumericsError, PostconditionError, Where
+from gaudicc.fake_results import FakeResults
 from gaudicc.fake_values import fake_mode_of, fakes, guess, is_computed, propagate
 from gaudicc.graph_module import copy_graph
 from gaudicc.nodes import (
@@ -26,7 +27,7 @@ from gaudicc.nodes import (
     val,
     where,
 )
-from gaudicc.program import Program
+from gaudicc.program import OutputKind, Program
 from gaudicc.rewriter import shape_text
 
 # Largest difference allowed, relative to the largest magnitude, of a pass that only rounds.
@@ -70,18 +71,19 @@ def shapes(program: Program, stage: str, before: Program | None = None) -> None:
         PostconditionError: a node's recorded value differs from what its op computes.
     """
     old = {} if before is None else dict(before.graphs())
+    results = FakeResults()
     for name, module in program.graphs():
         nodes = list(changed_nodes(old.get(name), module)) if old.get(name) is not module else []
         nodes += [node for node in module.graph.nodes if node.target in CALLS and node not in nodes]
         with fake_mode_of(module.graph), torch.no_grad(), enable_python_dispatcher():
             for node in nodes:
                 if node.op == "call_function" and "val" in node.meta and not is_computed(node):
-                    _compare(module, node, stage)
+                    _compare(module, node, stage, results)
 
 
-def _compare(module: fx.GraphModule, node: fx.Node, stage: str) -> None:
+def _compare(module: fx.GraphModule, node: fx.Node, stage: str, results: FakeResults) -> None:
     recorded = node.meta["val"]
-    computed = _result_of(module, node)
+    computed = _result_of(module, node, results)
     if _signature(recorded) != _signature(computed):
         raise PostconditionError(
             f"pass {stage} left a wrong type on {node.name}: {_signature(recorded)}, the op gives {_signature(computed)}",
@@ -90,9 +92,9 @@ def _compare(module: fx.GraphModule, node: fx.Node, stage: str) -> None:
         )
 
 
-def _result_of(module: fx.GraphModule, node: fx.Node) -> Any:
+def _result_of(module: fx.GraphModule, node: fx.Node, results: FakeResults) -> Any:
     if node.target not in CALLS:
-        return node.target(*fakes(node.args), **fakes(node.kwargs))  # type: ignore[operator]
+        return results.of(node.target, fakes(node.args), fakes(node.kwargs))
     body: fx.GraphModule = getattr(module, str(node.args[0].target))  # type: ignore[union-attr]
     if node.target is call_loop:
         limit, carried = fakes(node.args[1]), int(node.args[3])  # type: ignore[arg-type]
@@ -137,14 +139,24 @@ def numerics(before: Program, after: Program, stage: str, *, bitwise: bool) -> N
     if any(tensor.is_meta for tensor in before.tensors.values()):
         raise InputError("numerics cannot be verified with weights on the meta device", hint="use verify='ops'")
     for inputs in _examples(after):
-        old, new = before.run(inputs), after.run(inputs)
-        for index, (a, b) in enumerate(zip(old, new, strict=True)):
+        old, new = (_compared(program, after, program.run(inputs)) for program in (before, after))
+        for (index, a), (_, b) in zip(old, new, strict=True):
             if difference := differs(a, b, bitwise=bitwise):
                 raise NumericsError(
                     f"pass {stage} changed output {index}: {difference}{_first_divergence(before, after, inputs, bitwise)}",
                     where=Where(stage=stage),
                     hint="compare `compiled.trace[...]` before and after, or declare the pass ROUNDING",
                 )
+
+
+def _compared(program: Program, after: Program, results: Sequence[Any]) -> list[tuple[int, Any]]:
+    """The results that a pass leaves in place, with their positions: not flags, nor what the host cuts to a length."""
+    cut = {int(spec.target.split(":")[0]) for spec in after.outputs if spec.kind is OutputKind.LENGTH and spec.target}
+    kinds = [spec.kind for spec in program.outputs]
+    users = [index for index, kind in enumerate(kinds) if kind is OutputKind.USER]
+    left_out = {users[number] for number in cut}
+    extra = (OutputKind.FLAG, OutputKind.LENGTH)
+    return [(i, results[i]) for i, kind in enumerate(kinds) if kind not in extra and i not in left_out]
 
 
 def differs(old: Any, new: Any, *, bitwise: bool) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -30,10 +30,14 @@ _ANDS = (aten.bitwise_and.Tensor, aten.logical_and.default, aten.mul.Tensor)
 # What leaves every element where it is in the broadcast, or takes some of them.
 _VIEWS = (aten.expand.default, aten.unsqueeze.default, aten.view.default, aten.slice.Tensor, aten.alias.default,
           aten.clone.default)  # fmt: skip
-# Elements of a mask that are looked at; a mask of 8,192 x 8,192 is the largest.
-_LARGEST_MASK = 1 << 26
+# Elements of a mask that are computed at once; a larger one is computed some rows at a time.
+_MASK_BLOCK = 1 << 26
 # Alternatives named in a note.
 _SHOWN = 5
+
+
+Rows = tuple[int, int, int]
+"""First row, the one behind the last, and how many there are in all."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,10 @@ def _shape_of(node: fx.Node, masks: _Masks, module: fx.GraphModule) -> Attention
     shape = attention_shape(node)
     if not isinstance(mask, fx.Node):
         return shape
-    seen = masks.may_attend(mask, module)
-    ahead, window = _band(seen, shape.queries, shape.keys, 0 if causal else None)
+    step = max(1, _MASK_BLOCK * shape.queries // max(1, val(mask).numel()))
+    blocks = [(row, min(shape.queries, row + step), shape.queries) for row in range(0, shape.queries, step)]
+    seen = ((rows, masks.may_attend(mask, module, rows)) for rows in blocks)
+    ahead, window = _band(seen, shape.keys, 0 if causal else None)
     return replace(shape, ahead=ahead, window=window)
 
 
@@ -137,7 +143,7 @@ def _apply(rewriter: Rewriter, node: fx.Node, shape: AttentionShape, split: Spli
 
 
 def _mark_slices(nodes: list[fx.Node]) -> None:
-    """Numbers the nodes of each slice, so that a schedule can be drawn as the graph compiler makes it."""
+    """Numbers the nodes of each slice, and marks merges, so that a schedule can be drawn as the graph compiler makes it."""
     for index, softmax in enumerate(n for n in nodes if n.target in (softmax_tile, softmax_part)):
         weights = [user for user in softmax.users if user.target is operator.getitem] or [softmax]
         slice_nodes = [softmax.args[0], softmax, *(user for made in weights for user in made.users)]
@@ -145,7 +151,10 @@ def _mark_slices(nodes: list[fx.Node]) -> None:
             if isinstance(node, fx.Node) and node.target is not merge_parts:
                 node.meta["slice"] = index
     for merge in (n for n in nodes if n.target is merge_parts):
-        merge.meta["slice"] = merge.args[3].meta["slice"]  # type: ignore[union-attr]
+        place = merge.args[3].meta["slice"]  # type: ignore[union-attr]
+        casts = [user for made in merge.users for user in made.users if user.target is aten._to_copy.default]
+        for node in (merge, *casts):
+            node.meta.update(slice=place, merge=True)
 
 
 def _note(node: fx.Node, choice: Choice, chip: Chip) -> str:
@@ -158,20 +167,32 @@ def _note(node: fx.Node, choice: Choice, chip: Chip) -> str:
     )
 
 
-def _band(seen: torch.Tensor | None, queries: int, keys: int, ahead: int | None) -> tuple[int | None, int | None]:
-    """(ahead, window) of the narrowest band that holds every pair which a mask may let through."""
-    if seen is None or seen.dim() < 2 or seen.shape[-2:] != (queries, keys):
+def _band(
+    blocks: Iterable[tuple[Rows, torch.Tensor | None]], keys: int, ahead: int | None
+) -> tuple[int | None, int | None]:
+    """(ahead, window) of the narrowest band that holds every pair which a mask may let through.
+
+    Args:
+        blocks: rows, and `[..., rows, keys]`: True where a key may be let through; None if nothing is known.
+        keys: columns.
+        ahead: what is known without the mask.
+    """
+    furthest, reach = list[torch.Tensor](), list[torch.Tensor]()
+    for (first, last, _), seen in blocks:
+        if seen is None or seen.dim() < 2 or seen.shape[-2:] != (last - first, keys):
+            return ahead, None
+        pairs = seen.reshape(-1, last - first, keys).any(0)
+        if ahead is not None:
+            pairs = pairs.tril(ahead + first)
+        some = pairs.any(-1)
+        rows, wide = torch.arange(first, last, device=pairs.device)[some], pairs[some].to(torch.uint8)
+        if len(rows):
+            furthest.append(keys - 1 - wide.flip(-1).argmax(-1) - rows)
+            reach.append(rows - wide.argmax(-1))
+    if not furthest:
         return ahead, None
-    pairs = seen.reshape(-1, queries, keys).any(0)
-    if ahead is not None:
-        pairs = pairs.tril(ahead)
-    rows = torch.arange(queries, device=pairs.device)[pairs.any(-1)]
-    if not len(rows):
-        return ahead, None
-    wide = pairs[rows].to(torch.uint8)
-    low, high = wide.argmax(-1), keys - 1 - wide.flip(-1).argmax(-1)
-    furthest = int((high - rows).max())
-    return furthest, int((rows + furthest + 1 - low).max())
+    most = int(torch.cat(furthest).max())
+    return most, int(torch.cat(reach).max()) + most + 1
 
 
 class _Masks:
@@ -182,23 +203,23 @@ class _Masks:
         self.program = program
         self._known: dict[fx.Node, torch.Tensor | None] = {}
 
-    def may_attend(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
-        """True wherever a mask may let a key through; None if nothing is known."""
-        exact = self._exact(node, module)
+    def may_attend(self, node: fx.Node, module: fx.GraphModule, rows: Rows) -> torch.Tensor | None:
+        """True wherever some rows of a mask may let a key through; None if nothing is known."""
+        exact = self._rows(node, module, rows)
         if exact is not None:
             return exact if exact.dtype == torch.bool else exact != float("-inf")
         if node.op == "placeholder" and module is not self.program.root:
-            return self._at_call_sites(node, module)
+            return self._at_call_sites(node, module, rows)
         if node.target in _ANDS and val(node).dtype == torch.bool and not node.kwargs:
-            known = [self.may_attend(arg, module) for arg in node.args if isinstance(arg, fx.Node)]
+            known = [self.may_attend(arg, module, rows) for arg in node.args if isinstance(arg, fx.Node)]
             return _all_of([part for part in known if part is not None])
         if node.target in _VIEWS and isinstance(node.args[0], fx.Node):
-            inner = self.may_attend(node.args[0], module)
+            inner = self.may_attend(node.args[0], module, rows)
             fits = inner is not None and inner.shape == val(node.args[0]).shape
             return node.target(inner, *node.args[1:]) if fits else None
         return None
 
-    def _at_call_sites(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
+    def _at_call_sites(self, node: fx.Node, module: fx.GraphModule, rows: Rows) -> torch.Tensor | None:
         """A body's operand: whatever any of its callers may let through."""
         position = [n for n in module.graph.nodes if n.op == "placeholder"].index(node)
         found: dict[fx.Node, torch.Tensor | None] = {}
@@ -207,11 +228,31 @@ class _Masks:
                 if call.target is call_region and getattr(caller, str(call.args[0].target)) is module:
                     operand = call.args[1 + position]
                     if operand not in found:
-                        found[operand] = self.may_attend(operand, caller)
+                        found[operand] = self.may_attend(operand, caller, rows)
         parts = [part for part in found.values() if part is not None]
         if len(parts) < len(found) or len({part.shape for part in parts}) != 1:
             return None
         return torch.stack(parts).any(0)
+
+    def _rows(self, node: fx.Node, module: fx.GraphModule, rows: Rows) -> torch.Tensor | None:
+        """The value of some rows, those of dim -2; the whole of what has other rows."""
+        value, (first, last, count) = node.meta.get("val"), rows
+        if not isinstance(value, torch.Tensor):
+            return None
+        cut = value.dim() > 1 and value.shape[-2] == count
+        if value.numel() <= _MASK_BLOCK or node.op == "placeholder":
+            whole = self._exact(node, module)
+            return whole[..., first:last, :] if cut and whole is not None else whole
+        if not cut or not _is_by_row(node):
+            return None
+        operands = {arg: self._rows(arg, module, rows) for arg in node.all_input_nodes}
+        if any(operand is None for operand in operands.values()):
+            return None
+        args, kwargs = fx.map_arg((node.args, node.kwargs), operands.__getitem__)
+        if node.target is aten.expand.default:
+            args = (args[0], [*value.shape[:-2], last - first, value.shape[-1]])
+        result: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+        return result
 
     def _exact(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
         if node not in self._known:
@@ -224,7 +265,7 @@ class _Masks:
         if node.op == "placeholder":
             return self.constants.get(node.name) if module is self.program.root else None
         value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or value.numel() > _LARGEST_MASK:
+        if not isinstance(value, torch.Tensor) or value.numel() > _MASK_BLOCK:
             return None
         if not isinstance(node.target, torch._ops.OpOverload):
             return None
@@ -237,6 +278,16 @@ class _Masks:
         args, kwargs = fx.map_arg((node.args, node.kwargs), operands.__getitem__)
         result: torch.Tensor = node.target(*args, **kwargs)
         return result
+
+
+def _is_by_row(node: fx.Node) -> bool:
+    """Whether each row of a result, in dim -2, is made of the same row of operands that are aligned at their last dims."""
+    if node.target is aten.unsqueeze.default:
+        at: Any = node.args[1]
+        rank: int = val(node).dim()
+        return bool(at % rank < rank - 2)
+    also = (aten.expand.default, aten.alias.default, aten.clone.default, aten._to_copy.default)
+    return node.target in also or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _all_of(parts: list[Any]) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from gaudicc.graph_module import copy_graph
+from gaudicc.graph_module import copy_nodes
 from gaudicc.invariants import ENGINE_ASSIGNED, LEGAL_OPS, STATIC, TYPED, Invariant, verdict_of
 from gaudicc.kernels import rms_norm, rotary
 from gaudicc.machine import CHIPS, Chip, load_chip, vendor_schedule
@@ -75,16 +75,20 @@ class StaggerRows(GraphPass):
         chip, ways = load_chip(program.target.name), list(_ways(rewriter.graph, lead))
         if not ways:
             return
-        chosen, seconds = _WHOLE, {_WHOLE: _seconds(rewriter.module, chip)}
+        chosen, taken, (whole, least) = _WHOLE, rewriter, _timed(rewriter.module, chip)
+        seconds = {_WHOLE: whole}
         for way in ways:
-            trial = Rewriter(copy_graph(rewriter.module))
+            if seconds[chosen] * (1 - LEAST_GAIN) < least:
+                break  # parts do not have less to do
+            trial = Rewriter(copy_nodes(rewriter.module))
+            trial.results = rewriter.results
             _apply(trial, program, lead, way, chip)
-            seconds[way] = _seconds(trial.module, chip)
+            seconds[way], _ = _timed(trial.module, chip)
             if seconds[way] <= seconds[chosen] * (1 - LEAST_GAIN):
-                chosen = way
+                chosen, taken = way, trial
         yield _note(lead, chosen, seconds, chip)
         if chosen != _WHOLE:
-            _apply(rewriter, program, lead, chosen, chip)
+            rewriter.take(taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +168,7 @@ def _cut(rewriter: Rewriter, program: Program, lead: Lead, axis: int, parts: int
             args, kwargs = fx.map_arg(operands, partial(part_of, index=index, reader=node))
             if node.target is aten.view.default:
                 args = (args[0], [size if i == dim else n for i, n in enumerate(args[1])])
-            part = rewriter.emit(node.target, *args, like=node, **kwargs)
-            part.meta["rows"] = index
-            new.append(part)
+            new.append(rewriter.emit(node.target, *args, like=node, **kwargs))
         made[node, dim] = new
     for node, dim in reversed(cut.items()):
         if node.users:
@@ -247,17 +249,19 @@ def _has_rows(node: fx.Node, lead: Lead) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 3 and tuple(value.shape[:2]) == lead
 
 
-def _seconds(module: fx.GraphModule, chip: Chip) -> float:
-    """Of what the graph computes itself, under the vendor's policy, or by HBM alone if that takes longer.
+def _timed(module: fx.GraphModule, chip: Chip) -> tuple[float, float]:
+    """(Seconds of what the graph computes itself, what its busiest engine works), under the vendor's policy.
 
-    Parts read the weights again, and the schedule knows no contention for HBM. Bodies that it calls are timed for themselves.
+    Of HBM alone if that takes longer: parts read the weights again, and the schedule knows no contention for HBM. Bodies that
+    the graph calls are timed for themselves.
     """
     found = ProgramTasks(chip)
     found.nodes(module, [node for node in module.graph.nodes if node.target not in CALLS], {})
-    return max(vendor_schedule(found.tasks, limits_of(chip)).makespan, found.hbm_bytes / chip.memory.stream)
+    run, memory = vendor_schedule(found.tasks, limits_of(chip)), found.hbm_bytes / chip.memory.stream
+    return max(run.makespan, memory), max(memory, *(run.busy(engine) for engine in {t.engine for t in found.tasks}))
 
 
 def _note(lead: Lead, chosen: _Way, seconds: dict[_Way, float], chip: Chip) -> str:
     what = "left whole" if chosen == _WHOLE else f"in {chosen}"
-    times = ", ".join(f"{way} {one * 1e6:,.1f} us" for way, one in seconds.items() if way != _WHOLE)
-    return f"{lead[0]} x {lead[1]} rows {what}: whole {seconds[_WHOLE] * 1e6:,.1f} us, {times}, modelled on {chip.name}"
+    times = ", ".join(f"{'whole' if way == _WHOLE else way} {one * 1e6:,.1f} us" for way, one in seconds.items())
+    return f"{lead[0]} x {lead[1]} rows {what}: {times}, modelled on {chip.name}"

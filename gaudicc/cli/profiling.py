@@ -18,9 +18,9 @@ from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.pipeline import Pass
 from gaudicc.profile import Activity, Profile, profile_of
 from gaudicc.profile.calibrate import observations
-from gaudicc.profile.chrome import read_chrome, write_chrome
+from gaudicc.profile.chrome import write_chrome
+from gaudicc.profile.files import read_trace
 from gaudicc.profile.modelled import modelled_run
-from gaudicc.profile.native import read_native
 from gaudicc.profile.show import as_json, table
 from gaudicc.profile.svg import write_svg
 from gaudicc.program import Program
@@ -41,7 +41,7 @@ def run(options: ProfileOptions) -> int:
     runs: list[tuple[str, Sequence[Activity]]] = []
     profiles: list[Profile] = []
     for file in (*options.read, *((options.calibrate,) if options.calibrate else ())):
-        activities = read_native(file) if file.suffix == ".csv" else read_chrome(file)
+        activities = read_trace(file)
         runs.append((file.name, activities))
         profiles.append(profile_of(activities, file.name, modelled=False))
     if options.calibrate is not None and options.model is None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gaudicc.machine.attention import Tile
 
 Part = tuple[Tensor, Tensor, Tensor]
+Span = tuple[int, int]
 _LOWEST = torch.finfo(torch.float32).min
 
 
@@ -168,13 +169,16 @@ def sliced_attention(
     """
     blocks: dict[tuple[int, int, int, int], dict[int, Tensor]] = {}
     running: dict[tuple[tuple[int, int, int, int], int], Part] = {}
+    operands = _Operands(q, k, v, mask, causal, sink)
     for tile in tiles:
         place, row = (*tile.batch, *tile.heads), tile.rows[0]
         done = blocks.setdefault(place, {})
+        scores, values, extra = operands.of(tile)
         if tile.first and tile.last:
-            done[row] = _whole_rows(q, k, v, mask, causal, scale, tile, sink)
+            done[row] = torch.matmul(torch.ops.gaudicc.softmax_tile.default(scores, *extra, scale), values)
             continue
-        part = _part_of_rows(q, k, v, mask, causal, scale, tile, sink if tile.first else None)
+        weights, *statistics = torch.ops.gaudicc.softmax_part.default(scores, *extra, scale)
+        part = (torch.matmul(weights, values), *statistics)
         merged = part if tile.first else torch.ops.gaudicc.merge_parts.default(*running.pop((place, row)), *part)
         if tile.last:
             done[row] = _cast(merged[0], q.dtype)
@@ -183,53 +187,57 @@ def sliced_attention(
     return _assemble(blocks, v.shape[-1])
 
 
-def _whole_rows(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, tile: Tile, sink: Tensor | None
-) -> Tensor:
-    scores, values, extra = _operands(q, k, v, mask, causal, tile, sink)
-    weights = torch.ops.gaudicc.softmax_tile.default(scores, *extra, scale)
-    return torch.matmul(weights, values)
+class _Operands:
+    """What tiles compute with; blocks of rows and of keys that several tiles share are cut once."""
 
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sink: Tensor | None) -> None:
+        self.q, self.k, self.v, self.mask, self.causal, self.sink = q, k, v, mask, causal, sink
+        self.groups = q.shape[1] // k.shape[1]
+        self._rows: dict[tuple[Span, ...], Tensor] = {}
+        self._keys: dict[tuple[Span, ...], tuple[Tensor, Tensor]] = {}
 
-def _part_of_rows(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, tile: Tile, sink: Tensor | None
-) -> Part:
-    scores, values, extra = _operands(q, k, v, mask, causal, tile, sink)
-    weights, maximum, total = torch.ops.gaudicc.softmax_part.default(scores, *extra, scale)
-    return torch.matmul(weights, values), maximum, total
+    def of(self, tile: Tile) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, int | None]]:
+        """(Scores, values, (mask, sink, diagonal)); with grouped heads as `[batch, kv_heads, group, ...]`."""
+        low, high = tile.heads
+        kv_heads = (low // self.groups, -(-high // self.groups))
+        split = (kv_heads[1] - kv_heads[0], (high - low) // (kv_heads[1] - kv_heads[0])) if self.groups > 1 else None
+        place, block = (tile.batch, tile.heads, tile.rows), (tile.batch, kv_heads, tile.keys)
+        if place not in self._rows:
+            self._rows[place] = _grouped(_block(self.q, place), split)
+        if block not in self._keys:
+            keys, values = (_block(x, block) for x in (self.k, self.v))
+            if split:
+                keys, values = keys.unsqueeze(2), values.unsqueeze(2)
+            self._keys[block] = keys.transpose(-2, -1), values
+        keys, values = self._keys[block]
+        crossed = self.causal and tile.keys[1] - 1 > tile.rows[0]
+        extra = self._mask(tile, split), self._sink(tile, split), tile.rows[0] - tile.keys[0] if crossed else None
+        return torch.matmul(self._rows[place], keys), values, extra
 
-
-def _operands(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, tile: Tile, sink: Tensor | None
-) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, int | None]]:
-    """(Scores, values, (mask, sink, diagonal)) of a tile; with grouped heads as `[batch, kv_heads, group, ...]`."""
-    groups = q.shape[1] // k.shape[1]
-    low, high = tile.heads
-    kv_heads = (low // groups, -(-high // groups))
-    rows = _cut(_cut(_cut(q, 0, tile.batch), 1, tile.heads), 2, tile.rows)
-    keys, values = (_cut(_cut(_cut(x, 0, tile.batch), 1, kv_heads), 2, tile.keys) for x in (k, v))
-    if mask is not None:
-        mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
+    def _mask(self, tile: Tile, split: Span | None) -> Tensor | None:
+        if self.mask is None:
+            return None
+        mask = self.mask.view((1,) * (4 - self.mask.dim()) + tuple(self.mask.shape))
         for dim, span in enumerate((tile.batch, tile.heads, tile.rows, tile.keys)):
             mask = _cut(mask, dim, span) if mask.shape[dim] > 1 else mask
-    if sink is not None:
-        sink = _cut(sink, 0, tile.heads).view(1, high - low, 1, 1)
-    if groups > 1:
-        split = (kv_heads[1] - kv_heads[0], (high - low) // (kv_heads[1] - kv_heads[0]))
-        rows, keys, values = _grouped(rows, split), keys.unsqueeze(2), values.unsqueeze(2)
-        if mask is not None:
-            mask = _grouped(mask, split) if mask.shape[1] > 1 else mask.unsqueeze(2)
-        if sink is not None:
-            sink = _grouped(sink, split)
-    diagonal = tile.rows[0] - tile.keys[0]
-    crossed = causal and tile.keys[1] - 1 > tile.rows[0]
-    scores = torch.matmul(rows, keys.transpose(-2, -1))
-    return scores, values, (mask, sink, diagonal if crossed else None)
+        return mask.unsqueeze(2) if split and mask.shape[1] == 1 else _grouped(mask, split)
+
+    def _sink(self, tile: Tile, split: Span | None) -> Tensor | None:
+        if self.sink is None or not tile.first:
+            return None
+        low, high = tile.heads
+        return _grouped(_cut(self.sink, 0, tile.heads).view(1, high - low, 1, 1), split)
 
 
-def _grouped(x: Tensor, split: tuple[int, int]) -> Tensor:
-    """`[batch, heads, ...]` -> `[batch, kv_heads, group, ...]`, a view."""
-    return x.view(x.shape[0], *split, *x.shape[2:])
+def _block(x: Tensor, spans: tuple[Span, ...]) -> Tensor:
+    for dim, span in enumerate(spans):
+        x = _cut(x, dim, span)
+    return x
+
+
+def _grouped(x: Tensor, split: Span | None) -> Tensor:
+    """`[batch, heads, ...]` -> `[batch, kv_heads, group, ...]`, a view; as it is without groups."""
+    return x if split is None else x.view(x.shape[0], *split, *x.shape[2:])
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -237,7 +245,7 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else torch.ops.aten._to_copy.default(x, dtype=dtype)
 
 
-def _cut(x: Tensor, dim: int, span: tuple[int, int]) -> Tensor:
+def _cut(x: Tensor, dim: int, span: Span) -> Tensor:
     return x if span == (0, x.shape[dim]) else torch.ops.aten.slice.Tensor(x, dim, *span)
 
 

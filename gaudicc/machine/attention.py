@@ -142,7 +142,9 @@ def _chunks(span: tuple[int, int], size: int) -> Iterator[tuple[int, int]]:
 def splits(
     shape: AttentionShape, *, most_slices: int | None = None, most_scores: float | None = None
 ) -> Iterator[Split]:
-    """All ways of cutting that are considered: powers of two, the whole in place of the last one.
+    """All ways of cutting that are considered: powers of two, the whole in place of the last one, and half-way sizes of keys.
+
+    Without the half-way sizes some prompts have no split that stays good when constants are off.
 
     Args:
         shape: the attention.
@@ -153,7 +155,8 @@ def splits(
         Splits with at least two slices.
     """
     rows = _powers(KEY_STEP, shape.queries)
-    keys = [0, *(size for size in _powers(512, shape.keys) if size < shape.keys)]
+    powers = _powers(512, shape.keys)
+    keys = [0, *(size for power in powers for size in (power, power * 3 // 2) if size < shape.keys)]
     for split in (Split(*sizes) for sizes in product(_head_sizes(shape), rows, keys)):
         if most_scores is not None and _most_scores(shape, split) > most_scores:
             continue

@@ -10,9 +10,9 @@ from typing import Any, cast
 from torch import fx
 
 from gaudicc.machine.chip import Chip
-from gaudicc.machine.cost import OpWork, op_cost
-from gaudicc.machine.fx import ATTENTION, op_name, works_of
-from gaudicc.machine.fx_tasks import node_tasks
+from gaudicc.machine.cost import OpWork
+from gaudicc.machine.fx import op_name
+from gaudicc.machine.fx_tasks import node_tasks, priced
 from gaudicc.machine.timeline import Task
 from gaudicc.nodes import call_loop, call_region, outputs_of
 
@@ -40,6 +40,7 @@ class ProgramTasks:
     _slices: dict[tuple[str, int], int] = field(default_factory=dict)  # (call, slice of the body) -> slice of all
     _in_attention: bool = False  # slices of one attention are a bundle, and so is what stands between two of them
     _bundle: int = 0
+    _merge: tuple[str, int | None] = ("", None)  # the last task of a merge, and its slice
 
     def graph(self, module: fx.GraphModule, made_by: Makers, call: str = "") -> dict[int, tuple[str, ...]]:
         """Adds one graph's tasks.
@@ -88,23 +89,34 @@ class ProgramTasks:
 
     def _node(self, node: fx.Node, made_by: Makers, call: str) -> tuple[str, ...]:
         after = tuple(dict.fromkeys(name for source in node.all_input_nodes for name in made_by.get(source, ())))
-        tasks = node_tasks(node, self.chip, ())
+        works = priced(node, self.chip)
+        tasks = node_tasks(node, works, self.chip, ())
         if tasks and self._in_attention != ("slice" in node.meta):
             self._in_attention = not self._in_attention
             self._bundle += 1
         added = [self._renamed(task, call) for task in tasks]
         added[:1] = [replace(task, after=after) for task in added[:1]]
+        if added and "merge" in node.meta:
+            added = self._with_merge(added)
         self.tasks += added
-        works = list(works_of(node))
-        if added:
-            self.works += works
-            on_chip = "slice" in node.meta or op_name(node) == ATTENTION
-            self.hbm_bytes += sum(op_cost(work, self.chip, on_chip=on_chip).hbm_bytes for work in works)
-        bounds = [op_cost(work, self.chip).bound for work in works]
-        label = op_name(node)
-        for task in added:
-            self.ops[task.name] = (label, bounds[0] if len(set(bounds)) == 1 else "mixed")
+        self.works += [work for work, _ in works]
+        self.hbm_bytes += sum(cost.hbm_bytes for _, cost in works)
+        bounds = {cost.bound for _, cost in works}
+        name = "merge_parts" if "merge" in node.meta else op_name(node)
+        label = name, next(iter(bounds)) if len(bounds) == 1 else "mixed"
+        self.ops.update((task.name, label) for task in added)
         return tuple(task.name for task in added[-1:]) or after
+
+    def _with_merge(self, added: list[Task]) -> list[Task]:
+        """A merge is lowered to vector nodes that follow each other: handed out as one, though each is paid for."""
+        name, place = self._merge
+        if place != added[0].slice or self.tasks[-1].name != name:
+            self._merge = added[-1].name, added[-1].slice
+            return added
+        last = self.tasks.pop()
+        read = {*last.after, *(source for task in added for source in task.after)} - {last.name}
+        seconds = last.seconds + sum(task.seconds for task in added)
+        return [replace(last, seconds=seconds, after=tuple(sorted(read)), result_bytes=added[-1].result_bytes)]
 
     def _renamed(self, task: Task, call: str) -> Task:
         place = task.slice

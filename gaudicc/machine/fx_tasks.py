@@ -8,7 +8,7 @@ from torch import fx
 
 from gaudicc.machine.attention_cost import Costs
 from gaudicc.machine.chip import Chip
-from gaudicc.machine.cost import Engine, op_cost
+from gaudicc.machine.cost import Engine, OpCost, OpWork, op_cost
 from gaudicc.machine.fx import ATTENTION, attention_shape, op_name, works_of
 from gaudicc.machine.split import fused_work
 from gaudicc.machine.timeline import Task
@@ -31,36 +31,51 @@ def tasks_of(nodes: Iterable[fx.Node], chip: Chip, *, on_chip: bool = False) -> 
         if node.op != "call_function":
             continue
         after = tuple(dict.fromkeys(name for source in node.all_input_nodes for name in made_by.get(source, ())))
-        added = node_tasks(node, chip, after, on_chip=on_chip)
+        added = node_tasks(node, priced(node, chip, on_chip=on_chip), chip, after, on_chip=on_chip)
         tasks += added
         made_by[node] = tuple(task.name for task in added[-1:]) or after
     return tuple(tasks)
 
 
-def node_tasks(node: fx.Node, chip: Chip, after: tuple[str, ...], *, on_chip: bool = False) -> list[Task]:
-    """The tasks of one node, each after the one before it; none for a view.
+def priced(node: fx.Node, chip: Chip, *, on_chip: bool = False) -> list[tuple[OpWork, OpCost]]:
+    """What a node computes, with its cost; nothing for what the target's table knows as a view or a logical concat.
 
-    Nodes that split-attention has numbered (`meta["slice"]`) keep what passes between them on chip; all others pass everything
-    through HBM. Fused attention is three tasks: the part of the shorter engine's work that nothing hides, then both at once.
+    What passes between the nodes that split-attention has numbered (`meta["slice"]`), and inside fused attention, stays on chip.
 
     Args:
         node: a `call_function` node.
+        chip: the machine.
+        on_chip: results stay in on-chip memory until they are read.
+    """
+    if op_name(node) != ATTENTION and getattr(node.meta.get("engine"), "value", None) == "none":
+        return []
+    on_chip = on_chip or "slice" in node.meta or op_name(node) == ATTENTION
+    costs = ((work, op_cost(work, chip, on_chip=on_chip)) for work in works_of(node))
+    return [(work, cost) for work, cost in costs if cost.engine is not Engine.NONE]
+
+
+def node_tasks(
+    node: fx.Node, works: Iterable[tuple[OpWork, OpCost]], chip: Chip, after: tuple[str, ...], *, on_chip: bool = False
+) -> list[Task]:
+    """The tasks of one node, each after the one before it; none for a view.
+
+    Fused attention is three tasks: the part of the shorter engine's work that nothing hides, then both at once.
+
+    Args:
+        node: a `call_function` node.
+        works: as `priced` gives them.
         chip: the machine.
         after: names of the tasks whose results it reads.
         on_chip: results stay in on-chip memory until they are read.
     """
     if op_name(node) == ATTENTION:
         return _fused_tasks(node, chip, after)
-    if getattr(node.meta.get("engine"), "value", None) == "none":
-        return []  # the target's table knows it as a view or a logical concat
     place = node.meta.get("slice")
     kept = on_chip or any(user.meta.get("slice") == place for user in node.users if place is not None)
     tasks: list[Task] = []
-    for op in works_of(node):
-        cost = op_cost(op, chip, on_chip=on_chip or place is not None)
-        if cost.engine is not Engine.NONE:
-            tasks.append(Task(op.name, cost.engine, cost.seconds, after, op.written_bytes if kept else 0, slice=place))
-            after = (op.name,)
+    for op, cost in works:
+        tasks.append(Task(op.name, cost.engine, cost.seconds, after, op.written_bytes if kept else 0, slice=place))
+        after = (op.name,)
     return tasks
 
 

@@ -101,6 +101,7 @@ class _Run:
     free: dict[Engine, bool] = field(default_factory=dict)
     agenda: list[tuple[float, int, str, bool]] = field(default_factory=list)  # (when, rank, task, it ends)
     rank: dict[str, int] = field(default_factory=dict)
+    task: dict[str, Task] = field(default_factory=dict)
 
     def run(self) -> Timeline:
         self._set_up()
@@ -113,12 +114,13 @@ class _Run:
             else:
                 self._spill_one()
         events = sorted(self.events, key=lambda event: (event.start, self.rank[event.task.name]))
-        spilled = sum(self._task(name).result_bytes for name in self.spilled)
+        spilled = sum(self.task[name].result_bytes for name in self.spilled)
         return Timeline(tuple(events), spilled, int(self.peak))
 
     def _set_up(self) -> None:
         self.rank = {name: index for index, name in enumerate(self.graph)}
-        engines = {self._task(name).engine for name in self.graph}
+        self.task = dict(self.graph.nodes(data="task"))
+        engines = {self.task[name].engine for name in self.graph}
         self.free = {engine: True for engine in Engine if engine in engines}
         for name in self.graph:
             self.waiting[name] = self.graph.in_degree(name)
@@ -127,15 +129,11 @@ class _Run:
                 self._make_ready(name)
         if self.in_order:
             for engine in self.free:
-                mine = [name for name in self.graph if self._task(name).engine is engine]
+                mine = [name for name in self.graph if self.task[name].engine is engine]
                 self.queue[engine] = sorted(mine, key=lambda name: self.priority[name])
 
-    def _task(self, name: str) -> Task:
-        task: Task = self.graph.nodes[name]["task"]
-        return task
-
     def _make_ready(self, name: str) -> None:
-        heapq.heappush(self.ready[self._task(name).engine], (-self.priority[name], self.rank[name], name))
+        heapq.heappush(self.ready[self.task[name].engine], (-self.priority[name], self.rank[name], name))
 
     def _start_one(self, engine: Engine) -> bool:
         """Starts the next task of a free engine, if there is one that fits."""
@@ -144,8 +142,8 @@ class _Run:
         name = self._pick(engine)
         if name is None:
             return False
-        task = self._task(name)
-        reload = sum(self._task(source).result_bytes for source in task.after if source in self.spilled)
+        task = self.task[name]
+        reload = sum(self.task[source].result_bytes for source in task.after if source in self.spilled)
         if name in self.spilled:
             reload += task.result_bytes
         else:
@@ -182,14 +180,15 @@ class _Run:
     def _fits(self, name: str) -> bool:
         if name in self.spilled:
             return True
-        return self.used + self._task(name).result_bytes - self._released_by(name) <= self.limits.buffer_bytes
+        over = self.used + self.task[name].result_bytes - self.limits.buffer_bytes
+        return over <= 0 or over <= self._released_by(name)
 
     def _released_by(self, name: str) -> int:
         """Bytes of inputs that this task is the last to read: its result may take their place."""
-        return sum(self._task(source).result_bytes for source in self._last_read_by(name))
+        return sum(self.task[source].result_bytes for source in self._last_read_by(name))
 
     def _last_read_by(self, name: str) -> list[str]:
-        kept = (source for source in self._task(name).after if not self._gone(source))
+        kept = (source for source in self.task[name].after if not self._gone(source))
         return [source for source in kept if self.readers[source] == 1]
 
     def _gone(self, name: str) -> bool:
@@ -200,13 +199,13 @@ class _Run:
         if not ends:
             self._make_ready(name)
             return
-        task = self._task(name)
+        task = self.task[name]
         self.free[task.engine] = True
         for source in task.after:
             self.readers[source] -= 1
         for kept in (*task.after, name):
             if not self.readers[kept] and not self._gone(kept):
-                self.used -= self._task(kept).result_bytes
+                self.used -= self.task[kept].result_bytes
                 self.released.add(kept)
         for reader in self.graph.successors(name):
             self.waiting[reader] -= 1

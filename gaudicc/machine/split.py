@@ -6,7 +6,7 @@ is that of exhaustive search over the family. All times are modelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -19,9 +19,9 @@ from gaudicc.machine.schedule import vendor_schedule
 from gaudicc.machine.simulate import Limits
 from gaudicc.machine.timeline import Timeline
 
-# Slices at most in one graph: what the graph compiler's own slicer makes of one bundle (synapse, HabanaAI/
-# Intel_Gaudi3_Software). A node costs about 1 ms of graph compile time, so more are a matter of seconds a layer.
-MOST_SLICES = 128
+# Slices of one attention at most. Each is four nodes, and a node costs about 1 ms of graph compile time: 5 s, once for all layers
+# alike. (The graph compiler's own slicer makes 128 of one bundle at most; a slice of ours is a bundle by itself.)
+MOST_SLICES = 1200
 # Of ways this close to each other, whatever the unpublished constants are, the one with the fewest slices is taken: each slice
 # costs compile time and memory. What gains less is not worth a rewrite.
 LEAST_GAIN = 0.03
@@ -88,21 +88,28 @@ def choose_split(
         `LEAST_GAIN` of each other's best when any of the unpublished constants is moved by 30 %, else the one that loses the
         least then; of these the one with the fewest slices, the fused kernel first.
     """
-    costs = Costs(shape, chip)
-    whole = Split(shape.batch * shape.heads, shape.queries)
-    options = [Option("unsplit", whole, unsplit_seconds(shape, chip), 1)]
-    if fused:
-        options.append(Option("fused", None, fused_seconds(costs), 1))
-    given = min(option.seconds for option in options)
-    bounds = bounded_splits(costs, most_slices)
-    options += timed_splits(costs, bounds, given)
-    options.sort(key=lambda option: (option.seconds, option.slices))
+    options, bounds = timed_options(shape, chip, fused=fused, most_slices=most_slices)
+    given = min(option.seconds for option in options if option.name in ("unsplit", "fused"))
     enough = min(options[0].seconds * (1 + CLOSE), given)
     losses = _worst_losses([option for option in options if option.seconds <= enough], shape, chip)
     bearable = max(1 + LEAST_GAIN, min(losses.values()))
     sound = [option for option, loss in losses.items() if loss <= bearable]
     best = min(sound, key=lambda option: (option.slices, option.name != "fused", losses[option]))
-    return Choice(best, tuple(options), bounds[0][0] if bounds else best.seconds, len(bounds))
+    return Choice(best, options, bounds[0][0] if bounds else best.seconds, len(bounds))
+
+
+def timed_options(
+    shape: AttentionShape, chip: Chip, *, fused: bool = True, most_slices: int | None = MOST_SLICES
+) -> tuple[tuple[Option, ...], list[tuple[float, Split]]]:
+    """(Ways to run an attention, the fastest first; bounds of the splits considered); arguments as for `choose_split`."""
+    costs = Costs(shape, chip)
+    whole = Split(shape.batch * shape.heads, shape.queries)
+    options = [Option("unsplit", whole, unsplit_seconds(shape, chip), 1)]
+    if fused:
+        options.append(Option("fused", None, fused_seconds(costs), 1))
+    bounds = bounded_splits(costs, most_slices)
+    options += timed_splits(costs, bounds, min(option.seconds for option in options))
+    return tuple(sorted(options, key=lambda option: (option.seconds, option.slices))), bounds
 
 
 def moved_chips(chip: Chip, names: Iterable[str] = _UNSURE) -> Iterator[Chip]:
@@ -122,7 +129,7 @@ def option_seconds(option: Option, shape: AttentionShape, chip: Chip) -> float:
     return fused_seconds(costs) if option.split is None else schedule_split(costs, option.split).makespan
 
 
-def _worst_losses(options: list[Option], shape: AttentionShape, chip: Chip) -> dict[Option, float]:
+def _worst_losses(options: Sequence[Option], shape: AttentionShape, chip: Chip) -> dict[Option, float]:
     """Way -> its time over that of the best of these, where that is worst: on the chip as it is, or with a number moved."""
     losses = {option: option.seconds / options[0].seconds for option in options}
     for moved in moved_chips(chip) if len(options) > 1 else ():

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from gaudicc.machine.attention import AttentionShape
+from gaudicc.machine.attention import AttentionShape, Split
 from gaudicc.machine.attention_cost import Costs
 from gaudicc.machine.chip import Chip, load_chip
 from gaudicc.machine.cost import Engine
 from gaudicc.machine.split import (
+    CLOSE,
+    LEAST_GAIN,
     MOST_SLICES,
     MOVED,
     Choice,
@@ -23,9 +25,11 @@ from gaudicc.machine.split import (
     bounded_splits,
     choose_split,
     fused_seconds,
+    limits_of,
     moved_chips,
     option_seconds,
     schedule_split,
+    timed_options,
     timed_splits,
     unsplit_seconds,
 )
@@ -35,8 +39,10 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _TIMED = 5
 # The most sensitive number that nobody has published.
 NODE_MICROSECONDS = (0.1, 0.5, 2.0)
+Model = tuple[str, int, int, int, int | None]
+Case = tuple[str, Model, int]
 # (name, query heads, key/value heads, head size, window); 70B and Qwen3-32B have the same attention.
-MODELS = (
+MODELS: tuple[Model, ...] = (
     ("Llama-3-8B", 32, 8, 128, None),
     ("Llama-3-70B, Qwen3-32B", 64, 8, 128, None),
     ("gpt-oss, full", 64, 8, 64, None),
@@ -75,7 +81,7 @@ def chip_of(name: str, floor: int, node_us: float) -> Chip:
     return chip.with_value("mme.drain_floor", floor)
 
 
-def shape_of(model: tuple[str, int, int, int, int | None], length: int) -> AttentionShape:
+def shape_of(model: Model, length: int) -> AttentionShape:
     """Prefill of one prompt."""
     _, heads, kv_heads, dim, window = model
     return AttentionShape(1, heads, kv_heads, length, length, dim, dim, ahead=0, window=window)
@@ -151,7 +157,7 @@ def _cells(name: str, floor: int, node_us: float, worst: dict[float, float]) -> 
 
 
 def _choices() -> Iterator[str]:
-    yield f"## What compile takes: at most {MOST_SLICES} slices, or the fused kernel"
+    yield f"## What compile takes: at most {MOST_SLICES:,} slices, or the fused kernel"
     yield ""
     yield "Chosen (slices) us; over the fastest way that exhaustive search finds; over fused; over unsplit."
     yield ""
@@ -181,32 +187,67 @@ def _robustness() -> Iterator[str]:
     yield ""
     yield "| chip | constant | worst, down | worst, up | above 1.03 |"
     yield "|---|---|---|---|---|"
-    above: dict[str, float] = {}
+    above: dict[Case, float] = {}
     for name in ("gaudi2", "gaudi3"):
         chip = load_chip(name)
         still = _moved(name, chip, above)
-        yield f"| {name} | none moved | {max(still):.3f} | {max(still):.3f} | {sum(x > 1.03 for x in still)} of {len(still)} |"
+        count = sum(ratio > 1 + LEAST_GAIN for ratio in still)
+        yield f"| {name} | none moved | {max(still):.3f} | {max(still):.3f} | {count} of {len(still)} |"
         for constant in chip.uncertain():
-            down, up = (_moved(name, moved, above) for moved in moved_chips(chip, (constant,)))
-            if (down, up) != (still, still):
-                count = sum(ratio > 1.03 for ratio in (*down, *up))
+            moved = list(moved_chips(chip, (constant,)))
+            if any(_seen(other) != _seen(chip) for other in moved):
+                down, up = (_moved(name, other, above) for other in moved)
+                count = sum(ratio > 1 + LEAST_GAIN for ratio in (*down, *up))
                 yield f"| {name} | `{constant}` | {max(down):.3f} | {max(up):.3f} | {count} of {len(down) + len(up)} |"
         yield f"| {name} | each other | as if none | as if none | |"
     yield ""
-    yield f"Above 1.03 somewhere, with the worst: {'; '.join(f'{case} {ratio:.3f}' for case, ratio in above.items()) or 'none'}."
+    yield f"Above {1 + LEAST_GAIN} somewhere. The least is over all ways of the family: what any choice loses somewhere."
+    yield ""
+    yield "| chip | model | tokens | choice | worst | least of all ways |"
+    yield "|---|---|---|---|---|---|"
+    for (name, model, length), ratio in above.items():
+        shape = shape_of(model, length)
+        way, least = least_worst(shape, load_chip(name))
+        cells = (name, model[0], f"{length:,}", choice_of(shape, name).best.name, f"{ratio:.3f}")
+        yield f"| {' | '.join(cells)} | {way.name} {least:.3f} |"
     yield ""
 
 
-def _moved(name: str, chip: Chip, above: dict[str, float]) -> list[float]:
+def _seen(chip: Chip) -> object:
+    """All that a chip says of an attention, by an example."""
+    shape = shape_of(MODELS[0], 2048)
+    costs = Costs(shape, chip)
+    return costs.counted(Split(8, 256, 512)), fused_seconds(costs), unsplit_seconds(shape, chip), limits_of(chip)
+
+
+def least_worst(shape: AttentionShape, chip: Chip) -> tuple[Option, float]:
+    """(The way that loses least where it loses most, how much): over the best there, on the chip and with numbers moved.
+
+    A way that is nowhere within `CLOSE` of the best loses more than that everywhere, so the others need not be looked at.
+    """
+    chips = [chip, *moved_chips(chip)]
+    found = [timed_options(shape, there)[0] for there in chips]
+    ways = {way.name: way for options in found for way in options if way.seconds <= options[0].seconds * (1 + CLOSE)}
+    worst = {
+        way: max(
+            option_seconds(way, shape, there) / options[0].seconds for there, options in zip(chips, found, strict=True)
+        )
+        for way in ways.values()
+    }
+    best = min(worst, key=worst.__getitem__)
+    return best, worst[best]
+
+
+def _moved(name: str, chip: Chip, above: dict[Case, float]) -> list[float]:
     """The choice made on the chip as it is, run on one with a constant moved, over the best there; those above 1.03 by name."""
     ratios = []
     for model in MODELS:
         for length in _MOVED_LENGTHS:
             shape = shape_of(model, length)
-            chosen, there = choice_of(shape, name).best, choose_split(shape, chip)
-            ratios.append(option_seconds(chosen, shape, chip) / there.options[0].seconds)
-            if ratios[-1] > 1.03:
-                case = f"{name}, {model[0]}, {length:,} tokens ({chosen.name})"
+            chosen, (ways, _) = choice_of(shape, name).best, timed_options(shape, chip)
+            ratios.append(option_seconds(chosen, shape, chip) / ways[0].seconds)
+            if ratios[-1] > 1 + LEAST_GAIN:
+                case = (name, model, length)
                 above[case] = max(above.get(case, 0.0), ratios[-1])
     return ratios
 

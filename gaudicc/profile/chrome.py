@@ -46,15 +46,19 @@ def write_chrome(path: Path, runs: Iterable[tuple[str, Iterable[Activity]]]) -> 
     path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))
 
 
-def read_chrome(path: Path) -> list[Activity]:
+def parse_chrome(text: str, path: Path) -> list[Activity]:
     """Reads what the engines did; lanes of the host's own threads are passed over.
 
+    Args:
+        text: of the file.
+        path: what to call it in errors.
+
     Raises:
-        InputError: the file is no such trace, or no lane in it is an engine.
+        InputError: the text is no such trace, or no lane in it is an engine.
     """
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        data = json.loads(text)
+    except ValueError as error:
         raise InputError(
             f"cannot read {path} as JSON: {error}", hint="give the trace that the profiler wrote"
         ) from error
@@ -69,39 +73,66 @@ def read_chrome(path: Path) -> list[Activity]:
     return found
 
 
-def _names(events: list[dict[str, Any]]) -> dict[tuple[Any, Any], str]:
+Place = tuple[str, str | None]
+"""Process and thread; files write their numbers as numbers or as text."""
+
+
+def _names(events: list[dict[str, Any]]) -> dict[Place, str]:
     """(pid, tid) -> name of the lane, from the metadata of threads, then of processes (tid None)."""
-    names: dict[tuple[Any, Any], str] = {}
+    names: dict[Place, str] = {}
     for event in events:
         if event.get("ph") == "M" and event.get("name") in ("process_name", "thread_name"):
-            tid = event.get("tid") if event["name"] == "thread_name" else None
-            names[event.get("pid"), tid] = str(event.get("args", {}).get("name", ""))
+            process, thread = _place(event)
+            names[process, thread if event["name"] == "thread_name" else None] = str(_args(event).get("name", ""))
     return names
 
 
-def _complete(events: list[dict[str, Any]], names: dict[tuple[Any, Any], str], path: Path) -> Iterator[Activity]:
+def _args(event: dict[str, Any]) -> dict[str, Any]:
+    args = event.get("args")
+    return args if isinstance(args, dict) else {}
+
+
+def _number(event: dict[str, Any], name: str, path: Path) -> float:
+    """A time of an event in microseconds; an event without duration is an instant."""
+    try:
+        return float(event.get(name, 0) if name == "dur" else event[name])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: the event {event.get('name')!r} has {name} = {event.get(name)!r}, which is no time",
+            hint="the trace is damaged; profile again",
+        ) from error
+
+
+def _complete(events: list[dict[str, Any]], names: dict[Place, str], path: Path) -> Iterator[Activity]:
     """Complete events, and pairs of begin and end, on the lanes of engines."""
-    begun: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
-    for event in sorted((e for e in events if e.get("ph") in ("X", "B", "E")), key=lambda e: float(e.get("ts", 0))):
-        place = (event.get("pid"), event.get("tid"))
-        thread, process = names.get(place, ""), names.get((place[0], None), "")
-        kind = kind_of(thread) or kind_of(process)
-        if kind is None:
-            continue
-        lane = f"{process} {thread or place[1]}".strip()
+    begun: dict[Place, list[dict[str, Any]]] = {}
+    on_engines = [event for event in events if event.get("ph") in ("X", "B", "E") and _lane(event, names)[0]]
+    for event in sorted(on_engines, key=lambda each: _number(each, "ts", path)):
+        place, (kind, lane) = _place(event), _lane(event, names)
         if event["ph"] == "B":
             begun.setdefault(place, []).append(event)
         elif event["ph"] == "E":
             if not begun.get(place):
                 raise InputError(f"{path}: an event ends on {lane} that never began", hint="the trace may be cut off")
             begin = begun[place].pop()
-            yield _activity(begin, kind, lane, float(begin["ts"]), float(event["ts"]))
+            yield _activity(begin, kind, lane, _number(begin, "ts", path), _number(event, "ts", path))
         else:
-            start = float(event["ts"])
-            yield _activity(event, kind, lane, start, start + float(event.get("dur", 0)))
+            start = _number(event, "ts", path)
+            yield _activity(event, kind, lane, start, start + _number(event, "dur", path))
+
+
+def _place(event: dict[str, Any]) -> Place:
+    return str(event.get("pid")), str(event.get("tid"))
+
+
+def _lane(event: dict[str, Any], names: dict[Place, str]) -> tuple[str, str]:
+    """(Kind of engine, name) of an event's lane; the kind is empty if it is no engine."""
+    place = _place(event)
+    thread, process = names.get(place, ""), names.get((place[0], None), "")
+    return kind_of(thread) or kind_of(process) or "", f"{process} {thread or place[1]}".strip()
 
 
 def _activity(event: dict[str, Any], kind: str, lane: str, start: float, end: float) -> Activity:
-    args = event.get("args") or {}
+    args = _args(event)
     op = str(args.get("op") or args.get("Operation") or event.get("name", ""))
     return Activity(kind, lane, str(event.get("name", "")), start * 1e-6, end * 1e-6, op, str(args.get("bound", "")))

@@ -24,7 +24,7 @@ from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.passes.stagger_rows import StaggerRows
 from gaudicc.pipeline import Pass
 
-TOKENS = (1024, 2048, 4096, 8192)
+TOKENS = (1024, 2048, 4096, 8192, 16384)
 # What is compared, and the passes that it leaves out.
 FORMS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("unsplit", (SplitAttention, StaggerRows)),
@@ -66,7 +66,7 @@ def llama_layer(tokens: int, target: str, passes: list[Pass]) -> tuple[fx.GraphM
 
     config = LlamaConfig(
         vocab_size=1024, hidden_size=4096, intermediate_size=14336, num_hidden_layers=2, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=8192, rope_theta=5e5, dtype=torch.bfloat16,
+        num_key_value_heads=8, max_position_embeddings=32768, rope_theta=5e5, dtype=torch.bfloat16,
     )  # fmt: skip
     with torch.device("meta"):
         model = LlamaForCausalLM(config).eval().bfloat16()

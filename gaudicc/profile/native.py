@@ -6,7 +6,9 @@ Columns as in the samples of HabanaAI/Intel_Gaudi3_Software (MIT), `synapse/scri
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from gaudicc.errors import InputError
@@ -17,27 +19,30 @@ _EVENTS = {"Name", "Engine", "Event type", "Timestamp[usec]"}
 _NODES = {"Unit", "Node Name", "Op Type", "Start", "End"}
 
 
-def read_native(path: Path) -> list[Activity]:
+def parse_native(text: str, path: Path) -> list[Activity]:
     """Reads either CSV; which one is told by its columns.
 
+    Args:
+        text: of the file.
+        path: what to call it in errors.
+
     Raises:
-        InputError: the file cannot be read, has other columns, or names no engine.
+        InputError: the text has other columns, is cut off, or names no engine.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = {name.strip() for name in reader.fieldnames or ()}
-            rows = [{(key or "").strip(): (value or "").strip() for key, value in row.items()} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError, AttributeError) as error:
+        header, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except csv.Error as error:
         raise InputError(
             f"cannot read {path} as CSV: {error}", hint="give a CSV of hl-prof or synprof_parser"
         ) from error
-    read = _hardware_events if columns >= _EVENTS else _analysed_nodes if columns >= _NODES else None
+    columns = [name.strip() for name in header]
+    read = _hardware_events if _EVENTS.issubset(columns) else _analysed_nodes if _NODES.issubset(columns) else None
     if read is None:
         wanted = f"{sorted(_EVENTS)} or {sorted(_NODES)}"
         raise InputError(f"{path} has the columns {sorted(columns)}", hint=f"give a CSV with {wanted}")
+    filled = (zip_longest(columns, map(str.strip, line[: len(columns)]), fillvalue="") for line in lines if line)
     try:
-        found = list(read(rows))
+        found = list(read([dict(row) for row in filled]))
     except ValueError as error:
         raise InputError(f"{path}: {error}", hint="the file may be cut off") from error
     if not found:
@@ -45,14 +50,21 @@ def read_native(path: Path) -> list[Activity]:
     return found
 
 
+def _microseconds(row: dict[str, str], column: str) -> float:
+    try:
+        return float(row[column])
+    except ValueError:
+        name = row.get("Name") or row.get("Node Name")
+        raise ValueError(f"the row of {name} has {column} = {row[column]!r}, which is no time") from None
+
+
 def _hardware_events(rows: list[dict[str, str]]) -> Iterator[Activity]:
     """Pairs of BEGIN and END of one name on one engine; instants and counters are passed over."""
     begun: dict[tuple[str, str], list[float]] = {}
-    for row in sorted(rows, key=lambda row: float(row["Timestamp[usec]"] or 0)):
-        kind = kind_of(row["Engine"])
-        if kind is None or row["Event type"] not in ("BEGIN", "END"):
-            continue
-        key, now = (row["Engine"], row["Name"]), float(row["Timestamp[usec]"]) * 1e-6
+    spans = [row for row in rows if row["Event type"] in ("BEGIN", "END") and kind_of(row["Engine"])]
+    for row in sorted(spans, key=lambda row: _microseconds(row, "Timestamp[usec]")):
+        kind = kind_of(row["Engine"]) or ""
+        key, now = (row["Engine"], row["Name"]), _microseconds(row, "Timestamp[usec]") * 1e-6
         if row["Event type"] == "BEGIN":
             begun.setdefault(key, []).append(now)
         elif not begun.get(key):
@@ -66,5 +78,5 @@ def _analysed_nodes(rows: list[dict[str, str]]) -> Iterator[Activity]:
     for row in rows:
         kind = kind_of(row["Unit"])
         if kind is not None:
-            start, end = float(row["Start"]) * 1e-6, float(row["End"]) * 1e-6
+            start, end = _microseconds(row, "Start") * 1e-6, _microseconds(row, "End") * 1e-6
             yield Activity(kind, row["Unit"], row["Node Name"], start, end, row["Op Type"] or row["Node Name"])

@@ -82,7 +82,8 @@ def retype(rewriter: Rewriter) -> None:
             if node.op == "output" or node.target in CALLS:
                 rewriter.restrided = True  # the other side has to be typed anew, too
                 continue
-            before, node.meta["val"] = node.meta["val"], node.target(*fakes(node.args), **fakes(node.kwargs))
+            made = rewriter.results.of(node.target, fakes(node.args), fakes(node.kwargs))
+            before, node.meta["val"] = node.meta["val"], made
             if not strides_text(before) or strides_text(before) != strides_text(node.meta["val"]):
                 changed.add(node)
 

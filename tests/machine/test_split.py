@@ -24,10 +24,11 @@ from gaudicc.machine.split import (
     option_seconds,
     schedule_split,
     split_bound,
+    timed_options,
     timed_splits,
     unsplit_seconds,
 )
-from gaudicc.machine.split_table import MODELS, cell, chip_of, shape_of
+from gaudicc.machine.split_table import MODELS, cell, chip_of, least_worst, shape_of
 
 GAUDI2, GAUDI3 = load_chip("gaudi2"), load_chip("gaudi3")
 LLAMA_8B = AttentionShape(1, 32, 8, 2048, 2048, 128, 128, ahead=0)
@@ -98,6 +99,21 @@ def test_the_bound_holds_where_memory_keeps_slices_apart_and_where_a_merge_comes
     apart = split_bound(costs, Split(32, 512, 1024))
     works = [(cost, count) for cost, count in costs.counted(Split(32, 512, 1024))]
     assert apart > max(sum(cost.mme * n for cost, n in works), sum(cost.tpc * n for cost, n in works))
+
+
+def test_the_least_that_any_choice_loses_is_no_more_than_that_of_the_choice() -> None:
+    for name in ("gaudi2", "gaudi3"):
+        shape, chip = shape_of(MODELS[0], 512), load_chip(name)
+        way, least = least_worst(shape, chip)
+        chosen = choose_split(shape, chip).best
+        chips = [chip, *moved_chips(chip)]
+        best = [timed_options(shape, there)[0][0].seconds for there in chips]
+        worst = {
+            each: max(option_seconds(each, shape, there) / seconds for there, seconds in zip(chips, best, strict=True))
+            for each in (way, chosen)
+        }
+        assert worst[way] == pytest.approx(least)
+        assert 1 <= least <= worst[chosen] * (1 + 1e-9)
 
 
 def test_long_rows_come_first() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 from gaudicc.errors import InputError
 from gaudicc.profile import Activity, profile_of
 from gaudicc.profile.activity import common, length, union
-from gaudicc.profile.chrome import kind_of, read_chrome, write_chrome
-from gaudicc.profile.native import read_native
+from gaudicc.profile.chrome import kind_of, write_chrome
+from gaudicc.profile.files import read_trace
 from gaudicc.profile.show import as_json, table
 from gaudicc.profile.svg import write_svg
 
@@ -56,8 +58,7 @@ def test_a_node_on_several_engines_counts_once() -> None:
 )
 def test_a_devices_trace_gives_the_same_table(name: str, busy: dict[str, float], overlap: float, largest: str) -> None:
     path = DATA / name
-    activities = read_native(path) if path.suffix == ".csv" else read_chrome(path)
-    profile = profile_of(activities, name, modelled=False)
+    profile = profile_of(read_trace(path), name, modelled=False)
     assert {kind: pytest.approx(seconds * 1e6) for kind, seconds in profile.busy.items()} == busy
     assert profile.overlap * 1e6 == pytest.approx(overlap)
     assert profile.largest[0].op == largest
@@ -73,7 +74,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         Activity("TPC", "[HD0] TPC", "c", 2e-6, 4e-6, "exp", "memory"),
     ]
     write_chrome(tmp_path / "t.json", [("one run", run)])
-    back = read_chrome(tmp_path / "t.json")
+    back = read_trace(tmp_path / "t.json")
     assert [(e.kind, e.name, e.op, e.bound) for e in back] == [(e.kind, e.name, e.op, e.bound) for e in run]
     assert profile_of(back, "x", modelled=True).overlap == pytest.approx(1e-6)
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
@@ -109,9 +110,63 @@ def test_lanes_are_told_by_what_is_in_their_names(lane: str, kind: str | None) -
 )  # fmt: skip
 def test_a_broken_trace_is_refused_with_a_reason(tmp_path: Path, name: str, text: str, what: str | None) -> None:
     (tmp_path / name).write_text(text)
-    read = read_native if name.endswith("csv") else read_chrome
     if what is None:
-        assert [entry.kind for entry in read(tmp_path / name)] == ["HOST"]
+        assert [entry.kind for entry in read_trace(tmp_path / name)] == ["HOST"]
         return
     with pytest.raises(InputError, match=what):
-        read(tmp_path / name)
+        read_trace(tmp_path / name)
+
+
+LANE = '{"ph":"M","name":"thread_name","pid":1,"tid":1,"args":{"name":"MME 0"}}'
+
+
+@pytest.mark.parametrize(
+    ("event", "what"),
+    [
+        ('{"ph":"X","name":"x","pid":1,"tid":1,"dur":5}', "x' has ts = None"),
+        ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":"soon","dur":5}', "has ts = 'soon'"),
+        ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":1,"dur":null}', "has dur = None"),
+        ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":5,"dur":-1}', "lasts from 5.0 to 4.0 us"),
+        ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":NaN,"dur":1}', "lasts from nan"),
+        ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":1}', None),
+        ('{"ph":"X","name":"x","pid":"1","tid":"1","ts":"1","dur":"2"}', None),
+        ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":1,"dur":2,"args":[1]}', None),
+        ('{"ph":"M","name":"thread_name","pid":1,"tid":2,"args":null},{"ph":"X","name":"x","pid":1,"tid":1,"ts":1}', None),
+        ('{"ph":"X","name":"cpu","pid":[9],"tid":9},{"ph":"X","name":"x","pid":1,"tid":1,"ts":1}', None),
+    ],
+)  # fmt: skip
+def test_odd_events_are_read_or_named(tmp_path: Path, event: str, what: str | None) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(f"[{LANE},\r\n{event}]", encoding="utf-8-sig")
+    if what is None:
+        assert [(entry.lane, entry.name) for entry in read_trace(path)] == [("MME 0", "x")]
+        return
+    with pytest.raises(InputError, match=re.escape(what)):
+        read_trace(path)
+
+
+@pytest.mark.parametrize("name", ["torch_profiler.json", "hardware_events.csv", "analyzed_nodes.csv"])
+def test_packed_files_and_those_of_other_systems_are_read_alike(tmp_path: Path, name: str) -> None:
+    data, whole = (DATA / name).read_bytes(), read_trace(DATA / name)
+    forms = {
+        f"{name}.gz": gzip.compress(data),
+        "upper.CSV" if name.endswith("csv") else "UPPER.JSON": data,
+        f"lines_{name}": data.replace(b"\n", b"\r\n"),
+        f"mark_{name}": b"\xef\xbb\xbf" + data,
+    }
+    for file, form in forms.items():
+        (tmp_path / file).write_bytes(form)
+        assert read_trace(tmp_path / file) == whole
+    for damaged in (b"", gzip.compress(data)[:-20], data.decode().encode("utf-16")):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(InputError, match=r"empty|cannot read"):
+            read_trace(tmp_path / name)
+
+
+def test_rows_of_a_csv_may_be_short_long_or_empty(tmp_path: Path) -> None:
+    text, path = (DATA / "hardware_events.csv").read_text(), tmp_path / "t.csv"
+    path.write_text(text + "\n\ncounter,HW,[D0] Cache\ngemm_9,HW,[HD0] MME 0,INSTANT,9" + ",x" * 20 + "\n")
+    assert read_trace(path) == read_trace(DATA / "hardware_events.csv")
+    path.write_text(text + "gemm_9,HW,[HD0] MME 0,BEGIN\n")
+    with pytest.raises(InputError, match="the row of gemm_9 has Timestamp"):
+        read_trace(path)
