@@ -54,7 +54,18 @@ def account() -> Ledger:
 
 
 def _bring_up() -> Emulation:
-    """Start the device and make it known to torch."""
+    """Start the device and make it known to torch.
+
+    Raises:
+        DeviceError: this torch takes no device that is written in Python.
+    """
+    import torch
+
+    if not hasattr(torch._C, "_acc"):
+        raise DeviceError(
+            f"torch {torch.__version__} takes no device that is written in Python",
+            hint="emulate with torch 2.10 or later; programs compiled with gaudicc load on older ones as well",
+        )
     from gaudicc.emulator import autocast, device, emulation, metrics, ops, patches
 
     known = emulation.started()

@@ -1,12 +1,14 @@
 """Child processes that start a new interpreter find the emulated package too, while their parent lives.
 
 A folder with a stand-in for `habana_frameworks` is put on `PYTHONPATH`; the stand-in calls `install` and steps aside. The
-folder says that the package is installed, to torch as well, and is made for this process and removed at its end.
+folder says that the package is installed, to torch as well, and is made for this process and removed at its end. A process
+that is killed leaves its folder behind; the next one that starts removes it, for the lock on it is gone.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import sys
@@ -32,7 +34,9 @@ importlib.import_module(__name__)
 
 def serve_children() -> None:
     """Put the stand-in on `PYTHONPATH` of later child processes."""
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        _remove_if_left_behind(left)
+    folder = _own_folder()
     (folder / "habana_frameworks").mkdir()
     text = STAND_IN.format(folder=str(folder))
     (folder / "habana_frameworks" / "__init__.py").write_text(text, encoding="utf-8")
@@ -46,6 +50,34 @@ def serve_children() -> None:
     sys.path.append(str(folder))  # what multiprocessing hands to a spawned child; here our own finder comes first
     parent = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == parent else None)
+
+
+def _own_folder() -> Path:
+    """A new folder that is locked while this process and those forked from it live."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another one that starts took it for left behind
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
+        os.close(lock)
+
+
+def _remove_if_left_behind(folder: Path) -> None:
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:  # gone, or another user's
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
 
 
 def is_stand_in(spec: ModuleSpec) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._ops import OpOverload
 
-from gaudicc.emulator import transfers
+from gaudicc.emulator import collectives, transfers
 from gaudicc.emulator.cells import PARTS
 from gaudicc.emulator.emulation import Emulation, current
 from gaudicc.emulator.ledger import Kind
@@ -69,6 +69,8 @@ def _run(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: di
             return PARTS[op](*args, **kwargs)
         if reads_host(op):
             return transfers.read(emulation, op, args, kwargs)
+        if collectives.is_collective(op):
+            return collectives.collect(emulation, op, args, kwargs)
         if op in POINTERS:
             return _repoint(emulation, op, args, kwargs)
         return _compute(emulation, op, args, kwargs)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -88,17 +87,9 @@ class Emulation:
             self.acquired = True
             EventDispatcher.instance().publish(EventId.DEVICE_ACQUIRED, [])
 
-    @contextmanager
-    def cluster(self) -> Iterator[None]:
+    def cluster(self) -> _Cluster:
         """A block whose ops are one recipe: judged when they were placed, looked up together at its end."""
-        self.recipes.flush()
-        before, self.clustered = self.clustered, True
-        try:
-            yield
-        finally:
-            self.clustered = before
-            if not before:
-                self.recipes.flush()
+        return _Cluster(self)
 
     def synchronize(self, reason: str) -> None:
         """Flush, and wait for the chip."""
@@ -118,6 +109,22 @@ class Emulation:
                 self.ledger.add(Kind.SPLIT, reason)
         elif ran and self.settings.lazy:
             EventDispatcher.instance().publish(EventId.MARK_STEP, [])
+
+
+class _Cluster:
+    """No generator: dynamo would compile one that an error leaves, and hide the error behind its own."""
+
+    def __init__(self, emulation: Emulation) -> None:
+        self._emulation = emulation
+
+    def __enter__(self) -> None:
+        self._emulation.recipes.flush()
+        self._before, self._emulation.clustered = self._emulation.clustered, True
+
+    def __exit__(self, *_: object) -> None:
+        self._emulation.clustered = self._before
+        if not self._before:
+            self._emulation.recipes.flush()
 
 
 @cache

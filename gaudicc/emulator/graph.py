@@ -76,9 +76,14 @@ class HPUGraph:
         self._run(dict(zip(map(id, marked), map(_raw, tlistI), strict=False)))
 
     def mark_user_inputs(self, static_tlist: Sequence[Tensor]) -> None:
-        """Name the tensors that `replayV3` replaces; called while capturing."""
-        if self._capture is not None:
-            self._capture.user_inputs = [_raw(tensor) for tensor in static_tlist]
+        """Name the tensors that `replayV3` replaces.
+
+        Raises:
+            RuntimeError: no capture is under way.
+        """
+        if self._capture is None or current().capture is not self._capture:
+            raise RuntimeError("GRAPH:: mark_user_inputs must be while capturing in progress")
+        self._capture.user_inputs = [_raw(tensor) for tensor in static_tlist]
 
     def mark_user_outputs(self, static_tlist: Sequence[Tensor]) -> None:
         """Name the results that are kept; all other results of the capture are freed."""

@@ -39,6 +39,7 @@ class Kind(Enum):
     REPLAY = "HPU graphs replayed"
     SPLIT = "crossings inside captures: each splits the graph and freezes what it read"
     HAZARD = "capture rules broken: replays give wrong results"
+    COLLECTIVE = "collectives: no time is modelled for them"
     OVERFLOW = "int64 values that do not fit the device's int32"
     PRESUMED = "ops that no source vouches for"
     RUN = "ops on the device"

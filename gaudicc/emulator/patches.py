@@ -9,13 +9,14 @@ PrivateUse1 device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import swap_tensors
 
-from gaudicc.emulator import backend, saving
+from gaudicc.emulator import backend, collectives, flexible, saving, tracing
 from gaudicc.emulator.emulation import current
 from gaudicc.emulator.tensor import DEVICE, HpuTensor
 
@@ -31,7 +32,11 @@ def apply() -> None:
     library.random.fork_rng = _forking(library.random.fork_rng)
     library.utils.backend_registration._privateuse1_backend_name = "privateuseone"
     saving.register()
-    if not current().settings.lazy:
+    collectives.register()
+    flexible.register()
+    if current().settings.lazy:
+        library.compile = _preparing(library.compile)
+    else:
         backend.register()
 
 
@@ -47,6 +52,17 @@ def _share_services(library: Any) -> None:
     for name in _SERVICES:
         if hasattr(accelerator, name):
             setattr(accelerator, name, getattr(library.hpu, name))
+
+
+def _preparing(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Lazy mode has no backend of its own; those of torch, which `flex_attention` uses, see device tensors all the same."""
+
+    @wraps(original)
+    def compile(*args: Any, **kwargs: Any) -> Any:
+        tracing.prepare()
+        return original(*args, **kwargs)
+
+    return compile
 
 
 def _changeable() -> tuple[Any, Any, Any]:

@@ -21,17 +21,27 @@ AUTOLOAD = "habana_frameworks.autoload"
 _SURFACE = "gaudicc.emulator.surface"
 _HPU = ("device", "memory", "random", "streams", "metrics", "attention")
 _LAZY = ("graphs",)
+ROTARY = (
+    "RotaryPosEmbeddingHelperV1", "RotaryPosEmbeddingHelperV2", "RotaryPosEmbeddingHelperV3", "RotaryPosEmbeddingMode",
+    "apply_rotary_pos_emb",
+)  # fmt: skip
+OPTIMIZERS = ("FusedAdagrad", "FusedAdamW", "FusedLamb", "FusedLars", "FusedResourceApplyMomentum", "FusedSGD")
 
 MODULES: dict[str, tuple[str, ...]] = {
     "": (),
+    "activity_profiler": ("profiling:DebugActivity", "profiling:register_habana_activity_profiler"),
     "core": ("core",),
+    "core.hccl": ("distributed",),
     "core.quantization": ("core",),
     "core.step_closure": ("core",),
+    "core.weight_sharing": ("training:HabanaParameterWrapper", "training:enable_weight_sharing"),
     "distributed": (),
     "distributed.hccl": ("distributed",),
     "dynamo": (),
     "dynamo.compile_backend": (),
+    "dynamo.compile_backend.backends": ("analyzer:logger", "compile_entry:hpu_backend"),
     "dynamo.compile_backend.config": ("compile_config",),
+    "dynamo.compile_backend.experimental": ("training:enable_compiled_autograd",),
     "dynamo.compile_backend.passes": ("analyzer",),
     "dynamo.compile_backend.shared_layer": ("analyzer",),
     "dynamo.debug_utils": (),
@@ -42,26 +52,50 @@ MODULES: dict[str, tuple[str, ...]] = {
     "hpex.experimental.transformer_engine.fp8": ("training",),
     "hpex.experimental.transformer_engine.recipe": ("training",),
     "hpex.kernels": ("kernels",),
+    "hpex.kernels.CTCLoss": ("kernels:CTCLoss",),
+    "hpex.kernels.CustomSoftmax": ("kernels:CustomSoftmax",),
     "hpex.kernels.Fp8FusedSDPA": ("kernels:fp8_fused_sdpa", "grouped"),
     "hpex.kernels.FusedSDPA": ("kernels:FusedSDPA", "grouped"),
-    "hpex.normalization": ("kernels",),
+    "hpex.kernels.PySDPA": ("kernels:PySDPA", "kernels:PySDPAHinted"),
+    "hpex.kernels.RotaryPosEmbeddingHelper": tuple(f"kernels:{name}" for name in ROTARY),
+    "hpex.movingavrg": ("optimizers:FusedEMA",),
+    "hpex.movingavrg.FusedEMA": ("optimizers:FusedEMA",),
+    "hpex.normalization": ("kernels", "optimizers:FusedClipNorm"),
+    "hpex.normalization.FusedClipNorm": ("optimizers:FusedClipNorm",),
+    "hpex.normalization.FusedRMSNorm": ("kernels:FusedRMSNorm", "kernels:RmsNormBwdMode"),
+    "hpex.optimizers": ("optimizers",),
+    **{f"hpex.optimizers.{name}": (f"optimizers:{name}",) for name in OPTIMIZERS},
+    "hpex.optimizers.MarkstepAdam": ("optimizers:Adam",),
+    "hpex.optimizers.MarkstepAdamW": ("optimizers:AdamW",),
+    "hpex.optimizers.distributed": ("training:FusedAdamW",),
     "hpu": _HPU,
     "hpu.events": ("streams",),
     "hpu.graphs": _LAZY,
     "hpu.memory": ("memory",),
     "hpu.metrics": ("metrics",),
+    "hpu.metrics.metrics": ("metrics",),
     "hpu.random": ("random",),
     "hpu.streams": ("streams",),
     "internal": (),
     "internal.bridge_config": ("debug",),
+    "low_overhead_profiler": (),
+    "low_overhead_profiler.profiler": ("profiling:start", "profiling:stop", "profiling:flush"),
+    "profiler": (),
+    "profiler.ProfilerApi": ("profiling:setup_profiler", "profiling:start_profiler", "profiling:stop_profiler"),
     "utils": (),
-    "utils.debug": ("debug",),
+    "utils.debug": ("debug", "switches"),
     "utils.debug.dynamo_utils": ("analyzer",),
+    "utils.distributed_utils": ("distributed",),
     "utils.event_dispatcher": ("dispatcher",),
     "utils.experimental": ("debug", "recompilation", "experimental"),
     "utils.experimental.detect_recompilation": ("recompilation",),
     "utils.internal": ("internal",),
-    "utils.library_loader": ("versions:is_habana_available",),
+    "utils.library_loader": (
+        "versions:is_habana_available",
+        "versions:load_habana_module",
+        "versions:load_habana_profiler",
+    ),
+    "utils.profiler": ("profiling",),
     "utils.version_checker": ("versions:is_pytorch_at_least",),
 }
 """Name below `habana_frameworks.torch` -> files of `surface` whose `__all__`, or one name, it shows, the later ones winning."""
@@ -84,8 +118,8 @@ REACHED: dict[str, dict[str, str]] = {
 
 AT_ONCE = (
     "core", "core.quantization", "core.step_closure",
-    "distributed.hccl", "hpu", "hpu.memory", "hpu.random", "hpu.metrics", "utils.internal", "utils.debug",
-    "utils.event_dispatcher", "utils.experimental", "internal.bridge_config",
+    "distributed.hccl", "hpu", "hpu.events", "hpu.memory", "hpu.random", "hpu.metrics", "hpu.streams", "utils.internal",
+    "utils.debug", "utils.event_dispatcher", "utils.experimental", "internal.bridge_config",
 )  # fmt: skip
 """Imported together with `habana_frameworks.torch`."""
 
@@ -119,7 +153,7 @@ class Finder(MetaPathFinder, Loader):
             setattr(module, attribute, importlib.import_module(other))
         if name == "":
             self._bring_up()
-            for part in AT_ONCE:
+            for part in (*AT_ONCE, *(f"hpu.{each}" for each in _only_lazy())):
                 importlib.import_module(f"{TORCH}.{part}")
             return
         for inner in _files_of(name):  # before a class of the same name takes its place
@@ -143,15 +177,20 @@ def fill(module: ModuleType, name: str) -> None:
 
 def symbols(name: str) -> dict[str, Any]:
     """What a module below `habana_frameworks.torch` shows, by name."""
-    from gaudicc.emulator.emulation import current
-
-    files = MODULES[name] + (_LAZY if name == "hpu" and current().settings.lazy else ())
+    files = MODULES[name] + (_only_lazy() if name == "hpu" else ())
     found: dict[str, Any] = {}
     for each in files:
         file, _, only = each.partition(":")
         source = importlib.import_module(f"{_SURFACE}.{file}")
         found.update({key: getattr(source, key) for key in ([only] if only else source.__all__)})
     return found
+
+
+def _only_lazy() -> tuple[str, ...]:
+    """What `hpu` has in lazy mode only."""
+    from gaudicc.emulator.emulation import current
+
+    return _LAZY if current().settings.lazy else ()
 
 
 def _files_of(name: str) -> list[str]:

@@ -71,10 +71,18 @@ def _view_hash(tensor: Tensor) -> int:
 
 
 def copy_to(destination: Any, source: Any) -> None:
-    """Copies tensors into tensors of a like structure."""
+    """Copies tensors into tensors of a like structure.
+
+    Raises:
+        AssertionError: the structures differ in type or keys; their lengths are not compared.
+    """
+    if type(destination) is not type(source) and not (isinstance(destination, Tensor) and isinstance(source, Tensor)):
+        raise AssertionError(f"{type(source).__name__} cannot be copied to {type(destination).__name__}")
     if isinstance(destination, dict):
-        for key in destination:
-            copy_to(destination[key], source[key])
+        for (key, into), (other, new) in zip(destination.items(), source.items(), strict=False):
+            if key != other:
+                raise AssertionError(f"{other!r} cannot be copied to {key!r}")
+            copy_to(into, new)
     elif isinstance(destination, (list, tuple)) and not isinstance(destination, torch.Size):
         for into, new in zip(destination, source, strict=False):
             copy_to(into, new)

@@ -27,12 +27,14 @@ class Segment:
         bound: placeholder name -> weight, constant or state tensor, bound once by address.
         state: placeholder name of a state buffer -> index of the output that is its new value.
         constants: names in `bound` of tensors that never change, so that what follows from them can be computed once.
+        stays: its outputs go to other segments first, and may stay on the device, in memory of their own.
     """
 
     graph: GraphModule
     bound: Mapping[str, torch.Tensor]
     state: Mapping[str, int]
     constants: frozenset[str] = frozenset()
+    stays: bool = False
 
 
 class Recording(Protocol):

@@ -224,3 +224,15 @@ class GraphCache(Generic[G]):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device raised because its memory is full; the bridge raises a plain RuntimeError."""
     return type(error).__name__ == "OutOfMemoryError" or "Allocation failed" in str(error)
+
+
+def out_of_memory_behind(error: BaseException) -> BaseException | None:
+    """The error of a full device that another one hides, as dynamo's may; the error itself if it is one."""
+    seen: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in seen:
+        if is_out_of_memory(at):
+            return at
+        seen.append(at)
+        at = at.__cause__ or at.__context__
+    return None

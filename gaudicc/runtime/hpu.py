@@ -163,7 +163,7 @@ class HpuRecording:
         if device.residents.narrow:
             for tensor in program.constants.values():
                 refuse_wide("a constant that the model computes", tensor, "record")
-        self._device, self._program, self._borrow = device, program, borrow
+        self._device, self._program, self._borrow, self._stays = device, program, borrow, segment.stays
         self._residents = {Name(name): device.residents.place(name, bound) for name, bound in segment.bound.items()}
         self._state = [self._residents[Name(name)] for name in segment.state]
         self._places = {resident.host.untyped_storage().data_ptr() for resident in self._state}
@@ -243,10 +243,10 @@ class HpuRecording:
                 refuse_wide(f"input {name.text}", given, "replay")
 
     def _give(self, value: Any, home: str) -> Any:
-        """An output for the caller: on the host where the model has it there, else in memory of its own."""
+        """An output for the caller: on the host where the model has it there, unless it stays, else in memory of its own."""
         if not isinstance(value, torch.Tensor) or self._borrow:
             return value
-        return value.cpu() if home == "cpu" else value.clone()
+        return value.cpu() if home == "cpu" and not self._stays else value.clone()
 
 
 def _home(output: Any) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from gaudicc.errors import LoweringError, Where
-from gaudicc.runtime.graph_cache import is_out_of_memory
+from gaudicc.runtime.graph_cache import out_of_memory_behind
 from gaudicc.runtime.hpu_memory import held_bytes, input_bytes
 from gaudicc.runtime.hpu_pieces import Call, DeviceProgram, Name, Piece
 
@@ -89,8 +89,9 @@ class CompiledProgram:
         try:
             return tuple(self._compiled[call.piece].run(*given))
         except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
+            full = out_of_memory_behind(error)
+            if full is not None:
+                raise full from None
             raise LoweringError(
                 f"hpu_backend refused: {_first(error)}",
                 where=Where(module=call.piece.name, stage="compiling with hpu_backend"),

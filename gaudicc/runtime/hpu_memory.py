@@ -16,6 +16,7 @@ from torch import fx
 
 from gaudicc.errors import LoweringError, StateError, Where
 from gaudicc.runtime.cpu_flatten import byte_extent
+from gaudicc.runtime.graph_cache import OutOfDeviceMemoryError, is_out_of_memory
 from gaudicc.runtime.hpu_pieces import DeviceProgram, Piece, describe
 from gaudicc.runtime.hpu_prepare import HPU
 
@@ -38,7 +39,7 @@ class Resident:
         self._version = _version(host)
         if narrow:
             refuse_wide(name, host, "record")
-        self.here = host if host.device.type == "hpu" else host.detach().to(HPU)
+        self.here = host if host.device.type == "hpu" else _uploaded(name, host)
 
     def refresh(self) -> None:
         """Uploads the host's values if they changed since.
@@ -85,6 +86,7 @@ class Residents:
 
         Raises:
             LoweringError: an int64 value does not fit.
+            OutOfDeviceMemoryError: the device has no room for it.
         """
         key = _identity(tensor)
         found = self._known.get(key)
@@ -107,6 +109,19 @@ def buffer_like(value: torch.Tensor) -> torch.Tensor:
     """
     strides = value.stride() if 0 not in value.stride() else torch.empty(value.shape, device="meta").stride()
     return torch.empty_strided(value.shape, strides, dtype=value.dtype).zero_().to(HPU)
+
+
+def _uploaded(name: str, host: torch.Tensor) -> torch.Tensor:
+    try:
+        return host.detach().to(HPU)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfDeviceMemoryError(
+            f"the device has no memory for {name}: {str(error).splitlines()[0]}",
+            where=Where(stage="record"),
+            hint="weights alone do not fit: use a narrower dtype or more cards; `gaudicc plan --memory` says what fits",
+        ) from error
 
 
 def _identity(tensor: torch.Tensor) -> Hashable:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gaudicc.errors import LoweringError, StateError, Where
+from gaudicc.nodes import outputs_of, val
 from gaudicc.plan import Barrier, BufferKind, HostBranch, HostLoop, HostOp, HostTrips, Plan, Record, Ref, Step
 from gaudicc.runtime.device import Device, Recording, Segment
 
@@ -23,12 +24,14 @@ class Counters:
         replays: recordings replayed.
         host_ops: ops run on the host.
         host_bytes: bytes that a real device would have moved for them.
+        host_reads: conditions that the host read, of branches and of loops that data ends.
     """
 
     records: int = 0
     replays: int = 0
     host_ops: int = 0
     host_bytes: int = 0
+    host_reads: int = 0
 
 
 Values = dict[str, Any]
@@ -58,6 +61,9 @@ class Runner:
         self._borrow = borrow
         self.bytes_held = 0
         self._only: Recording | None = None
+        # Host ops and loops compute with what lies where the model is.
+        self._stays = all(isinstance(step, (Record, HostBranch)) for step in plan.all_steps())
+        self._homes: dict[str, torch.device] = {}
         if len(plan.steps) == 1 and isinstance(plan.steps[0], Record):
             self._only = self._record(plan.steps[0], device)
         else:
@@ -91,7 +97,7 @@ class Runner:
     def _fresh(self, values: Values, name: str) -> torch.Tensor:
         shared = self.plan.buffers[name] is not BufferKind.VALUE
         result: torch.Tensor = values[name].clone() if shared else values[name]
-        return result
+        return result.to(self._homes.get(name, result.device))
 
     def _record(self, step: Record, device: Device) -> Recording:
         placeholders = [node.name for node in step.graph.graph.nodes if node.op == "placeholder"]
@@ -103,7 +109,13 @@ class Runner:
             if self.plan.buffers[buffer] is BufferKind.STATE and buffer in step.outputs
         }
         constants = frozenset(name for name in bound if self.plan.buffers[names[name]] is BufferKind.CONSTANT)
-        segment = Segment(step.graph, bound, state, constants)
+        stays = self._stays and len(self.plan.steps) > 1
+        segment = Segment(step.graph, bound, state, constants, stays)
+        if stays:
+            self._homes |= {
+                name: val(output).device
+                for name, output in zip(step.outputs, outputs_of(step.graph.graph), strict=True)
+            }
         recording = device.record(segment, borrow=self._borrow and len(self.plan.steps) == 1)
         self._counters.records += 1
         self.bytes_held += recording.bytes_held
@@ -152,10 +164,14 @@ class Runner:
         otherwise = [self._prepare(inner, device) for inner in step.otherwise]
 
         def branch(values: Values) -> None:
-            for inner in then if bool(values[step.condition]) else otherwise:
+            for inner in then if self._read(values[step.condition]) else otherwise:
                 inner(values)
 
         return branch
+
+    def _read(self, condition: torch.Tensor) -> bool:
+        self._counters.host_reads += 1
+        return bool(condition)
 
     def _loop_step(self, step: HostLoop, device: Device) -> Callable[[Values], None]:
         body = [self._prepare(inner, device) for inner in step.body]
@@ -164,7 +180,7 @@ class Runner:
             for _ in count() if step.limit is None else range(step.limit):
                 for inner in body:
                     inner(values)
-                if not bool(values[step.condition]):
+                if not self._read(values[step.condition]):
                     return
             raise StateError(f"a loop did not end within {step.limit} repetitions", hint="raise the declared maximum")
 

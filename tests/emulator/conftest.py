@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ def _run(send: Connection, path: str, name: str, arguments: Mapping[str, Any], e
         spec = importlib.util.spec_from_file_location(Path(path).stem, path)
         assert spec is not None
         assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         getattr(module, name)(**arguments)
     except BaseException:

@@ -143,12 +143,88 @@ def test_spawned_children_have_the_device_too(tmp_path: Path) -> None:
     assert done.stdout == "{'TotalNumber': 0, 'TotalTime': 0, 'AvgTime': 0}\n", done.stderr
 
 
+GROUP = """
+import os
+import torch
+import torch.distributed as dist
+from habana_frameworks.torch.distributed.hccl import initialize_distributed_hpu
+
+def work(rank, size, port):
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port)
+    dist.init_process_group("hccl", rank=rank, world_size=size)
+    x = torch.full((2,), 1.0 + rank, device="hpu")
+    dist.all_reduce(x)
+    parts = [torch.zeros(2, device="hpu") for _ in range(size)]
+    dist.all_gather(parts, torch.full((2,), float(rank), device="hpu"))
+    told = [rank]
+    dist.broadcast_object_list(told, 1)
+    torch.manual_seed(rank)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1).to("hpu"))
+    model(x * (rank + 1)).sum().backward()
+    dist.barrier()
+    if rank == 0:
+        print(x.tolist(), [part.tolist() for part in parts], told, model.module.weight.grad.tolist(), dist.get_backend())
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    import socket
+    import torch.multiprocessing as mp
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    mp.spawn(work, args=(2, port), nprocs=2)
+"""
+
+
+def test_processes_speak_to_one_another(tmp_path: Path) -> None:
+    script = tmp_path / "group.py"
+    script.write_text(GROUP)
+    done = run("-m", "gaudicc.emulator", str(script))
+    assert done.stdout == "[3.0, 3.0] [[0.0, 0.0], [1.0, 1.0]] [1] [[4.5, 4.5]] hccl\n", done.stderr
+
+
+def test_folders_for_children_do_not_stay_behind(tmp_path: Path) -> None:
+    def left() -> int:
+        return len(list(tmp_path.glob("gaudicc_emulator_*")))
+
+    waiting, ended = tmp_path / "waiting.py", tmp_path / "ended.py"
+    waiting.write_text("print('up', flush=True)\nimport sys; sys.stdin.read()\n")
+    ended.write_text(
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import habana_frameworks.torch'])\n"
+    )
+    start = [sys.executable, "-m", "gaudicc.emulator", str(waiting)]
+    settings = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipe = subprocess.PIPE
+    killed, living = (
+        subprocess.Popen(start, env=settings, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) for _ in range(2)
+    )
+    for process in (killed, living):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+    assert left() == 2
+    killed.kill()
+    killed.communicate()
+    assert left() == 2, "nobody could remove it"
+    assert run("-m", "gaudicc.emulator", str(ended), TMPDIR=str(tmp_path)).returncode == 0
+    assert left() == 1, "that of the killed one is gone, its own too, the living one's is not"
+    living.communicate()
+    assert left() == 0
+
+
 def test_refuses_beside_a_real_install(tmp_path: Path) -> None:
     (tmp_path / "habana_frameworks").mkdir()
     (tmp_path / "habana_frameworks" / "__init__.py").write_text("")
     done = run("-c", "import gaudicc.emulator; gaudicc.emulator.install()", PYTHONPATH=str(tmp_path))
     assert done.returncode != 0
     assert "habana_frameworks is installed" in done.stderr
+
+
+def test_a_torch_that_takes_no_device_in_python_is_named() -> None:
+    code = "import torch; del torch._C._acc; import gaudicc.emulator as e; e.install(); import habana_frameworks.torch"
+    done = run("-c", code)
+    assert done.returncode != 0
+    assert "takes no device that is written in Python" in done.stderr
+    assert "torch 2.10 or later" in done.stderr
 
 
 def test_importing_the_emulator_starts_nothing() -> None:

@@ -14,6 +14,7 @@ from torch.export import Dim
 
 import gaudicc
 from gaudicc.errors import LoweringError
+from gaudicc.runtime.graph_cache import OutOfDeviceMemoryError
 from gaudicc.targets import Support
 
 MIB = 2**20
@@ -194,3 +195,30 @@ def test_what_is_planned_before_a_capture_is_near_what_it_holds() -> None:
     for runner in compiled._runners.values():
         recording = runner._only
         assert 0.1 * recording.bytes_held < recording.expected_bytes < 2 * recording.bytes_held
+
+
+class Heavy(nn.Module):
+    """Weights of 256 KiB, and results in between that need more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = torch.relu(self.linear(x) * 2 - 1)
+        return x.sum(-1)
+
+
+@environment(GAUDICC_EMULATOR_MEMORY="100000")
+def test_weights_that_do_not_fit_are_named(mode: str) -> None:
+    with pytest.raises(OutOfDeviceMemoryError, match=r"no memory for \w*linear_weight(.|\n)*plan --memory"):
+        gaudicc.compile(Heavy().eval(), (torch.randn(16, 256),), device="hpu")(torch.randn(16, 256))
+
+
+@environment(GAUDICC_EMULATOR_MEMORY="300000")
+def test_a_full_device_is_called_so_whatever_hides_it(mode: str) -> None:
+    compiled = gaudicc.compile(Heavy().eval(), (torch.randn(16, 256),), device="hpu")
+    for _ in range(2):
+        with pytest.raises(OutOfDeviceMemoryError, match="no memory for the graph of inputs"):
+            compiled(torch.randn(16, 256))

@@ -54,7 +54,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return saved(tmp_path_factory.mktemp(name), model, [inputs, other, inputs])
 
 
-def run_saved(folder: Path, mode: str) -> None:
+def run_saved(folder: Path, mode: str, tolerance: dict[torch.dtype, float] = TOLERANCE) -> None:
     import gaudicc
 
     calls, expected = torch.load(folder / "calls.pt")
@@ -71,7 +71,7 @@ def run_saved(folder: Path, mode: str) -> None:
         for name, value in wanted.items():
             assert found[name].device.type == "cpu"
             assert found[name].dtype is value.dtype
-            bound = TOLERANCE[value.dtype] * max(1.0, float(value.abs().max()))
+            bound = tolerance[value.dtype] * max(1.0, float(value.abs().max()))
             torch.testing.assert_close(found[name], value, rtol=0, atol=bound)
     after = counts()
     assert not any(after[kind] for kind in (*BROKEN, *NEW)), after

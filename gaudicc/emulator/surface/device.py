@@ -5,6 +5,7 @@ Source: HabanaAI/gaudi-pytorch-bridge 1.19.0, `hpu/__init__.py`.
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from gaudicc.emulator.emulation import current
 from gaudicc.emulator.surface.marks import no_op, refused
+from gaudicc.emulator.surface.typed import TYPES
 from gaudicc.targets.target import RELEASE
 
 Device = torch.device | str | int | None
@@ -47,6 +49,7 @@ __all__ = [
     "get_device_properties",
     "get_dynamic_shape_status",
     "get_gencode_flags",
+    "get_sync_debug_mode",
     "init",
     "is_autocast_hpu_enabled",
     "is_available",
@@ -57,6 +60,7 @@ __all__ = [
     "set_autocast_hpu_dtype",
     "set_autocast_hpu_enabled",
     "set_device",
+    "set_sync_debug_mode",
     "synchronize",
     "utilization",
 ]  # fmt: skip
@@ -75,14 +79,16 @@ def is_initialized() -> bool:
     return current().acquired
 
 
-def late_attribute(name: str) -> bool:
-    """`torch.hpu._initialized`, which activation checkpointing asks for.
+def late_attribute(name: str) -> Any:
+    """`torch.hpu._initialized`, which activation checkpointing asks for, and the types of `typed`.
 
     Raises:
         AttributeError: any other name.
     """
     if name == "_initialized":
         return is_initialized()
+    if name in TYPES:
+        return TYPES[name]
     raise AttributeError(f"module 'habana_frameworks.torch.hpu' has no attribute {name!r}")
 
 
@@ -196,6 +202,21 @@ def synchronize(device: Device = None) -> None:
 
 utilization = refused("torch.hpu.utilization", "it is measured by hl-smi on a card")
 memory_usage = refused("torch.hpu.memory_usage", "it is measured by hl-smi on a card; use memory_stats")
+
+
+@no_op("work here is done at once in any case")
+def set_sync_debug_mode(debug_mode: object) -> None:
+    """Kept in `PT_ENABLE_HABANA_STREAMASYNC`, as there."""
+    os.environ["PT_ENABLE_HABANA_STREAMASYNC"] = str(debug_mode)
+
+
+def get_sync_debug_mode() -> int:
+    """What `set_sync_debug_mode` was given, a number.
+
+    Raises:
+        KeyError: it was not called, and the variable is unset.
+    """
+    return int(os.environ["PT_ENABLE_HABANA_STREAMASYNC"])
 
 
 def setDeterministic(val: bool) -> None:

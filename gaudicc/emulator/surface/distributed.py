@@ -1,4 +1,4 @@
-"""`habana_frameworks.torch.distributed.hccl`: the place of a process among others; several cards are not emulated.
+"""`habana_frameworks.torch.distributed.hccl`: the place of a process among others; `collectives.py` has the groups.
 
 Source: HabanaAI/gaudi-pytorch-bridge 1.19.0, `distributed/hccl/__init__.py`.
 """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from time import perf_counter
 from typing import Any
 
 from gaudicc.emulator.emulation import current
 
-__all__ = ["is_lazy", "lazy_only"]
+__all__ = ["Timer", "is_lazy", "lazy_only"]
 
 
 def is_lazy() -> bool:
@@ -17,6 +18,17 @@ def is_lazy() -> bool:
 
 
 is_lazy.__dict__["_dynamo_marked_constant"] = True  # torch.compile takes the answer for a constant
+
+
+class Timer:
+    """Real seconds that a block took, in `elapsed`."""
+
+    def __enter__(self) -> Timer:
+        self._start = perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.elapsed = perf_counter() - self._start
 
 
 def lazy_only(func: Callable[..., Any]) -> Callable[..., None]:

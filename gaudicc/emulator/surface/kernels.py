@@ -20,13 +20,14 @@ from gaudicc.emulator.surface.grouped import gqa_input_reshape_fwd, gqa_output_r
 from gaudicc.emulator.surface.marks import refused
 
 __all__ = [
-    "CustomSoftmax", "FusedRMSNorm", "FusedSDPA", "RmsNormBwdMode", "RotaryPosEmbeddingHelperV1",
-    "RotaryPosEmbeddingHelperV2", "RotaryPosEmbeddingHelperV3", "RotaryPosEmbeddingMode", "apply_rotary_pos_emb",
-    "fp8_fused_sdpa",
+    "CTCLoss", "CustomSoftmax", "FusedRMSNorm", "FusedSDPA", "PySDPA", "PySDPAHinted", "RmsNormBwdMode",
+    "RotaryPosEmbeddingHelperV1", "RotaryPosEmbeddingHelperV2", "RotaryPosEmbeddingHelperV3", "RotaryPosEmbeddingMode",
+    "apply_rotary_pos_emb", "fp8_fused_sdpa",
 ]  # fmt: skip
 
 _RECOMPUTE = [False]
 
+CTCLoss = refused("hpex.kernels.CTCLoss", "it serves training; torch.nn.functional.ctc_loss runs on the host")
 fp8_fused_sdpa = refused("hpex.kernels.fp8_fused_sdpa", "the scales inside the kernel have no public reference")
 
 
@@ -35,12 +36,17 @@ def recompute_sdp_enabled() -> bool:
     return _RECOMPUTE[0]
 
 
+def enable_recompute_sdp(enabled: bool) -> None:
+    """Fused attention keeps no weights from now on, or keeps them."""
+    _RECOMPUTE[0] = enabled
+
+
 @contextmanager
-def sdp_kernel(enable_recompute: bool = False) -> Iterator[None]:
+def sdp_kernel(enable_recompute: bool = True) -> Iterator[dict[str, object]]:
     """A block in which fused attention keeps no weights."""
     before, _RECOMPUTE[0] = _RECOMPUTE[0], enable_recompute
     try:
-        yield
+        yield {}
     finally:
         _RECOMPUTE[0] = before
 
@@ -91,6 +97,29 @@ class FusedSDPA:
             ops: Any = torch.ops.hpu
             out = ops.sdpa_recomp_fwd(*head, False, *tail)[0] if recompute else ops.sdpa_fwd(*head, *tail)[0]
         return gqa_output_reshape(out) if grouped else out
+
+
+class PySDPA:
+    """Attention written out in plain ops."""
+
+    @staticmethod
+    def apply(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, with_slice: bool = False) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v, `[batch, heads, length, dim]`; slices save memory on the device."""
+        scale = 1 / math.sqrt(query.shape[-1])
+        weights = torch.matmul(query, key.transpose(-2, -1))
+        if is_causal and not _needs_grad(query, key, value):
+            weights = torch.ops.hpu.scaled_triangular_softmax_retain(weights.flatten(end_dim=1), scale)[0].view_as(
+                weights
+            )
+        else:
+            hidden = torch.ones_like(weights, dtype=torch.bool).triu(1) if is_causal else None
+            weights = weights * scale if hidden is None else (weights * scale).masked_fill(hidden, -math.inf)
+            weights = torch.softmax(weights, -1)
+        return torch.matmul(weights, value)
+
+
+class PySDPAHinted(PySDPA):
+    """The same; its hints order the device's work."""
 
 
 class CustomSoftmax:

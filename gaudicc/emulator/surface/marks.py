@@ -41,7 +41,7 @@ def refused(name: str, why: str) -> Any:
         raise DeviceError(f"{name} is not emulated: {why}", hint="run this part on a Gaudi, or leave it out here")
 
     refuse.__name__ = name.rsplit(".", 1)[-1]
-    refuse.__dict__["gaudicc_status"] = (Status.REFUSED, why)
+    refuse.__dict__.update(gaudicc_status=(Status.REFUSED, why), apply=refuse)  # kernels are called through `apply`
     return refuse
 
 

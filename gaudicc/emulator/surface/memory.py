@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 from gaudicc.emulator.emulation import current
 from gaudicc.emulator.surface.device import Device, _checked, init
 
 __all__ = [
     "empty_cache",
     "max_memory_allocated",
+    "max_memory_cached",
     "max_memory_reserved",
     "mem_get_info",
     "memory_allocated",
+    "memory_cached",
     "memory_reserved",
     "memory_stats",
     "memory_summary",
@@ -42,6 +46,20 @@ def memory_reserved(device: Device = None) -> int:
 
 
 max_memory_reserved = memory_reserved
+
+
+def memory_cached(device: Device = None) -> int:
+    """The old name of `memory_reserved`."""
+    warnings.warn("torch.hpu.memory_cached has been renamed to torch.hpu.memory_reserved", FutureWarning, stacklevel=2)
+    return memory_reserved(device)
+
+
+def max_memory_cached(device: Device = None) -> int:
+    """The old name of `max_memory_reserved`."""
+    warnings.warn(
+        "torch.hpu.max_memory_cached has been renamed to torch.hpu.max_memory_reserved", FutureWarning, stacklevel=2
+    )
+    return max_memory_reserved(device)
 
 
 def mem_get_info(device: Device = None) -> tuple[int, int]:

@@ -9,12 +9,24 @@ from __future__ import annotations
 import torch
 from torch.torch_version import TorchVersion
 
-__all__ = ["is_habana_available", "is_pytorch_at_least"]
+from gaudicc.emulator.surface.marks import no_op
+
+__all__ = ["is_habana_available", "is_pytorch_at_least", "load_habana_module", "load_habana_profiler"]
 
 
 def is_habana_available() -> bool:
     """Whether there is a card, which the device asks hl-smi."""
     return True
+
+
+@no_op("the package is one piece here")
+def load_habana_module() -> None:
+    """Accepted."""
+
+
+@no_op("nothing is traced; the account says what the device did")
+def load_habana_profiler() -> None:
+    """Accepted."""
 
 
 def is_pytorch_at_least(version: str) -> bool:
