@@ -17,7 +17,7 @@ from gaudicc.compiled import CompiledModel
 from gaudicc.compiler import compile
 from gaudicc.errors import InputError
 
-_OPTIONS = ("target", "device", "verify", "on_unsupported", "passes")
+_OPTIONS = ("target", "device", "verify", "on_unsupported", "branches", "passes")
 
 
 def gaudicc(
@@ -32,7 +32,7 @@ def gaudicc(
     Args:
         graph: Dynamo's graph.
         example_inputs: its inputs, fake where they are not weights; not used, since the first call brings real ones.
-        options: `target`, `device`, `verify`, `on_unsupported`, `passes`: as for `gaudicc.compile`.
+        options: `target`, `device`, `verify`, `on_unsupported`, `branches`, `passes`: as for `gaudicc.compile`.
         mode: accepted and ignored: transformers passes `reduce-overhead`, which is what a recorded graph is anyway.
 
     Returns:

@@ -11,7 +11,7 @@ from gaudicc.buckets import Bucket
 from gaudicc.invariants import Invariant, verdict_of
 from gaudicc.nodes import is_op, op_name
 from gaudicc.padding.certificate import NOT_PADDED, certificate_of
-from gaudicc.plan import HostOp, Plan
+from gaudicc.plan import HostBranch, HostLoop, HostOp, Plan
 from gaudicc.program import Program
 from gaudicc.targets import Support
 
@@ -26,6 +26,7 @@ class BucketCertificate:
         evidenced: calls in the unique graphs that a source says the target runs.
         presumed: op -> why the table only presumes that it runs.
         host: ops left on the host, with their source lines.
+        reads: conditions that the host reads between recorded graphs, each of which drains the device, with their source lines.
     """
 
     bucket: str
@@ -33,6 +34,7 @@ class BucketCertificate:
     evidenced: int
     presumed: Mapping[str, str]
     host: tuple[str, ...]
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Certificate:
                     "evidenced": b.evidenced,
                     "presumed": dict(b.presumed),
                     "host": list(b.host),
+                    "reads": list(b.reads),
                 }
                 for b in self.buckets
             ],
@@ -81,6 +84,7 @@ class Certificate:
             )
             lines += [f"    presumed: {op}: {why}" for op, why in entry.presumed.items()]
             lines += [f"    on the host: {op}" for op in entry.host]
+            lines += [f"    read by the host: {condition}" for condition in entry.reads]
         lines += [f"  padding: {entry}" for entry in self.padding]
         lines += [f"  assumed: {entry}" for entry in self.assumed]
         return "\n".join([*lines, *(f"  not proved: {entry}" for entry in self.unproved)])
@@ -128,5 +132,10 @@ def _entry(bucket: Bucket, program: Program, plan: Plan, ensured: frozenset[Inva
                 if verdict.support is Support.PRESUMED:
                     presumed.setdefault(op_name(node), verdict.reason)
     host = tuple(f"{step.op} ({step.source})" for step in plan.all_steps() if isinstance(step, HostOp))
+    reads = tuple(
+        f"{step.condition} ({step.source})" if isinstance(step, HostBranch) and step.source else step.condition
+        for step in plan.all_steps()
+        if isinstance(step, (HostBranch, HostLoop))
+    )
     proved = tuple(sorted(invariant.name for invariant in ensured))
-    return BucketCertificate(str(bucket), proved, counts[Support.EVIDENCED], presumed, host)
+    return BucketCertificate(str(bucket), proved, counts[Support.EVIDENCED], presumed, host, reads)

@@ -15,7 +15,7 @@ from torch import fx
 from gaudicc.program import Program
 from gaudicc.rewriter import shape_text, strides_text
 
-_SHOWN = ("engine", "subgraph", "band", "stack_trace", "nn_module_stack")
+_SHOWN = ("engine", "branch", "subgraph", "band", "stack_trace", "nn_module_stack")
 
 
 def alike(old: fx.GraphModule, new: fx.GraphModule) -> bool:

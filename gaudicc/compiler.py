@@ -18,6 +18,7 @@ from gaudicc.padding import poison
 from gaudicc.padding.independence import divisible_sizes
 from gaudicc.padding.trials import trials
 from gaudicc.passes import DEFAULT_PIPELINE
+from gaudicc.passes.choose_branches import ChooseBranches
 from gaudicc.passes.legalize_ops import LegalizeOps
 from gaudicc.passes.pad import Pad
 from gaudicc.passes.specialize import Specialize
@@ -47,6 +48,7 @@ def compile(
     passes: Sequence[Pass] | None = None,
     verify: str = "ops",
     on_unsupported: str = "error",
+    branches: str = "cost",
     outputs: str = "fresh",
     on_miss: str = "refuse",
     own_state: bool = True,
@@ -72,6 +74,8 @@ def compile(
         verify: what is checked after each pass: `structure`, `shapes`, `ops`, `numerics`; `poison` also runs every bucket
             with NaN, infinity and extreme integers in all pads that are claimed harmless.
         on_unsupported: `error`, or `host` to leave such ops on the host between recorded graphs.
+        branches: how an `if` on a tensor runs: `predicate` computes both sides and selects; `host` reads the condition and
+            replays the graph of one side; `cost` takes whichever of them the machine model finds faster.
         outputs: `fresh` storage for every call, or `borrow`: valid until the next call.
         on_miss: a call that no bucket holds is refused by `refuse`; `split` serves it in several calls over a size, as the batch,
             for which it is proved that no row of it meets another; `record` compiles and records a bucket during the call,
@@ -100,6 +104,7 @@ def compile(
         host=on_unsupported == "host",
         exact=buckets is not None and not isinstance(buckets, (str, Buckets)),
         caches=static_state,
+        branches=branches,
     )
     sides = capture_sides(
         model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes, autocast=autocast, experts=experts
@@ -173,7 +178,7 @@ def unpadded(program: Program, records: Sequence[PassRecord]) -> Program:
 
 
 def split_pipeline(
-    passes: Sequence[Pass], *, host: bool = False, exact: bool = False, caches: bool = False
+    passes: Sequence[Pass], *, host: bool = False, exact: bool = False, caches: bool = False, branches: str = "cost"
 ) -> tuple[Pipeline, Pipeline]:
     """Divides passes into the symbolic stretch and the one that runs per bucket, and proves both orders.
 
@@ -182,18 +187,25 @@ def split_pipeline(
         host: let `LegalizeOps` leave ops on the host.
         exact: let `Pad` leave a program that it refuses to exact shapes.
         caches: let `StaticState` hold caches that grow.
+        branches: the form of `ChooseBranches`; `cost` leaves it as it is.
 
     Raises:
+        InputError: there is no such form.
         PipelineError: `Specialize` is missing, or the order cannot be proved.
     """
     steps = [replace(step, host=True) if host and isinstance(step, LegalizeOps) else step for step in passes]
     steps = [replace(step, exact=True) if exact and isinstance(step, Pad) else step for step in steps]
     steps = [replace(step, caches=True) if caches and isinstance(step, StaticState) else step for step in steps]
+    steps = [_with_form(step, branches) for step in steps]
     cut = next((i for i, step in enumerate(steps) if isinstance(step, Specialize)), None)
     if cut is None:
         raise PipelineError("the passes lack specialize", hint="put Specialize() where shapes become numbers")
     symbolic = Pipeline(tuple(steps[:cut]))
     return symbolic, Pipeline(tuple(steps[cut:]), initial=symbolic.ensured, phase="static")
+
+
+def _with_form(step: Pass, branches: str) -> Pass:
+    return replace(step, form=branches) if branches != "cost" and isinstance(step, ChooseBranches) else step
 
 
 def _for_side(symbolic: Pipeline, side: CapturedSide, buckets: BucketSet) -> Pipeline:

@@ -11,14 +11,17 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket
+from gaudicc.cut_branches import Branch
 from gaudicc.errors import LoweringError
+from gaudicc.lower_branches import drop_branches, holds_branches, inline_branches, parts_of
 from gaudicc.lower_loops import chunks_of, ended_by_data, give_buffers, holds_loops, inline_loops, trips_of
-from gaudicc.nodes import CALLS, call_loop, outputs_of, source_of, val, where
-from gaudicc.plan import BufferKind, HostOp, HostTrips, Plan, Record, Ref, Step
+from gaudicc.nodes import CALLS, buffer_of, call_loop, outputs_of, source_of, val, where
+from gaudicc.plan import BufferKind, HostBranch, HostOp, HostTrips, Plan, Record, Ref, Step, walk
 from gaudicc.program import FOLDED, InputKind, InputSpec, OutputKind, Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.targets import Engine
 
+Cut = Callable[[fx.Node | None], bool]
 _KINDS = {InputKind.USER: BufferKind.INPUT, InputKind.LENGTH: BufferKind.INPUT, InputKind.STATE: BufferKind.STATE}
 
 
@@ -40,16 +43,16 @@ def lower(program: Program, bucket: Bucket, *, loops: bool = True) -> Plan:
     if not loops and holds_loops(program.root):
         program = program.copy()
         inline_loops(program)
-        give_buffers(program)
+        if give_buffers(program):
+            drop_branches(program.root)
         cut = _on_host_or_loop
-    kinds = {spec.name: _kind(spec) for spec in program.inputs}
-    groups = _groups(program.root, cut)
-    one_record = len(groups) == 1 and not cut(groups[0][0] if groups[0] else None)
-    steps: list[Step]
+    if holds_branches(program.root):
+        program = program.copy()
+        inline_branches(program.root)
+    steps = _steps(program.root, cut) if holds_branches(program.root) or any(map(cut, program.root.graph.nodes)) else []
+    one_record = not steps or (len(steps) == 1 and isinstance(steps[0], Record))
     if one_record:
         steps = [_whole(program)]
-    else:
-        steps = [_step(program, group) if cut(group[0]) else _segment(program, group) for group in groups]
     results = list(zip(outputs_of(program.root.graph), program.outputs, strict=True))
     outputs = tuple(_name(value) for value, spec in results if spec.kind is not OutputKind.STATE)
     state = _state_placeholders(program)
@@ -58,8 +61,9 @@ def lower(program: Program, bucket: Bucket, *, loops: bool = True) -> Plan:
         for value, spec in results
         if spec.kind is OutputKind.STATE and not one_record
     )
-    written = {name for step in steps for name in getattr(step, "outputs", ())}
-    written.update(*((*step.body.inputs, *step.body.outputs) for step in steps if isinstance(step, HostTrips)))
+    kinds = {spec.name: _kind(spec) for spec in program.inputs}
+    written = {name for step in walk(steps) for name in getattr(step, "outputs", ())}
+    written.update(name for step in walk(steps) if isinstance(step, HostTrips) for name in step.body.inputs)
     buffers = {**kinds, **{name: BufferKind.VALUE for name in written if name not in kinds}}
     return Plan(bucket, buffers, tuple(steps), outputs, writes)
 
@@ -74,7 +78,7 @@ def _name(value: Any) -> str:
     """The buffer of a value: named as its node."""
     if not isinstance(value, fx.Node):
         raise LoweringError(f"output {value!r} is not a tensor")
-    return value.name
+    return buffer_of(value)
 
 
 def _on_host(node: fx.Node | None) -> bool:
@@ -85,13 +89,28 @@ def _on_host_or_loop(node: fx.Node | None) -> bool:
     return node is not None and (node.target is call_loop or _on_host(node))
 
 
-def _step(program: Program, group: list[fx.Node]) -> Step:
+def _steps(module: fx.GraphModule, cut: Cut) -> list[Step]:
+    """The steps of a graph: branches that the host decides, the outermost first, between them what is recorded."""
+    if (parts := parts_of(module)) is None:
+        groups = _groups(module, cut)
+        return [_step(module, group) if cut(group[0]) else _segment(module, group) for group in groups]
+    steps: list[Step] = []
+    for part in parts:
+        if isinstance(part, Branch):
+            then, otherwise = (tuple(_steps(side, cut)) for side in (part.then, part.otherwise))
+            steps.append(HostBranch(part.condition, then, otherwise, part.source))
+        else:
+            steps += _steps(part, cut)
+    return steps
+
+
+def _step(module: fx.GraphModule, group: list[fx.Node]) -> Step:
     if ended_by_data(group[0]):
-        return chunks_of(program, group[0])
-    return trips_of(program, group[0]) if group[0].target is call_loop else _host(group[0])
+        return chunks_of(module, group[0])
+    return trips_of(module, group[0]) if group[0].target is call_loop else _host(group[0])
 
 
-def _groups(root: fx.GraphModule, cut: Callable[[fx.Node | None], bool]) -> list[list[fx.Node]]:
+def _groups(root: fx.GraphModule, cut: Cut) -> list[list[fx.Node]]:
     """Nodes in order, cut before and after each host op. `getitem` of a host op stays with it."""
     groups: list[list[fx.Node]] = [[]]
     for node in root.graph.nodes:
@@ -103,7 +122,7 @@ def _groups(root: fx.GraphModule, cut: Callable[[fx.Node | None], bool]) -> list
             groups[-2].append(node)
         else:
             groups[-1].append(node)
-    return [group for group in groups if group] or [[]]
+    return [group for group in groups if group]
 
 
 def _whole(program: Program) -> Record:
@@ -120,7 +139,7 @@ def _state_placeholders(program: Program) -> dict[str, str]:
     return {spec.source: spec.name for spec in program.inputs if spec.kind is InputKind.STATE}
 
 
-def _segment(program: Program, group: list[fx.Node]) -> Record:
+def _segment(root: fx.GraphModule, group: list[fx.Node]) -> Record:
     inside = set(group)
     reads = list(
         dict.fromkeys(
@@ -137,8 +156,7 @@ def _segment(program: Program, group: list[fx.Node]) -> Record:
     for node in group:
         values[node] = graph.node_copy(node, values.__getitem__)
     graph.output(tuple(values[node] for node in results))
-    children = {name: child for name, child in program.root.named_children()}
-    module = fx.GraphModule(children, graph)
+    module = fx.GraphModule(dict(root.named_children()), graph)
     module.recompile()
     return Record(module, tuple(_name(node) for node in reads), tuple(_name(node) for node in results))
 
@@ -147,9 +165,9 @@ def _host(node: fx.Node) -> HostOp:
     items = {int(user.args[1]): _name(user) for user in node.users if user.target is operator.getitem}  # type: ignore[arg-type]
     value = val(node)
     outputs = (
-        tuple(items.get(i, f"{node.name}_{i}") for i in range(len(value)))
+        tuple(items.get(i, f"{_name(node)}_{i}") for i in range(len(value)))
         if isinstance(value, (tuple, list))
-        else (node.name,)
+        else (_name(node),)
     )
     operands: Any = (node.args, node.kwargs)
     args, kwargs = fx.map_arg(operands, lambda n: cast(Any, Ref(_name(n))))

@@ -11,7 +11,7 @@ from torch import fx
 
 from gaudicc.errors import LoweringError
 from gaudicc.fake_values import fake_mode_of, fakes
-from gaudicc.nodes import CALLS, call_loop, operands_of, output_of, outputs_of, source_of, val, where
+from gaudicc.nodes import CALLS, buffer_of, call_loop, operands_of, output_of, outputs_of, source_of, val, where
 from gaudicc.plan import HostBranch, HostLoop, HostTrips, Record
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
@@ -37,11 +37,12 @@ def inline_loops(program: Program) -> None:
                     where=where(node, "lowering"),
                     hint="use device='cpu', or make one of the sizes fixed",
                 )
-            _inline(root, node, body)
+            inline_call(root, node, body)
     Rewriter(root).finish()
 
 
-def _inline(root: fx.GraphModule, call: fx.Node, body: fx.GraphModule) -> None:
+def inline_call(root: fx.GraphModule, call: fx.Node, body: fx.GraphModule) -> None:
+    """Puts a body in the place of one of its calls; bodies that it calls become submodules of `root`."""
     values: dict[fx.Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), operands_of(call), strict=True))
     with root.graph.inserting_before(call):
         for node in body.graph.nodes:
@@ -66,20 +67,21 @@ def _attribute(root: fx.GraphModule, wanted: str, child: fx.GraphModule) -> str:
     raise AssertionError("names do not end")
 
 
-def trips_of(program: Program, node: fx.Node) -> HostTrips:
+def trips_of(root: fx.GraphModule, node: fx.Node) -> HostTrips:
     """The step that makes the trips of a loop of the root."""
     body_node, limit, trips, carried, *operands = cast(Any, node.args)
-    body = getattr(program.root, str(body_node.target))
-    state = tuple(f"{node.name}.carried_{i}" for i in range(carried))
-    results = tuple(f"{node.name}.result_{i}" for i in range(len(outputs_of(body.graph))))
-    record = Record(body, (f"{node.name}.trip", *state, *(arg.name for arg in operands[carried:])), results)
-    items = {int(cast(Any, user.args[1])): user.name for user in node.users if user.target is operator.getitem}
-    outputs = tuple(items.get(i, f"{node.name}.unread_{i}") for i in range(len(results)))
+    body = getattr(root, str(body_node.target))
+    name = buffer_of(node)
+    state = tuple(f"{name}.carried_{i}" for i in range(carried))
+    results = tuple(f"{name}.result_{i}" for i in range(len(outputs_of(body.graph))))
+    record = Record(body, (f"{name}.trip", *state, *map(buffer_of, operands[carried:])), results)
+    items = {int(cast(Any, user.args[1])): buffer_of(user) for user in node.users if user.target is operator.getitem}
+    outputs = tuple(items.get(i, f"{name}.unread_{i}") for i in range(len(results)))
     stacks = tuple((tuple(stack.shape), stack.dtype, stack.device) for stack in val(node)[carried:])
     return HostTrips(
         record,
-        limit if trips is None else trips.name,
-        tuple(arg.name for arg in operands[:carried]),
+        limit if trips is None else buffer_of(trips),
+        tuple(map(buffer_of, operands[:carried])),
         stacks,
         outputs,
         source_of(node),
@@ -91,13 +93,17 @@ def ended_by_data(node: fx.Node) -> bool:
     return node.target is call_loop and node.args[1] is None
 
 
-def give_buffers(program: Program) -> None:
+def give_buffers(program: Program) -> bool:
     """Gives every loop of the root that data ends buffers of its own for what its trips hand on.
 
     They are copies of what the first trip is given, and hold what the last one left from the loop on.
+
+    Returns:
+        Whether there are such loops.
     """
     graph = program.root.graph
-    for node in [node for node in graph.nodes if ended_by_data(node)]:
+    loops = [node for node in graph.nodes if ended_by_data(node)]
+    for node in loops:
         body, limit, trips, carried, *operands = cast(Any, node.args)
         with graph.inserting_before(node):
             number = _made(graph, aten.full.default, ([], 0), {"dtype": torch.int64}, operands[0])
@@ -106,6 +112,7 @@ def give_buffers(program: Program) -> None:
         for item in list(node.users):
             item.replace_all_uses_with(state[int(cast(Any, item.args[1]))])
             graph.erase_node(item)
+    return bool(loops)
 
 
 def _made(graph: fx.Graph, op: Any, args: Any, kwargs: Any, like: fx.Node) -> fx.Node:
@@ -117,12 +124,12 @@ def _made(graph: fx.Graph, op: Any, args: Any, kwargs: Any, like: fx.Node) -> fx
     return made
 
 
-def chunks_of(program: Program, node: fx.Node) -> HostBranch:
+def chunks_of(root: fx.GraphModule, node: fx.Node) -> HostBranch:
     """The step that makes the trips of a loop of the root that data ends, once it has its buffers."""
     body_node, _, trips, carried, *operands = cast(Any, node.args)
-    body: fx.GraphModule = getattr(program.root, str(body_node.target))
+    body: fx.GraphModule = getattr(root, str(body_node.target))
     *operands, number = operands
-    names = tuple(operand.name for operand in (number, *operands))
+    names = tuple(map(buffer_of, (number, *operands)))
     state = names[: carried + 1]
     loop = HostLoop((Record(_chunk(body, trips or 1, carried), names, state),), state[1], None)
     return HostBranch(state[1], (loop,), ())

@@ -148,6 +148,11 @@ def val(node: fx.Node) -> Any:
     return node.meta["val"]
 
 
+def buffer_of(node: fx.Node) -> str:
+    """The buffer that a plan keeps a node's value in: named as the node, or as the one that it is a copy of."""
+    return str(node.meta.get("buffer", node.name))
+
+
 def output_of(graph: fx.Graph) -> fx.Node:
     """The output node of a graph."""
     output: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")

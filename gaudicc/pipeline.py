@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -217,9 +217,8 @@ class Pipeline:
                 result = step.run(copy or before.copy())  # a copy that the last pass left alone will do
             spent = time.perf_counter() - started
             program, touched = share(before, result.program, modified=result.modified)
-            copy = (
-                result.program if program.root is before.root and not touched_graphs(before, result.program) else None
-            )
+            alone = program.root is before.root and not touched_graphs(before, result.program)
+            copy = replace(result.program, tensors=dict(program.tensors)) if alone else None
             started = time.perf_counter()
             with ones_are_sizes(), collector_paused():
                 _check(step, held, before, program, touched, level)

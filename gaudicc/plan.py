@@ -6,7 +6,7 @@ an op stays on the host, where a branch is decided between two recorded graphs, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -79,11 +79,13 @@ class HostBranch:
         condition: a buffer of one element.
         then: steps if it is non-zero.
         otherwise: steps if it is zero.
+        source: the user's source line.
     """
 
     condition: str
     then: tuple[Step, ...]
     otherwise: tuple[Step, ...]
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,21 +154,22 @@ class Plan:
 
     def all_steps(self) -> Iterator[Step]:
         """Every step, those inside branches and loops too."""
-        yield from _walk(self.steps)
+        yield from walk(self.steps)
 
     def __str__(self) -> str:
         lines = [f"plan for {str(self.bucket) or 'the only bucket'}:", *_text(self.steps, 1)]
         return "\n".join([*lines, f"  return {', '.join(self.outputs)}"])
 
 
-def _walk(steps: tuple[Step, ...]) -> Iterator[Step]:
+def walk(steps: Iterable[Step]) -> Iterator[Step]:
+    """Every one of some steps, those inside branches and loops too."""
     for step in steps:
         yield step
         if isinstance(step, HostBranch):
-            yield from _walk(step.then)
-            yield from _walk(step.otherwise)
+            yield from walk(step.then)
+            yield from walk(step.otherwise)
         elif isinstance(step, HostLoop):
-            yield from _walk(step.body)
+            yield from walk(step.body)
         elif isinstance(step, HostTrips):
             yield step.body
 
@@ -181,7 +184,8 @@ def _text(steps: tuple[Step, ...], depth: int) -> Iterator[str]:
             place = f"  # {step.source}" if step.source else ""
             yield f"{pad}host {', '.join(step.outputs)} <- {step.op}({', '.join(map(str, step.args))}){place}"
         elif isinstance(step, HostBranch):
-            yield f"{pad}if {step.condition}:"
+            place = f"  # {step.source}" if step.source else ""
+            yield f"{pad}if {step.condition}:{place}"
             yield from _text(step.then, depth + 1)
             if step.otherwise:
                 yield f"{pad}else:"

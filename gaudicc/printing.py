@@ -131,7 +131,8 @@ def _node_line(node: fx.Node, sizes: Mapping[str, str], namer: Namer) -> str:
     shown = [_literal(arg, namer) for arg in args]
     shown += [f"{key}={_literal(value, namer)}" for key, value in node.kwargs.items()]
     engine = node.meta.get("engine")
-    remark = [engine.value if isinstance(engine, Engine) else None, module_of(node), source_of(node)]
+    decided = "decided by the host" if "branch" in node.meta else None
+    remark = [engine.value if isinstance(engine, Engine) else None, decided, module_of(node), source_of(node)]
     text = f"{namer(node)}: {shape_text(node.meta.get('val'), sizes)} = {name}({', '.join(shown)})"
     tail = "  ".join(part for part in remark if part)
     return f"{text}  # {tail}" if tail else text

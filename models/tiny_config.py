@@ -56,7 +56,10 @@ _SIZES: dict[str, int] = {
         (32, "q_lora_rank kv_lora_rank qk_head_dim"),
         (16, "qk_rope_head_dim qk_nope_head_dim v_head_dim o_lora_rank"),
         (2, "o_groups"),
-        (16, "index_head_dim index_n_heads"),  # with few heads, many keys have a score of 0, and which are chosen is open
+        (
+            16,
+            "index_head_dim index_n_heads",
+        ),  # with few heads, many keys have a score of 0, and which are chosen is open
         (8, "index_topk sliding_window chunk_size attention_chunk_size mamba_chunk_size"),
         (16, "attention_window_size"),
         # mixtures of experts
@@ -100,6 +103,7 @@ _FAMILY_NEEDS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ("linear_attention", "full_attention")},
     "lfm2_moe": {"layer_types": ("conv", "full_attention")},
     "mamba2": {"num_heads": 8},
+    "perceiver": {"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 2},
     "reformer": {"is_decoder": True, "attn_layers": ("local", "lsh"), "axial_pos_embds": False},
     "vibevoice_asr": {
         f"{kind}_tokenizer_encoder_config": {

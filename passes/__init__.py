@@ -4,6 +4,7 @@ from gaudicc.passes.assign_engines import AssignEngines
 from gaudicc.passes.bound_dynamic_ops import BoundDynamicOps
 from gaudicc.passes.canonicalize_layers import CanonicalizeLayers
 from gaudicc.passes.check_integers import CheckIntegers
+from gaudicc.passes.choose_branches import ChooseBranches
 from gaudicc.passes.clean_up import CleanUp
 from gaudicc.passes.decompose import Decompose
 from gaudicc.passes.eliminate_control_flow import EliminateControlFlow
@@ -48,9 +49,11 @@ STATIC: tuple[Pass, ...] = (
     RecognizeMoe(),  # gated experts, weighted and summed up -> gaudicc.moe
     LowerSemanticOps(),  # fused kernel or plain ATen
     LegalizeOps(),  # unsupported ops -> supported ones, or a refusal
+    CleanUp(),  # what rules repeat, and what they compute of constants
     AssignEngines(),  # MME, TPC or none
     StaggerRows(),  # halves of the rows, one's TPC work under the other's products, by the machine model
     PartitionLayers(),  # how many layers a recorded sub-graph holds
+    ChooseBranches(),  # ifs whose sides are long -> decided by the host, one side alone is run
 )
 
 DEFAULT_PIPELINE: tuple[Pass, ...] = (*SYMBOLIC, *STATIC)
@@ -63,6 +66,7 @@ __all__ = [
     "BoundDynamicOps",
     "CanonicalizeLayers",
     "CheckIntegers",
+    "ChooseBranches",
     "CleanUp",
     "Decompose",
     "EliminateControlFlow",

@@ -22,7 +22,7 @@ _ALWAYS_SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh.default
 _SAME_IF_TYPED_SAME = (
     aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.expand.default,
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.contiguous.default, aten.clone.default,
-    aten.slice.Tensor, aten.type_as.default, aten.permute.default,
+    aten.slice.Tensor, aten.type_as.default, aten.permute.default, aten.copy.default,
 )  # fmt: skip
 _NEUTRAL = {aten.mul.Tensor: 1, aten.mul.Scalar: 1, aten.div.Tensor: 1, aten.div.Scalar: 1}
 _NEUTRAL_FOR_INTEGERS = {aten.add.Tensor: 0, aten.add.Scalar: 0, aten.sub.Tensor: 0, aten.sub.Scalar: 0}
@@ -71,7 +71,8 @@ class CleanUp:
 
 def _drop_no_ops(rewriter: Rewriter) -> None:
     for node in [n for n in rewriter.graph.nodes if is_op(n)]:
-        source = node.args[0] if node.args else None
+        place = 1 if node.target is aten.copy.default else 0  # of a copy all but the values is the first operand's
+        source = node.args[place] if len(node.args) > place else None
         if isinstance(source, fx.Node) and isinstance(source.meta.get("val"), torch.Tensor) and _is_no_op(node, source):
             rewriter.replace(node, source)
 

@@ -33,7 +33,8 @@ class EliminateControlFlow:
         while the first is true: loop(%go, %h)    ->    while the first is true, 8 trips at a time: loop(%go, %h)
         return (%more, %new)                      ->    return (aten.logical_and(%go, %more), aten.where(%go, %new, %h))
 
-    Refuses nothing: a loop whose body holds another one is looked at after every trip.
+    Refuses nothing: a loop whose body holds another one is looked at after every trip. An `if` is a selection already; which
+    of them the host decides after all is a matter of sizes, and so of `choose-branches`.
 
     Attributes:
         chunk: most trips between two looks at the flag; fewer of a large body.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from gaudicc.errors import PaddingError
+from gaudicc.fake_values import ones_are_sizes
 from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, TYPED, WELL_FORMED, Invariant
 from gaudicc.padding import refusal_note
 from gaudicc.padding.analysis import Analysis
@@ -44,7 +45,8 @@ class Pad:
         if not program.dimensions:
             return PassResult(program, False, ("no size is dynamic",))
         try:
-            padded = Analysis(program, strict=self.strict).run()
+            with ones_are_sizes():
+                padded = Analysis(program, strict=self.strict).run()
         except PaddingError as error:
             if not self.exact:
                 raise

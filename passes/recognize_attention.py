@@ -153,10 +153,10 @@ def _is_transposed(keys: fx.Node) -> bool:
 
 
 def _passes_on(user: fx.Node) -> bool:
-    """Whether a node only rounds the weights, or is a dropout that does nothing."""
+    """Whether a node only rounds or copies the weights, or is a dropout that does nothing."""
     if user.target is aten.dropout.default:
         return not argument(user, 2, "train")
-    return user.target is aten.to.dtype
+    return user.target in (aten.to.dtype, aten.clone.default)  # an idle dropout is exported as a copy
 
 
 def _scores_and_mask(a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -100,7 +100,7 @@ def _page(traces: Sequence[Path], counts: Sequence[int]) -> Iterator[str]:
         yield from _table(f"{name} ({', '.join(problems[traces[0]][name].space.dims)})", head)
         for trace in traces:
             yield from _compared(name, problems[trace][name], tuned[trace, name], counts)
-    head = ("trace", "graphs", "tuned", "plan", "x", "bar", "met", "s")
+    head = ("trace", "graphs", "tuned", "plan", "hindsight", "x", "bar", "met", "s")
     yield from _table("pool: decode and prefill share the graphs", head)
     for trace in traces:
         prefill, decode = (Peers(problems[trace][name], tuned[trace, name]) for name in ("prefill", "decode"))
@@ -164,12 +164,20 @@ def _pooled(prefill: Peers, decode: Peers, counts: Sequence[int]) -> Iterator[st
         pairs = [(i, j) for i in paid for j in paid if i + j <= count]
         first, second = min(pairs, key=lambda pair: paid[pair[0]][0] + paid[pair[1]][1])
         start = time.process_time()
-        queries, steps = (Planner(peers.problem.space, peers.problem.planned) for peers in (prefill, decode))
-        plans = divide_pool(queries, steps, Budget(count))
+        plans = _divided(prefill.problem, decode.problem, count, lambda problem: problem.planned)
         seconds = time.process_time() - start
         best = _joint_waste((prefill.problem, prefill.tuned[first]), (decode.problem, decode.tuned[second]))
-        ours = _joint_waste((prefill.problem, plans[0].boxes), (decode.problem, plans[1].boxes))
-        yield _row(prefill.problem.trace, count, best, ours, *_verdict("pool", count, best, ours), seconds)
+        known = _divided(prefill.problem, decode.problem, count, lambda problem: problem.second)
+        ours, ideal = (
+            _joint_waste((prefill.problem, queries.boxes), (decode.problem, steps.boxes))
+            for queries, steps in (plans, known)
+        )
+        yield _row(prefill.problem.trace, count, best, ours, ideal, *_verdict("pool", count, best, ours), seconds)
+
+
+def _divided(prefill: Problem, decode: Problem, count: int, sample: Callable[[Problem], Sample]) -> tuple[Plan, Plan]:
+    queries, steps = (Planner(problem.space, sample(problem)) for problem in (prefill, decode))
+    return divide_pool(queries, steps, Budget(count))
 
 
 def _joint_waste(*parts: tuple[Problem, Rows]) -> float:

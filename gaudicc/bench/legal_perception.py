@@ -31,13 +31,15 @@ def perceiving(name: str, task: str) -> tuple[nn.Module, dict[str, Any]]:
     import transformers
 
     entry = _names(task)[name]
-    kind: Any = getattr(transformers, entry if isinstance(entry, str) else entry[-1])
+    kind: Any = getattr(transformers, entry if isinstance(entry, str) else entry[0])
     config = kind.config_class()
     for part in (config, *(getattr(config, f"{part}_config", None) for part in ("vision", "text", "encoder"))):
         if isinstance(getattr(part, "num_hidden_layers", None), int) and not hasattr(part, "depths"):
             part.num_hidden_layers = 2
-    if hasattr(config, "vocab_size"):
+    if isinstance(getattr(config, "vocab_size", None), int):
         config.vocab_size = min(config.vocab_size, 1024)
+    elif hasattr(config, "vocab_size"):
+        config.vocab_size = 1024  # of a recogniser that is told its alphabet later
     torch.manual_seed(0)
     model = kind._from_config(config).eval()
     return model, _example(model, config, name)
@@ -45,12 +47,12 @@ def perceiving(name: str, task: str) -> tuple[nn.Module, dict[str, Any]]:
 
 def _example(model: Any, config: Any, name: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    if model.main_input_name == "pixel_values":
+    if model.main_input_name in ("pixel_values", "inputs"):
         pictures = getattr(config, "vision_config", config)
         size = getattr(pictures, "image_size", None) or 224
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         channels = getattr(pictures, "num_channels", 3)
-        return {"pixel_values": torch.randn((1, channels, height, width), generator=generator)}
+        return {model.main_input_name: torch.randn((1, channels, height, width), generator=generator)}
     if model.main_input_name == "input_features" or name in _FRAMES:
         encoder = getattr(config, "encoder_config", config)
         fields = ("num_mel_bins", "feature_projection_input_dim", "input_dim")
@@ -59,6 +61,8 @@ def _example(model: Any, config: Any, name: str) -> dict[str, Any]:
         shape = (1, bins, frames) if name == "whisper" else (1, frames, bins)
         key = "input_values" if name == "audio-spectrogram-transformer" else "input_features"
         return {key: torch.randn(shape, generator=generator)}
+    if model.main_input_name == "input_ids":  # colours of a palette
+        return {"input_ids": torch.randint(0, config.vocab_size, (1, 64), generator=generator)}
     return {"input_values": torch.randn((1, _SAMPLES), generator=generator)}
 
 

@@ -17,7 +17,7 @@ from gaudicc.nodes import CALLS, call_loop, module_of, op_name, operands_of, out
 from gaudicc.targets.model import Engine
 
 _SOURCE = re.compile(r'[^"\r\n]{1,1024}:\d{1,9}')
-_REMARKS = ("value", "source", "module", "engine", "subgraph")
+_REMARKS = ("value", "source", "module", "engine", "subgraph", "branch")
 _ENGINES = {engine.value: engine for engine in Engine}
 
 
@@ -74,6 +74,8 @@ def _encode_remarks(node: fx.Node, sizes: SizeWriter) -> dict[str, object]:
         remarks["engine"] = engine.value
     if (number := node.meta.get("subgraph")) is not None:
         remarks["subgraph"] = number
+    if (rank := node.meta.get("branch")) is not None:
+        remarks["branch"] = rank
     return remarks
 
 
@@ -213,3 +215,5 @@ def _decode_remarks(fields: Mapping[str, Item], node: fx.Node, sizes: SizeReader
         node.meta["engine"] = _ENGINES[fields["engine"].choice(_ENGINES, "engine")]
     if "subgraph" in fields:
         node.meta["subgraph"] = fields["subgraph"].integer()
+    if "branch" in fields:
+        node.meta["branch"] = fields["branch"].integer()

@@ -28,8 +28,9 @@ def assigned_buffers(model: nn.Module) -> Iterator[Assigned]:
     paths = {id(module): path for path, module in model.named_modules() if path}
     assigned: Assigned = {}
 
-    def note(module: nn.Module, name: str, _buffer: Any) -> None:
-        if id(module) in paths and name in module._buffers:
+    def note(module: nn.Module, name: str, buffer: Any) -> None:
+        # A `.to()` that has nothing to do gives the buffer itself.
+        if id(module) in paths and name in module._buffers and module._buffers[name] is not buffer:
             assigned[f"{paths[id(module)]}.{name}"] = running_line()
 
     handle = register_module_buffer_registration_hook(note)

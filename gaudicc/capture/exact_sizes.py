@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ import sympy
 import torch
 from torch._export import non_strict_utils
 from torch.export import _trace
+from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, DimConstraints, ShapeEnv, _lru_cache
 from torch.nn import functional
 
@@ -37,12 +39,18 @@ def exact_sizes() -> Iterator[None]:
         patches.enter_context(patch.object(_trace, _solve.__name__, _keep))
         patches.enter_context(patch.object(DimConstraints, _own_words.__name__, _words))
         patches.enter_context(patch.object(functional, _attention.__name__, _settle))
+        patches.enter_context(patch.object(torch.Tensor, _squeeze.__name__, _squeezed))
+        patches.enter_context(patch.object(torch, _squeeze.__name__, _squeezed))
+        patches.enter_context(patch.object(symbolic_shapes, _not_of_users.__name__, _no_line_of_users))
         yield
 
 
 _solve = vars(_trace)["produce_guards_and_solve_constraints"]
 _own_words = DimConstraints.prettify_results
 _attention = functional.scaled_dot_product_attention
+_squeeze = torch.Tensor.squeeze
+_not_of_users = symbolic_shapes.uninteresting_files
+_OWN = frozenset(map(str, Path(__file__).parent.rglob("*.py")))
 
 
 def _keep(fake_mode: Any, *args: Any, **kwargs: Any) -> None:
@@ -84,6 +92,31 @@ class _ExactSizes(ShapeEnv):
         spans = spans_of(replaced, self)
         value = None if spans is None else only_value(replaced, spans)
         return None if value is None else sympy.sympify(value)
+
+
+def _no_line_of_users() -> set[str]:
+    """The files whose lines are not named where a size is decided on: torch's, and those of capture itself."""
+    return _not_of_users() | _OWN
+
+
+def _squeezed(x: torch.Tensor, dim: Any = None) -> torch.Tensor:
+    """Decides whether a dynamic size is 1, where torch takes it for larger."""
+    given = () if dim is None else (dim,)
+    asked = range(x.dim()) if dim is None else dim if isinstance(dim, (tuple, list)) else given
+    dims = sorted({place % x.dim() for place in asked if -x.dim() <= place < x.dim()}, reverse=True)
+    if not any(_is_size(x.shape[place]) for place in dims):
+        return _squeeze(x, *given)
+    for place in dims:
+        if not _is_size(x.shape[place]):
+            x = _squeeze(x, place)
+        elif x.shape[place] == 1:
+            x = x.select(place, 0)
+    return x
+
+
+def _is_size(size: int | torch.SymInt) -> bool:
+    """Whether a size is dynamic and known before the program runs."""
+    return isinstance(size, torch.SymInt) and size.node.has_hint()
 
 
 def _settle(

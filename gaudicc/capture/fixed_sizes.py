@@ -7,11 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import wraps
+from functools import reduce, wraps
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import sympy
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from gaudicc.capture.shapes import UNBOUNDED, bounds_of
-from gaudicc.capture.size_trials import Spans, only_value
+from gaudicc.capture.size_trials import Spans, every, only_value, tried
 from gaudicc.capture.source_lines import running_line
 
 _RANGE = re.compile(r"\brange\(")
@@ -33,6 +34,21 @@ def is_one_number(size: torch.SymInt) -> bool:
     """
     spans = spans_of(size.node.expr, size.node.shape_env)
     return spans is not None and only_value(size.node.expr, spans) is not None
+
+
+def holds_here(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition on sizes holds for all that the decisions of the trace so far leave."""
+    if isinstance(condition, bool):
+        return condition
+    expr, env = condition.node.expr, condition.node.shape_env
+    spans = spans_of(expr, env)
+    columns = None if spans is None else every(spans)
+    values = None if columns is None else tried(expr, columns)
+    if columns is None or values is None:
+        return False
+    decided = (tried(guard.expr, columns) for guard in env.guards if guard.expr.free_symbols <= expr.free_symbols)
+    left = reduce(np.logical_and, (known for known in decided if known is not None), np.asarray(True))
+    return bool((values | ~left).all())
 
 
 def spans_of(expr: sympy.Basic, env: ShapeEnv) -> Spans | None:

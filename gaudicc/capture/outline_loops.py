@@ -24,6 +24,9 @@ _TENSOR_FORMS: dict[Any, Callable[..., Any]] = {
     operator.add: aten.add.Tensor,
     operator.sub: aten.sub.Tensor,
     operator.mul: aten.mul.Tensor,
+    operator.floordiv: aten.floor_divide.default,
+    operator.mod: aten.remainder.Tensor,
+    operator.neg: aten.neg.default,
 }
 
 
@@ -60,13 +63,14 @@ def _outline(root: fx.GraphModule, begin: fx.Node, end: fx.Node) -> None:
     read.update(dict.fromkeys(node for node in results if node not in inside))
     shared = [node for node in read if node is not begin and node not in given.values() and node.op != "get_attr"]
     body = _body(root, begin, [given.get(i) for i in range(len(carried) + 1)], shared, inside, results)
+    operands = [node.args[0] if _is_number_read_before(node, inside) else node for node in shared]
     name = _name_of(root, body)
     for user in end.users:
         _drop_copies(user)
     with root.graph.inserting_before(end):
         attribute = root.graph.get_attr(name)
         limit = None if trips == UNTIL_DATA_ENDS else trips
-        call = root.graph.call_function(call_loop, (attribute, limit, None, len(carried), *carried, *shared))
+        call = root.graph.call_function(call_loop, (attribute, limit, None, len(carried), *carried, *operands))
     call.meta = {**end.meta, "val": tuple(val(end))}
     end.replace_all_uses_with(call)
     root.graph.erase_node(end)
@@ -116,11 +120,13 @@ def _body(
         placeholder.meta = {"val": value}
         if item is not None:
             values[item] = placeholder
-    for i, node in enumerate(shared):
-        values[node] = graph.placeholder(f"operand_{i}")
-        values[node].meta = {"val": val(node)}
-    children: dict[str, Any] = {}
     numbers: dict[fx.Node, fx.Node] = {}
+    for i, node in enumerate(shared):
+        read = cast(fx.Node, node.args[0]) if _is_number_read_before(node, inside) else node
+        placeholder = graph.placeholder(f"operand_{i}")
+        placeholder.meta = {"val": val(read)}
+        (values if read is node else numbers)[node] = placeholder
+    children: dict[str, Any] = {}
     for node in inside:
         for attribute in node.all_input_nodes:
             if attribute.op == "get_attr" and attribute not in values:
@@ -133,6 +139,15 @@ def _body(
     drop_dead_nodes(graph)
     body.recompile()
     return body
+
+
+def _is_number_read_before(node: fx.Node, inside: list[fx.Node]) -> bool:
+    """Whether a node is an integer that was read from a tensor, and a trip but computes with it: then it takes the tensor."""
+    if node.target not in _READS or not isinstance(val(node), torch.SymInt):
+        return False
+    source, users = val(cast(fx.Node, node.args[0])), [user for user in node.users if user in inside]
+    computes = all(user.target in _TENSOR_FORMS or user.target is aten.scalar_tensor.default for user in users)
+    return computes and source.dtype is torch.int64 and source.dim() == 0
 
 
 def _number(graph: fx.Graph, node: fx.Node, values: dict[fx.Node, fx.Node], numbers: dict[fx.Node, fx.Node]) -> bool:

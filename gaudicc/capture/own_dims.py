@@ -1,12 +1,13 @@
-"""Capture: derived Dims. torch follows their root, which padding could not: no input has its size."""
+"""Capture: Dims that torch sees otherwise than they were declared: derived from one that no input has, or made one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch.export import Dim
+import torch
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from gaudicc.capture.shapes import declared_dims
@@ -26,3 +27,32 @@ def with_own_dims(shapes: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         if hasattr(entry, "root") and entry.root.__name__ not in known:
             own.setdefault(entry.__name__, Dim(re.sub(r"\W+", "_", path), min=entry.min, max=entry.max))
     return pytree.tree_map(lambda leaf: own.get(getattr(leaf, "__name__", ""), leaf), shapes)
+
+
+def joined_dims(
+    exported: ExportedProgram,
+    shapes: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    positional: Sequence[str],
+    names: Mapping[str, str],
+) -> Iterator[tuple[str, str]]:
+    """Pairs of Dims that are one size in an export, since the model decided so: they have one symbol, and it one name.
+
+    Args:
+        exported: the export.
+        shapes: the declared sizes by argument name.
+        args: the example.
+        kwargs: the example.
+        positional: names of `args`.
+        names: symbol -> name of the size.
+    """
+    given = {spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
+    fakes = [node.meta.get("val") for node in exported.graph.find_nodes(op="placeholder") if node.name in given]
+    _, spec = pytree.tree_flatten((args, dict(kwargs)), is_leaf=lambda leaf: leaf is None)
+    traced, by_name = pytree.tree_unflatten(fakes, spec)
+    for _, entry, size in declared_dims(shapes, [*zip(positional, traced, strict=False), *by_name.items()]):
+        name = getattr(entry, "__name__", None)
+        other = names.get(str(size.node.expr)) if isinstance(size, torch.SymInt) else None
+        if name is not None and other is not None and name != other:
+            yield name, other

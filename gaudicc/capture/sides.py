@@ -24,7 +24,7 @@ from gaudicc.capture.decisions import (
     uncovered,
 )
 from gaudicc.capture.mend import MendedExport
-from gaudicc.capture.own_dims import with_own_dims
+from gaudicc.capture.own_dims import joined_dims, with_own_dims
 from gaudicc.capture.repeats import every_layer_traced
 from gaudicc.capture.same_graph import same_graph
 from gaudicc.capture.settled_sizes import settle_sizes
@@ -121,10 +121,16 @@ def export_every_side(
         try:
             other = side_of(*given, shapes)
         except Exception:
-            if (error := eager_error(*given)) is None:
-                raise
-            raising.append(Raising(_broken(sides[0], {**example, **sizes}), error))
+            if (error := eager_error(*given)) is not None:
+                raising.append(Raising(_broken(sides[0], {**example, **sizes}), error))
+                continue
+            # Decisions may leave one size, which torch refuses to call dynamic; and a dynamic 1 it never broadcasts.
+            other = side_of(*given, without(shapes, sizes.keys()))
+            sides.append(replace(other, when=[(*other.when[0], *(_exactly(*entry) for entry in sizes.items()))]))
             continue
+        joined = joined_dims(other.mended.exported, shapes, *given, positional, other.names)
+        equal = [_equal(*pair) for pair in dict.fromkeys(joined) if ranges.keys() >= set(pair)]
+        other = replace(other, when=[(*other.when[0], *equal)])
         if _joins(other, sides, sizes, ranges):
             continue
         fixed = {name for name in sizes if _is_one_size(name, other, sizes, ranges)}
@@ -223,9 +229,16 @@ def _by_symbol(side: Side, columns: Columns) -> Columns:
 
 def _is_one_size(name: str, side: Side, sizes: Mapping[str, int], ranges: Ranges) -> bool:
     """Whether the decisions of a side leave one size of a name."""
+    columns = columns_of(side.when[:1], ranges, {})
+    if columns is not None:
+        return bool((columns[name] == sizes[name]).all())
     mine = [decision for decision in side.when[0] if decision.sizes == (name,)]
     low, high = ranges[name]
     return [n for n in range(low, high + 1) if all(d.test(n) for d in mine)] == [sizes[name]]
+
+
+def _equal(name: str, other: str) -> Decision:
+    return Decision(f"{name} == {other}", (name, other), lambda a, b: a == b, None)
 
 
 def _exactly(name: str, size: int) -> Decision:

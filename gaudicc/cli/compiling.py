@@ -49,7 +49,7 @@ def run(options: CompileOptions) -> int:
     Raises:
         GaudiccError: the model cannot be found, captured or compiled, or a file cannot be written.
     """
-    compiled = compile_model(options, "compiling", verify=options.verify)
+    compiled = compile_model(options, "compiling", verify=options.verify, branches=options.branches)
     diffs = _diffs(options, compiled)
     written = _write(options, compiled)
     if options.json:

@@ -21,6 +21,7 @@ class CompileOptions:
         dynamic: sizes that vary, each DIM=MAX or DIM=MIN..MAX; DIM is batch or sequence.
         buckets: a strategy (exp, lin, pad, optimal), or sizes to record, each DIM=SIZE[,DIM=SIZE].
         verify: what is checked after each pass.
+        branches: an if on a tensor computes both sides (predicate), lets the host decide (host), or whichever is faster (cost).
         diff: also print what one pass changed, e.g. recognize-attention.
         dump: folder for the printed program of every stage.
         report: folder for the HTML report.
@@ -36,6 +37,7 @@ class CompileOptions:
     dynamic: tuple[str, ...] = ()
     buckets: tuple[str, ...] = ()
     verify: Literal["structure", "shapes", "ops", "numerics", "poison"] = "ops"
+    branches: Literal["cost", "predicate", "host"] = "cost"
     diff: str | None = None
     dump: Path | None = None
     report: Path | None = None

@@ -32,8 +32,8 @@ from gaudicc.verify import Level
 
 Shapes = Mapping[str, Mapping[int, Any]]
 
-# What is pad is declared by the steps themselves: rows behind a length are masked and written to dump rows. Between two tokens the
-# host reads nothing, so it decides no branch either.
+# What is pad is declared by the steps themselves: rows behind a length are masked and written to dump rows. The host reads
+# nothing between two tokens, so it decides no branch either.
 # Slices of attention and of rows overlap two engines, and sub-graphs are launched; the CPU is one engine and launches nothing.
 _PASSES = tuple(step for step in DEFAULT_PIPELINE if not isinstance(step, (ChooseBranches, Pad)))
 _FOR_ENGINES = (PartitionLayers, SplitAttention, StaggerRows)

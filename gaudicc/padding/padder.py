@@ -44,7 +44,8 @@ class Padder(Edits):
         flat = self._positions([f.size for d in target for f in d], [f.size for f in source])
         vector = self.raw(aten.view.default, flat, [-1])
         shape = list(val(node).shape)
-        merged = [*map(self.size_of, shape[:dim]), -1, *map(self.size_of, shape[dim + count :])]
+        every = self.resources.size(total(pads.dims[dim : dim + count]))  # -1 would not do beside a size of 0
+        merged = [*map(self.size_of, shape[:dim]), every, *map(self.size_of, shape[dim + count :])]
         whole = self.raw(aten.clone.default, node, memory_format=torch.contiguous_format)
         rows = self.raw(aten.view.default, whole, merged)
         moved = self.raw(aten.index_select.default, rows, dim, vector)

@@ -7,11 +7,12 @@ is anything, so that every op that would mix it with valid values masks it first
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from gaudicc.nodes import val
 
@@ -88,6 +89,9 @@ class Inline(Protocol):
 
     promised: float
     """The largest length of the result that the user promised, by `torch._check`; infinity if none."""
+
+    def is_at_most(self, size: Any) -> bool:
+        """Whether torch knows that the unknown length of the result is this at most."""
 
     def range_of(self, node: fx.Node) -> tuple[float, float]:
         """The smallest and the largest value that a tensor can hold."""
@@ -175,18 +179,32 @@ def first(tree: Any) -> Rows:
     return found[0]
 
 
-def refuse_known_lengths(args: Any) -> None:
-    """Refuses operands of which some have the unknown length, and others a known one that is not its bound.
+def fit_known_length(inline: Inline, args: Any) -> Any:
+    """Cuts operands of unknown length to the known length of another one; the host raises where it is not theirs.
 
     Raises:
-        Refused: there are such.
+        Refused: they could be shorter than that.
     """
-    for rows in (arg for arg in args if isinstance(arg, Rows)):
+    fitted = list(args)
+    for place, rows in enumerate(args):
+        if not isinstance(rows, Rows):
+            continue
         back = rows.dim - val(rows.value).dim()
         for arg in args:
             shape = val(arg).shape if isinstance(arg, fx.Node) and isinstance(val(arg), Tensor) else ()
             if len(shape) >= -back and str(shape[back]) not in ("1", str(rows.bound)):
-                raise Refused("its operands have known and unknown lengths")
+                fitted[place] = _cut(inline, rows, arg, len(shape) + back)
+    return fitted
+
+
+def _cut(inline: Inline, rows: Rows, other: fx.Node, at: int) -> Rows:
+    known = val(other).shape[at]
+    if not statically_known_true(rows.bound >= known):
+        raise Refused("its operands have known and unknown lengths")
+    differs = inline(lambda n, t: aten.ne.Scalar(n, t.shape[at]), rows.length, other)
+    inline.demand(differs, RuntimeError("a length that depends on data is not that of the other operand"))
+    value = inline(lambda x, t: aten.slice.Tensor(x, rows.dim, 0, t.shape[at]), rows.value, other)
+    return replace(rows, value=value)
 
 
 def same_length(a: Rows, b: Rows) -> bool:

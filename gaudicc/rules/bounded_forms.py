@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -194,23 +195,33 @@ def reshaped(op: Any) -> Form:
     return form
 
 
+def expanded(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`expand` of rows, or of a known tensor to as many copies as data says."""
+    form = reshaped(aten.expand.default) if isinstance(args[0], Rows) else counted(aten.expand.default, 1)
+    return form(inline, args, kwargs, dim)
+
+
 def joined(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`cat`: of rows side by side as it is, of rows one after the other by moving the valid ones to the front."""
     parts, along = list(args[0]), args[1] if len(args) > 1 else 0
     rows = next(part for part in parts if isinstance(part, Rows))
     if along % val(rows.value).dim() != rows.dim:
         return same_op(aten.cat.default)(inline, (parts, along), kwargs, dim)
-    if rows.dim != 0:
-        raise Refused("rows are joined along another dim than the first")
+    at = rows.dim
     valid = [
-        inline(lambda x, n: aten.lt.Tensor(aten.arange.default(x.shape[0]), n), part.value, part.length)
+        inline(lambda x, n: aten.lt.Tensor(aten.arange.default(x.shape[at]), n), part.value, part.length)
         if isinstance(part, Rows)
-        else inline(lambda x: aten.full.default([x.shape[0]], True, dtype=torch.bool), part)
+        else inline(lambda x: aten.full.default([x.shape[at]], True, dtype=torch.bool), part)
         for part in parts
     ]
-    whole = inline(lambda *p: aten.cat.default(list(p), 0), *values(parts))
-    kept = inline(lambda *p: aten.cat.default(list(p), 0), *valid)
-    return Rows(*to_rows(inline(compaction.selected, whole, kept)))
+    whole = inline(lambda *p: aten.cat.default(list(p), at), *values(parts))
+    position, length = inline(compaction.places, inline(lambda *p: aten.cat.default(list(p), 0), *valid))
+    made = Rows(inline(lambda x, i: aten.index_select.default(x, at, i), whole, position), at, length)
+    # All pieces of a tensor together are as long as it is.
+    most = next((part for part in parts if isinstance(part, Rows) and inline.is_at_most(part.bound)), None)
+    if most is None:
+        return made
+    return replace(made, value=inline(lambda x, t: aten.slice.Tensor(x, at, 0, t.shape[at]), made.value, most.value))
 
 
 _SAME = (
@@ -256,7 +267,7 @@ FORMS: dict[Any, Form] = {
     aten.embedding.default: picked(aten.embedding.default),
     aten.view.default: reshaped(aten.reshape.default),
     aten.reshape.default: reshaped(aten.reshape.default),
-    aten.expand.default: reshaped(aten.expand.default),
+    aten.expand.default: expanded,
     aten.cat.default: joined,
     aten.linear.default: product(aten.linear.default, lambda place, rank: rank - 1),
     aten.mm.default: product(aten.mm.default, last_but_one),

@@ -195,14 +195,20 @@ def _from_front(i: Tensor, size: Any) -> Tensor:
 def pieces(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`split_with_sizes(x, sizes, dim)`, sizes read from tensors: each piece is moved to the front."""
     x, sizes, along = args[0], args[1], args[2] if len(args) > 2 else 0
-    if isinstance(x, Rows) or not all(isinstance(size, Number) for size in sizes):
-        raise Refused("rows of unknown length are split, or by sizes of which only some are read")
-    along %= val(x).dim()
+    if not all(isinstance(size, Number) for size in sizes):
+        raise Refused("it is split by sizes of which only some are read")
+    whole = x.value if isinstance(x, Rows) else x
+    along %= val(whole).dim()
+    if isinstance(x, Rows) and x.dim != along:
+        raise Refused("rows of unknown length are split along another dim")
     lengths = [size.node for size in sizes]
     ends = [
         inline(lambda *n: aten.sum.default(aten.stack.default(list(n))), *lengths[: i + 1]) for i in range(len(sizes))
     ]
-    wrong = inline(lambda t, n: aten.ne.Scalar(n, t.shape[along]), x, ends[-1])
+    if isinstance(x, Rows):
+        wrong = inline(aten.ne.Tensor, x.length, ends[-1])
+    else:
+        wrong = inline(lambda t, n: aten.ne.Scalar(n, t.shape[along]), x, ends[-1])
     inline.demand(wrong, RuntimeError("split_with_sizes expects split_sizes to sum to the size of the dim"))
 
     def piece(t: Tensor, end: Tensor, length: Tensor) -> Tensor:
@@ -210,7 +216,7 @@ def pieces(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
         safe = aten.clamp.default(places, 0, t.shape[along] - 1)
         return aten.index_select.default(t, along, safe)  # type: ignore[no-any-return]
 
-    made = [inline(piece, x, *entry) for entry in zip(ends, lengths, strict=True)]
+    made = [inline(piece, whole, *entry) for entry in zip(ends, lengths, strict=True)]
     return tuple(Rows(part, along, length) for part, length in zip(made, lengths, strict=True))
 
 
@@ -245,6 +251,8 @@ def sliced(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
         stop = min(size, int(end.high)) if isinstance(end, Number) and 0 <= end.high < size and end.low >= 0 else size
         stop = min(size, end) if isinstance(end, int) and end >= 0 else stop
         value = inline(lambda t: aten.slice.Tensor(t, along, start or 0, stop), node)
+        if dim is None and isinstance(end, int):  # so few that torch knows all of them are valid
+            return value
     else:
         value = inline(lambda t, b: aten.index_select.default(t, along, _shifted(b, size)), node, begin)
     return Rows(value, along, length)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from gaudicc.calling import Raise
 from gaudicc.nodes import output_of, source_of, val
 from gaudicc.padding.rules.pointwise import pointwise
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.bounded import Number, Refused, Rows, ends, first, number_dtype, refuse_known_lengths, values
+from gaudicc.rules.bounded import Number, Refused, Rows, ends, first, fit_known_length, number_dtype, values
 from gaudicc.rules.bounded_forms import FORMS, NUMBERS
 from gaudicc.rules.ranges import INF, promises_of, range_of
 
@@ -188,6 +188,7 @@ class BoundingWalk:
             raise Refused("it has no form on tensors of unknown length")
         else:
             shape = result.shape if isinstance(result, torch.Tensor) else result[0].shape
+            self.inline.length = 0 if dim is None else shape[dim]
             self.inline.promised = INF if dim is None else ends(shape[dim])[1]
             result = form(self.inline, args, kwargs, dim)
         if isinstance(result, Rows):
@@ -200,6 +201,10 @@ class BoundingWalk:
                     self.rows[user] = replace(part, symbol=str(val(user).shape[part.dim]))
                 else:
                     self.rewriter.replace(user, part)
+        elif any(_depends_on_data(step) for step in val(node).stride()):
+            self.rewriter.restrided = True  # nothing is laid out so any more
+            node.replace_all_uses_with(result)
+            self.rewriter.graph.erase_node(node)
         else:
             self.rewriter.replace(node, result)
 
@@ -217,7 +222,7 @@ class BoundingWalk:
                 else arg
                 for arg in args
             ]
-        refuse_known_lengths(args)
+        args = fit_known_length(self.inline, args)
         made = self.inline(lambda *a: op(*a, **kwargs), *values(args))
         return made if dim is None else Rows(made, dim, first(args).length)
 
@@ -239,15 +244,23 @@ class _Inline:
 
     walk: BoundingWalk
     promised: float = INF
+    length: Any = 0
 
     def __call__(self, function: Any, *args: Any) -> Any:
         return self.walk.rewriter.inline(function, *args, like=self.walk.node)
+
+    def is_at_most(self, size: Any) -> bool:
+        return statically_known_true(self.length <= size)
 
     def range_of(self, node: fx.Node) -> tuple[float, float]:
         return range_of(node, self.walk.constants)
 
     def demand(self, failed: fx.Node, error: Exception) -> None:
         self.walk.flags.append((Raise(error, source_of(self.walk.node) or ""), failed))
+
+
+def _depends_on_data(size: Any) -> bool:
+    return isinstance(size, torch.SymInt) and bool(free_unbacked_symbols(size))
 
 
 def _too_tight(condition: Any) -> bool:

@@ -92,8 +92,6 @@ def narrow_cast(x: Tensor, *, dtype: torch.dtype, **options: Any) -> Tensor:
 def _narrow(x: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> str | None:
     if dtype not in _WIDE:
         return "the device casts to this dtype itself"
-    if x.dtype in _WIDE:
-        return "the device casts from int32 and floats only"
     return None
 
 

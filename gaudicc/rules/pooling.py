@@ -1,12 +1,13 @@
-"""Rules for pooling with windows of varying places: adaptive and fractional max pooling, any number of dims.
+"""Rules for windows: adaptive and fractional max pooling with windows of varying places, any number of dims, and `im2col`.
 
-The windows of one dim after the other are gathered, so that each output has its window as the last dim; one `max` over it gives
-value and place. Where a window is narrower than the widest one, its last entry is repeated, which changes no maximum; of equal
-entries the first is taken, as in PyTorch.
+For pooling, the windows of one dim after the other are gathered, so that each output has its window as the last dim; one `max`
+over it gives value and place. Where a window is narrower than the widest one, its last entry is repeated, which changes no
+maximum; of equal entries the first is taken, as in PyTorch.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from gaudicc.rules.rule import Rule
 
 aten = torch.ops.aten
 MOST = 1 << 28  # entries of all windows side by side: 1 GiB in float32
+MOST_PLACES = 64  # slices that one op may become: of larger windows the places are gathered
 
 
 def adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -137,6 +139,32 @@ def _fractional_fits(x: Tensor, kernel: Sequence[int], output_size: Sequence[int
     return f"its windows hold {entries} entries, more than {MOST}" if entries > MOST else None
 
 
+def im2col(
+    x: Tensor, kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """Windows as columns `[batch, channels * kernel, windows]`: one slice of the planes per place in the window."""
+    if any(padding):
+        x = aten.constant_pad_nd(x, [padding[1], padding[1], padding[0], padding[0]], 0)
+    counts = [
+        (size - step * (width - 1) - 1) // by + 1
+        for size, width, step, by in zip(x.shape[-2:], kernel, dilation, stride, strict=True)
+    ]
+    planes = []
+    for place in itertools.product(*map(range, kernel)):
+        plane = x
+        for dim, at, step, count, by in zip((-2, -1), place, dilation, counts, stride, strict=True):
+            plane = aten.slice.Tensor(plane, dim, at * step, at * step + (count - 1) * by + 1, by)
+        planes.append(plane)
+    stacked = aten.stack(planes, -3)
+    result: Tensor = aten.reshape(stacked, [*x.shape[:-3], x.shape[-3] * len(planes), math.prod(counts)])
+    return result
+
+
+def _few_places(x: Tensor, kernel: Sequence[int], *args: Any) -> str | None:
+    places = math.prod(kernel)
+    return f"a window of {places} places is {places} slices" if places > MOST_PLACES else None
+
+
 RULES = (
     Rule(
         "adaptive-max-pool", (aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default), adaptive_max_pool,
@@ -145,5 +173,9 @@ RULES = (
     Rule(
         "fractional-max-pool", (aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default),
         fractional_max_pool, check=_fractional_fits, cost="writes every window once",
+    ),
+    Rule(
+        "im2col", (aten.im2col.default,), im2col, check=_few_places,
+        cost="writes every window once, and the padded planes; no index is computed",
     ),
 )  # fmt: skip

@@ -22,6 +22,7 @@ _WITHIN = (
     aten.bitwise_and.Tensor, aten.bitwise_and.Scalar, aten.bitwise_or.Tensor, aten.bitwise_or.Scalar,
     aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar,
 )  # fmt: skip
+_SUMS = (aten.add.Tensor, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Tensor, aten.rsub.Scalar)
 
 
 def bitwise(op: Any, x: Tensor, y: Any) -> Tensor:
@@ -40,9 +41,9 @@ def shift(op: Any, x: Tensor, y: Any) -> Tensor:
     return _low(op(_as_number(x), by))
 
 
-def plus(x: Tensor, y: Any, *, alpha: int = 1) -> Tensor:
-    """The sum in int32, of which the low bits are those of the byte's, wrapping included."""
-    return _low(aten.add.Tensor(_as_number(x), _as_number(y), alpha=alpha))
+def arithmetic(op: Any, x: Tensor, y: Any, alpha: int = 1) -> Tensor:
+    """The sum or difference in int32, of which the low bits are those of the byte's, wrapping included."""
+    return _low(op(_as_number(x), _as_number(y), alpha=alpha))
 
 
 def _low(number: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def _as_byte(number: Tensor) -> Tensor:
     return result
 
 
-def _bytes(x: Any, y: Any = 0, **kwargs: Any) -> str | None:
+def _bytes(x: Any, y: Any = 0, *args: Any, **kwargs: Any) -> str | None:
     operands = [value for value in (x, y) if isinstance(value, Tensor)]
     if (
         not isinstance(x, Tensor)
@@ -80,5 +81,5 @@ RULES = (
     *(_rule(op, partial(bitwise, op), "") for op in _WITHIN),
     *(_rule(op, partial(shift, op), "; one more elementwise op") for op in (*_LEFT, *_RIGHT)),
     _rule(aten.bitwise_not.default, invert, ""),
-    _rule(aten.add.Tensor, plus, "; one more elementwise op"),
+    *(_rule(op, partial(arithmetic, op), "; one more elementwise op") for op in _SUMS),
 )

@@ -82,9 +82,10 @@ class Target:
         if held := COMPLEX.intersection(call.dtypes):
             reason = f"the device holds no complex tensor ({min(held)}); the bridge raises"
             return Verdict(Support.NO, Engine.NONE, reason, "backend/helpers/tensor_utils.cpp", RELEASE)
-        for overlay in self.overlays.get(name, ()):
-            if _applies(overlay, call):
-                return _of_overlay(overlay, call)
+        for spelling in (name, _judged_as(self.rows, name, mode)):
+            for overlay in self.overlays.get(spelling, ()):
+                if _applies(overlay, call):
+                    return _of_overlay(overlay, call)
         verdict = _of_table(self.rows, name, call)
         if name in self.rows or isinstance(op, str):
             return verdict
@@ -154,9 +155,9 @@ def _of_table(rows: Mapping[str, Row], name: str, call: Call) -> Verdict:
     row = rows.get(name)
     if row is None:
         return Verdict(Support.NO, Engine.UNKNOWN, f"no source knows {name}", "none of the sources", RELEASE)
-    functional = _functional(rows, name)
-    if call.mode is Mode.COMPILE and row.compile is Compile.FUNCTIONALIZED and functional is not None:
-        return _of_table(rows, functional, call)
+    judged = _judged_as(rows, name, call.mode)
+    if judged != name:
+        return _of_table(rows, judged, call)
     support, reason = _placement(row, call.mode)
     broken = _broken(row, call)
     if broken is not None:
@@ -175,6 +176,12 @@ def _of_table(rows: Mapping[str, Row], name: str, call: Call) -> Verdict:
         narrowed=narrowed(call.dtypes, call.mode),
         composite=broken is None and row.kind in (Kind.IMPLICIT, Kind.EXPLICIT) and row.lazy is not Lazy.NATIVE,
     )
+
+
+def _judged_as(rows: Mapping[str, Row], name: str, mode: Mode) -> str:
+    """The op whose row decides: where the mode makes in-place and out variants functional, that form's."""
+    functionalized = mode is Mode.COMPILE and name in rows and rows[name].compile is Compile.FUNCTIONALIZED
+    return (functionalized and _functional(rows, name)) or name
 
 
 def _functional(rows: Mapping[str, Row], name: str) -> str | None:

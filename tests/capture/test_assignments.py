@@ -23,6 +23,12 @@ class Counter(nn.Module):
         return x + self.count
 
 
+class AssignedToItself(Counter):
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count.to(device=x.device, dtype=x.dtype)
+        return x + self.count
+
+
 class AssignedBeforeRead(Counter):
     def forward(self, x: Tensor) -> Tensor:
         self.count = x * 2
@@ -49,6 +55,10 @@ def test_a_submodule_that_would_lose_its_state_is_refused_with_the_line() -> Non
         gaudicc.compile(Around(Counter()).eval(), (X,))
     assert refusal.value.where.source == f"capture/test_assignments.py:{Counter.forward.__code__.co_firstlineno + 1}"
     assert "self.count.copy_(...)" in refusal.value.todo
+
+
+def test_a_buffer_that_is_assigned_to_itself_is_not_lost() -> None:
+    assert gaudicc.compile(Around(AssignedToItself()).eval(), (X,))(X * 5).tolist() == [5.0, 5.0, 5.0]
 
 
 def test_a_buffer_that_is_assigned_before_it_is_read_is_no_state() -> None:

@@ -237,3 +237,62 @@ def test_a_decision_on_a_size_times_a_float() -> None:
     for rows in range(2, 8):
         x = torch.randn(rows, 3)
         assert torch.equal(compiled(x), model(x))
+
+
+def squeezes(x: Tensor) -> Any:
+    return x.squeeze(0).sum(0), torch.squeeze(x[:, None]) * 2, x[None].squeeze((0, 1)), x.unsqueeze(-1).squeeze()
+
+
+def three_by_two_decisions(x: Tensor) -> Any:
+    y = x[1:] if x.shape[0] <= 3 else x
+    return y * 2 if x.shape[0] >= 3 else y * 3
+
+
+def broadcasts_one(x: Tensor) -> Any:
+    return x + torch.ones(4, 3) if x.shape[0] <= 1 else x * 2
+
+
+def rest_by_steps(x: Tensor) -> Any:
+    whole = x.shape[0] // 4 * 4
+    parts = [x[:whole]] if whole > 0 else []
+    if x.shape[0] - whole > 0:
+        rest, state, rows = x[whole:], torch.zeros(3), []
+        for t in range(rest.shape[0]):
+            state = state * 0.5 + rest[t]
+            rows.append(state)
+        parts.append(torch.stack(rows))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("model", [squeezes, three_by_two_decisions, broadcasts_one, rest_by_steps])
+def test_every_size_is_served_as_eager_does(model: Callable[[Tensor], Any]) -> None:
+    sides = capture_sides(model, (torch.randn(5, 3),), dynamic_shapes=shapes())
+    for n in range(1, 9):
+        x = torch.randn(n, 3)
+        (side,) = (side for side in sides if side.serves({"n": n}))
+        expected = model(x)
+        for got, want in zip(
+            side.program.run({"x": x}), expected if isinstance(expected, tuple) else (expected,), strict=True
+        ):
+            torch.testing.assert_close(got, want)
+
+
+def equal_sizes(x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] == x.shape[1] else x * 3
+
+
+def test_a_side_of_equal_sizes_serves_no_others() -> None:
+    dims = {"x": {0: Dim("n", min=1, max=8), 1: Dim("m", min=1, max=8)}}
+    buckets = [{"n": n, "m": m} for n, m in ((3, 3), (8, 7), (7, 8), (8, 8))]
+    compiled = gaudicc.compile(equal_sizes, (torch.ones(3, 5),), dynamic_shapes=dims, buckets=buckets)
+    for n, m in product(range(1, 9), repeat=2):
+        x = torch.randn(n, m)
+        torch.testing.assert_close(compiled(x), equal_sizes(x))
+    sides = capture_sides(equal_sizes, (torch.ones(3, 5),), dynamic_shapes=dims)
+    assert [str(side) for side in sides] == ["n != m", "m == n"]
+
+
+def test_what_capture_decides_for_the_model_has_the_models_line() -> None:
+    sides = capture_sides(squeezes, (torch.randn(5, 3),), dynamic_shapes=shapes())
+    lines = {str(decision.source) for side in sides for entry in side.when for decision in entry}
+    assert lines == {f"capture/test_decisions.py:{squeezes.__code__.co_firstlineno + 1}"}

@@ -114,11 +114,6 @@ def int_dict(x):
 
 
 @refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
-def torch_equal(x):
-    return x if torch.equal(x, x.abs()) else -x  # refused
-
-
-@refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
 def genexp_next(x):
     return next((v for v in x if v > 0), x[2]) + x  # refused
 

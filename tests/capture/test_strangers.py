@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 import gaudicc
 from gaudicc.errors import GaudiccError
 from tests.capture.stranger_modules import MODULES
-from tests.capture.strangers import CASES, REFUSED
+from tests.capture.stranger_searches import CASES
+from tests.capture.strangers import REFUSED
 
 
 def outcome(call: Any, args: tuple[Tensor, ...]) -> list[Any]:

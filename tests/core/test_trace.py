@@ -87,7 +87,7 @@ def test_a_dump_holds_the_text_of_every_stage(compiled: tuple[CompiledModel, Pat
     files = sorted(file.name for file in folder.glob("*.txt"))
     assert len(files) == len(DEFAULT_PIPELINE) + 1
     assert files[:2] == ["00_capture.txt", "01_recognize-attention.txt"]
-    assert files[-1] == f"{len(DEFAULT_PIPELINE):02d}_static.partition-layers.txt"
+    assert files[-1] == f"{len(DEFAULT_PIPELINE):02d}_static.choose-branches.txt"
     assert (folder / files[0]).read_text() == program_text(model.trace[0].before)
     assert (folder / files[-1]).read_text() == program_text(model.static_program())
     lines = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]

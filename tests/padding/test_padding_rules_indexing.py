@@ -81,11 +81,49 @@ CASES: dict[str, tuple[Any, ...]] = {
     "searchsorted": (lambda x, v: torch.searchsorted(x.cumsum(-1), v, right=True), "s i", "t i"),
     "merge-index": (lambda x, i: x.reshape(-1, 3)[i % 2], "b s:4 3 f", "t i"),
     "select-scatter": (lambda x, y: ops.select_scatter(x, y.exp(), 2, -1).sum(1), "b s 3 f", "b s f"),
+    "select-scatter-last": (lambda x, y: ops.select_scatter(x.cos(), y.exp(), 1, -1), "b s f", "b f"),
+    "select-scatter-size": (lambda x, y, z: ops.select_scatter(x.cos(), y.exp(), 1, z.shape[0]), "b 6 f", "b f", "t f"),
     "select-scatter-padded": (lambda x, y: ops.select_scatter(x, y.exp(), 1, 0).sum(1), "b s f", "b f"),
     "unsafe-index": (lambda x, i: ops._unsafe_index(x, [None, 3 - i]), "b 4 f", "s i"),
     "scatter-reduce": (lambda x, i, v: x.scatter_reduce(1, i, v + 9, "amax"), "b 4 f", "b s i", "b s f"),
     "scatter-mean": (lambda x, i, v: x.scatter_reduce(1, i, v, "mean", include_self=False), "b 4 f", "b s i", "b s f"),
     "index-fill": (lambda x, i: x.index_fill(1, 3 - i, 2.0), "b 4 f", "s i"),
+    # One operand has a merged dim, another a plain one of the same length.
+    "scatter-merged": (lambda i: torch.zeros(i.numel(), 4).scatter(1, i.flatten()[:, None], 1.0).sum(0), "b s i"),
+    "scatter-merged-source": (
+        lambda i, v: torch.zeros(4, v.numel()).scatter(0, i[:, None].expand(4, v.numel()), v.flatten().expand(4, -1)),
+        "4 i",
+        "b s f",
+    ),
+    "scatter-merged-index": (
+        lambda x: (
+            x.flatten(0, 1).scatter(1, torch.ones(x.shape[0] * x.shape[1], 1, dtype=torch.int64), 7.0).exp().sum(0)
+        ),
+        "b s 3 f",
+    ),
+    "index-add-merged": (
+        lambda v, i: torch.zeros(4, v.shape[1] * v.shape[2]).index_add(0, i, v.cos().flatten(1)).view(4, *v.shape[1:]),
+        "t b s f",
+        "t i",
+    ),
+    "index-add-merged-index": (
+        lambda v, i: torch.zeros(4).index_add(0, i.flatten(), torch.ones(i.numel())),
+        "2 f",
+        "b s i",
+    ),
+    "index-put-merged": (
+        lambda v: (
+            torch.zeros(v[..., 0].numel(), 2)
+            .index_put((torch.arange(v[..., 0].numel()),), v.flatten(0, 1))
+            .view(v.shape)
+        ),
+        "b s 2 f",
+    ),
+    "index-put-merged-beside": (
+        lambda v, i: torch.zeros(4, v[0].numel()).index_put((i,), v.flatten(1), accumulate=True).sum(1),
+        "t b s f",
+        "t i",
+    ),
 }
 # The op reaches its rule whole, as on a target that registers it.
 WHOLE: dict[str, tuple[Any, ...]] = {}

@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "unbind": (lambda x: x.unbind(2)[1].sum(1), "b s 3 f"),
     "complex": (lambda x: torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(x)).sum(1), "b s 2 f"),
-    "squeeze-all": (lambda x: (x[:, :, None] + 1).squeeze().sum(1), "3 s:2 f"),
+    "squeeze-all": (lambda x: ops.squeeze(x[:, :, None] + 1).sum(1), "3 s:2 f"),
     "squeeze-dims": (lambda x: ops.squeeze.dims(x[:, None, :, None] + 1, [1, 3]).sum(1), "b s f"),
     "transpose": (lambda x: ops.transpose.int(x + 1, 1, 2).sum(2), "b s 3 f"),
     "unsafe-view": (lambda x: ops._unsafe_view(x, [x.shape[0], x.shape[1] * 2]).sum(1), "b s 2 f"),

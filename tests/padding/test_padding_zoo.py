@@ -52,31 +52,43 @@ class Plain(nn.Module):
         self.fixed = {key: value for key, value in inputs.items() if not isinstance(value, torch.Tensor)}
         self.eval()
 
-    def call(self, **inputs: torch.Tensor) -> torch.Tensor:
-        if inputs["input_ids"].dim() == 3:  # one row of ids per codebook, `[batch, codebooks, sequence]`
+    def call(self, **inputs: Any) -> torch.Tensor:
+        if inputs.get("input_ids", torch.empty(())).dim() == 3:  # one row of ids per codebook
             inputs["input_ids"] = inputs["input_ids"].flatten(0, 1)
         output = self.model(**inputs, **self.fixed)
         tensors = (value for value in output.values() if isinstance(value, torch.Tensor) and value.is_floating_point())
         return next(tensors)
 
 
+def example(model: nn.Module) -> dict[str, Any]:
+    """Inputs of a model, text wherever it reads any."""
+    if getattr(model, "main_input_name", "input_ids") == "inputs":  # perceiver reads what a preprocessor gives
+        width = cast(Any, model.config).d_model
+        return {"inputs": torch.randn(2, 16, width), "attention_mask": torch.ones(2, 16, dtype=torch.int64)}
+    inputs = families.example_inputs(model)
+    codebooks = getattr(model, "num_codebooks", 1)
+    if codebooks > 1:  # `[batch, codebooks, sequence]`
+        inputs["input_ids"] = inputs["input_ids"].unflatten(0, (-1, codebooks))
+    return inputs
+
+
+def dims(name: str, given: Tensor) -> dict[int, str]:
+    """The dynamic dims of an input, by the names of their sizes."""
+    last = given.dim() - (2 if given.is_floating_point() else 1)
+    return {0: "batch", last: "target" if name.startswith("decoder") else "sequence"}
+
+
 def symbolic(name: str, task: Task) -> tuple[list[CapturedSide], nn.Module]:
     """The programs of a tiny model, one for every side of its decisions, up to where padding comes; and the model itself."""
     model = families.build(name, task=task)
-    inputs = families.example_inputs(model)
+    inputs = example(model)
     tensors = {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
-    codebooks = getattr(model, "num_codebooks", 1)
-    if codebooks > 1:
-        tensors["input_ids"] = tensors["input_ids"].unflatten(0, (-1, codebooks))
     names = ", ".join(tensors)
     scope: dict[str, Any] = {}  # export reads the names of dynamic arguments off the signature
     exec(f"def forward(self, {names}):\n    return self.call({', '.join(f'{name}={name}' for name in tensors)})", scope)
     plain = type("Model", (Plain,), {"forward": scope["forward"]})(model, inputs)
-    batch, sequence, target = Dim("batch", min=1, max=16), Dim("sequence", min=1, max=64), Dim("target", min=1, max=32)
-    shapes = {
-        key: {0: batch, given.dim() - 1: target if key.startswith("decoder") else sequence}
-        for key, given in tensors.items()
-    }
+    sizes = {key: Dim(key, min=1, max=most) for key, most in (("batch", 16), ("sequence", 64), ("target", 32))}
+    shapes = {key: {at: sizes[size] for at, size in dims(key, given).items()} for key, given in tensors.items()}
     with torch.no_grad():
         plain(
             **tensors
@@ -98,25 +110,25 @@ def calls(side: CapturedSide) -> Calls:
     generator = torch.Generator().manual_seed(0)
     program, found = side.program, []
     for number, (lengths, bucket) in enumerate(SHAPES):
-        batch, sequence, target = lengths
-        if not side.serves({"batch": batch, "sequence": sequence, "target": target}):
+        sizes = dict(zip(("batch", "sequence", "target"), lengths, strict=True))
+        if not side.serves(sizes):
             continue
         inputs = {}
         for spec in program.user_inputs():
+            given = program.example[spec.name]
+            named = dims(spec.name, given)
+            rows = [sizes[named[at]] if at in named else size for at, size in enumerate(given.shape)]
             if "mask" in spec.name:
-                mask = torch.ones(batch, sequence, dtype=torch.int64)
-                pad = min(3, sequence - 1)
-                mask[
-                    0,
-                    slice(0, pad) if number % 3 == 0 else slice(sequence - pad, None) if number % 3 == 1 else slice(0),
-                ] = 0
-                inputs[spec.name] = mask
+                inputs[spec.name] = torch.ones(rows, dtype=torch.int64)
+                pad = min(3, rows[1] - 1)
+                hidden = (slice(0, pad), slice(rows[1] - pad, None), slice(0))[number % 3]
+                inputs[spec.name][0, hidden] = 0
+            elif given.is_floating_point():
+                inputs[spec.name] = torch.randn(rows, generator=generator)
             else:
-                inner = program.example[spec.name].shape[1:-1]
-                rows = (batch, *inner, target if spec.name.startswith("decoder") else sequence)
                 inputs[spec.name] = torch.randint(3, 90, rows, generator=generator)
-        sizes = dict(zip(("batch", "sequence", "target"), bucket, strict=True))
-        physical = Bucket.of({dim.name: min(sizes[dim.name], dim.high) for dim in program.dimensions})
+        upto = dict(zip(("batch", "sequence", "target"), bucket, strict=True))
+        physical = Bucket.of({dim.name: min(upto[dim.name], dim.high) for dim in program.dimensions})
         found.append((inputs, next(iter(admitted(side, BucketSet([physical])))).as_dict()))
     return found
 

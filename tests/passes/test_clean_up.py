@@ -69,6 +69,7 @@ graph root:
         lambda x: x * 1,
         lambda x: x / 1.0,
         lambda x: torch.dropout(x, 0.5, False),
+        lambda x: torch.ops.aten.copy(x.new_zeros(3, 4), x),
     ],
 )
 def test_no_ops_go(function: Callable[[Tensor], Tensor], capture_of: Any, alone: Any) -> None:
@@ -88,6 +89,8 @@ def test_no_ops_go(function: Callable[[Tensor], Tensor], capture_of: Any, alone:
         (lambda x: x.permute(1, 0), "aten.permute"),
         (lambda x: x.t().contiguous(), "aten.contiguous"),
         (lambda x: x.view(2, 8), "aten.view"),
+        (lambda x: torch.ops.aten.copy(x.new_zeros(4, 4), x[0]), "aten.copy"),
+        (lambda x: torch.ops.aten.copy(x.new_zeros(4, 4, dtype=torch.float64), x), "aten.copy"),
         (lambda x: torch.view_as_complex(x.view(4, 2, 2)) + 0, "aten.add.Tensor"),
     ],
 )

@@ -37,7 +37,7 @@ def captured(function: Callable[[torch.Tensor], Any], example: torch.Tensor | No
         (lambda x: x.kthvalue(2, 1).indices, "position"),
         (lambda x: torch.argmax(x), "several padded dims"),
         (lambda x: torch.nn.functional.layer_norm(x, (x.shape[1],)), "dynamic dim"),
-        (lambda x: x.squeeze(), "may be 1"),
+        (lambda x: torch.ops.aten.squeeze.default(x), "may be 1"),
         (lambda x: x[x > 0], "bool mask|data only|no padding rule"),
     ],
     ids=["random", "mode", "kthvalue-indices", "argmax-all", "layer-norm", "squeeze", "mask-index"],

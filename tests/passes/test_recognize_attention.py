@@ -98,6 +98,7 @@ graph root:
         (lambda q, k, v: torch.softmax(q @ k.transpose(2, 3) * 0.5 + v.sum(-1)[:, :, None], -1) @ v, (True, False, 0.5)),
         (lambda q, k, v: torch.softmax(v.sum(-1)[:, :, None] + q @ k.transpose(2, 3), -1) @ v, (True, False, 1.0)),
         (lambda q, k, v: dropout(torch.softmax(q @ k.transpose(2, 3), -1), 0.5, training=False) @ v, (False, False, 1.0)),
+        (lambda q, k, v: torch.softmax(q @ k.transpose(2, 3), -1).clone() @ v, (False, False, 1.0)),
     ],
 )  # fmt: skip
 def test_ways_to_write_it(function: Attention, expected: tuple[Any, ...], capture_of: Any, alone: Any) -> None:

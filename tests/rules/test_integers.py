@@ -1,55 +1,62 @@
-"""Integer subtraction as addition: exact in two's complement, also where it wraps."""
+"""Products of integer matrices: bitwise, also where they wrap."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-
-from gaudicc.rules.integers import reversed_subtract, subtract
 
 aten = torch.ops.aten
-DTYPES = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8]
+OPS = {
+    aten.mm.default: ((2, 3), (3, 4)), aten.bmm.default: ((2, 3, 4), (2, 4, 1)), aten.mv.default: ((2, 3), (3,)),
+    aten.dot.default: ((5,), (5,)),
+}  # fmt: skip
+RANKS = (((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((4, 1, 2, 3), (2, 3, 2)), ((0, 3), (3, 2)), ((2, 0), (0, 2)))
 
 
-@st.composite
-def integers(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor:
-    """Values all over the range, its ends among them."""
-    dtype = draw(st.sampled_from(DTYPES))
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """All over the range: the products wrap."""
     info = torch.iinfo(dtype)
-    count = torch.Size(shape).numel()
-    value = st.one_of(st.sampled_from([info.min, info.max, 0, 1]), st.integers(info.min, info.max))
-    values = draw(st.lists(value, min_size=count, max_size=count))
-    return torch.tensor(values, dtype=dtype).view(shape)
+    return torch.randint(info.min, info.max, shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-SHAPES = st.sampled_from([((2, 3), (2, 3)), ((2, 3), (3,)), ((1,), (2, 1)), ((), (3,)), ((0, 2), (1, 2)), ((), ())])
+@given(
+    call=st.sampled_from([*OPS.items(), *((aten.matmul.default, shapes) for shapes in RANKS)]),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    seed=st.integers(0, 99),
+)
+def test_products(call: Any, dtype: torch.dtype, seed: int, same: Callable[..., None]) -> None:
+    op, (a, b) = call
+    same(op, numbers(a, dtype, seed), numbers(b, dtype, seed + 1))
 
 
-@given(data=st.data(), shapes=SHAPES, alpha=st.integers(-5, 5))
-def test_tensors(data: st.DataObject, shapes: tuple[tuple[int, ...], tuple[int, ...]], alpha: int) -> None:
-    x, y = (data.draw(integers(shape)) for shape in shapes)
-    for op, rule in ((aten.sub.Tensor, subtract), (aten.rsub.Tensor, reversed_subtract)):
-        expected, found = op(x, y, alpha=alpha), rule(x, y, alpha=alpha)
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
+@given(seed=st.integers(0, 99), alpha=st.integers(-128, 127), number=st.integers(-128, 127))
+def test_sums_of_int8(seed: int, alpha: int, number: int, same: Callable[..., None]) -> None:
+    x, y = (numbers((3, 4), torch.int8, seed + i) for i in (0, 1))
+    for op in (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor):
+        same(op, x, y, alpha=alpha)
+        same(op, x, y[:, :1])
+    for op in (aten.sub.Scalar, aten.rsub.Scalar):
+        same(op, x, number, alpha)
 
 
-@given(data=st.data(), scalar=st.integers(-100, 100), alpha=st.integers(-5, 5))
-def test_scalars(data: st.DataObject, scalar: int, alpha: int) -> None:
-    x = data.draw(integers((2, 2)))
-    for op, rule in ((aten.sub.Scalar, subtract), (aten.rsub.Scalar, reversed_subtract)):
-        expected, found = op(x, scalar, alpha), rule(x, scalar, alpha)
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
+def test_four_bits_are_unpacked(legally: Callable[..., Any]) -> None:
+    def unpacked(packed: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(packed & 15).to(torch.int8) - 8, (packed >> 4).to(torch.int8) - 8], -1)
+
+    packed = torch.arange(256).to(torch.uint8)
+    (found,) = legally(unpacked, packed)
+    assert torch.equal(found, unpacked(packed))
 
 
-@pytest.mark.parametrize("op", [aten.sub.Tensor, aten.sub.Scalar])
-def test_layouts_do_not_matter(op: Any) -> None:
-    x = torch.arange(12).view(3, 4).t()
-    y: Any = x.flip(0) if op is aten.sub.Tensor else 5
-    assert torch.equal(subtract(x, y), op(x, y))
+@pytest.mark.parametrize("function", [lambda a, b: a @ b, lambda a, b: torch.addmm(a, a, b)], ids=["matmul", "addmm"])
+def test_through_the_whole_legalisation(function: Any, legally: Callable[..., Any]) -> None:
+    a, b = (
+        torch.randint(-128, 128, (4, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(i)) for i in (0, 1)
+    )
+    (found,) = legally(function, a, b)
+    assert torch.equal(found, function(a, b))

@@ -19,6 +19,20 @@ def test_adaptive(data: st.DataObject, dims: int, same: Callable[..., None], ten
     same({2: aten.adaptive_max_pool2d.default, 3: aten.adaptive_max_pool3d.default}[dims], x, parts)
 
 
+@given(data=st.data(), rank=st.sampled_from([3, 4]))
+def test_windows_as_columns(
+    data: st.DataObject, rank: int, same: Callable[..., None], tensors: Callable[..., Any]
+) -> None:
+    x = data.draw(tensors(rank=(rank, rank), sizes=(1, 5)))
+    kernel, dilation, stride = (data.draw(st.lists(st.integers(1, 3), min_size=2, max_size=2)) for _ in range(3))
+    reach = [step * (width - 1) + 1 for step, width in zip(dilation, kernel, strict=True)]
+    padding = [
+        data.draw(st.integers(max(0, -(-(wide - size) // 2)), 3))
+        for wide, size in zip(reach, x.shape[-2:], strict=True)
+    ]
+    same(aten.im2col.default, x, kernel, dilation, padding, stride)
+
+
 @given(data=st.data(), dims=st.sampled_from([2, 3]))
 def test_fractional(data: st.DataObject, dims: int, same: Callable[..., None]) -> None:
     sizes = data.draw(st.lists(st.integers(3, 8), min_size=dims, max_size=dims))

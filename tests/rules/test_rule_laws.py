@@ -49,7 +49,7 @@ aten = torch.ops.aten
 FAMILIES = (
     booleans, indexing, scattering, scans, histograms, order, distances, bags, pooling, resampling, elementwise, triangular,
     elimination, reflections, special, gammas, polynomials, segments, integer_scatter,
-    unsigned,
+    unsigned, integers,
 )  # fmt: skip
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
@@ -150,6 +150,8 @@ CALLS: list[Call] = [
         "fractional-max-pool",
     ),
     (aten.fractional_max_pool2d.default, (WIDE, [64, 64], [999, 999], torch.full((1, 1, 2), 0.4)), {}, None),
+    (aten.im2col.default, (IMAGE, [2, 3], [1, 1], [1, 0], [1, 2]), {}, "im2col"),
+    (aten.im2col.default, (WIDE, [16, 16], [1, 1], [0, 0], [16, 16]), {}, None),
     (aten._upsample_bilinear2d_aa.default, (IMAGE, [3, 9], False), {}, "bilinear-anti-aliased"),
     (aten._upsample_bilinear2d_aa.default, ((IMAGE * 9).to(torch.uint8), [3, 9], False), {}, None),
     (aten._upsample_bicubic2d_aa.default, (IMAGE, [3, 9], True), {}, "bicubic-anti-aliased"),
@@ -164,10 +166,14 @@ CALLS: list[Call] = [
     (aten.lcm.default, (I32 * 6, I32.flip(0) * 4), {}, "lcm"),
     (aten.lcm.default, (I32.short(), I32.short()), {}, None),
     (aten.angle.default, (WILD,), {}, "angle"),
-    (aten.hardswish.default, (WILD * 3,), {}, "hardswish"),
+    (aten.hardswish.default, ((WILD * 3).bfloat16(),), {}, "hardswish"),
     (aten.angle.default, (I32,), {}, None),
     (aten._to_copy.default, (F32,), {"dtype": torch.int16}, "narrow-cast"),
+    (aten._to_copy.default, (BYTES,), {"dtype": torch.int8}, "narrow-cast"),
     (aten._to_copy.default, (F32,), {"dtype": torch.int32}, None),
+    (aten.mm.default, (I32, I32.t()), {}, "integer-product"),
+    (aten.mm.default, (F32, F32.t()), {}, None),
+    (aten.mm.default, (torch.empty(999, 999, dtype=torch.int32, device="meta"),) * 2, {}, None),
     (aten._trilinear.default, (SQUARE, SQUARE, SQUARE, [0], [1], [2], [2]), {}, "trilinear"),
     (aten._trilinear.default, (WIDE[0], WIDE[0], WIDE[0], [0], [1], [2], [2]), {}, None),
     (aten.sign.default, (I32,), {}, "integer-sign"),
@@ -284,6 +290,9 @@ for rule in unsigned.RULES:
     other: tuple[Any, ...] = {"bitwise_not": (), "add": (BYTES,)}.get(rule.ops[0]._opname, (BYTES % 9,))
     other = (3,) if rule.ops[0]._overloadname.endswith("Scalar") else other
     CALLS += [(rule.ops[0], (BYTES, *other), {}, rule.name), (rule.ops[0], (BYTES.to(torch.int32), *other), {}, None)]
+for rule in integers.RULES[1:]:
+    other = (3,) if rule.ops[0]._overloadname == "Scalar" else (I32.flip(1).to(torch.int8),)
+    CALLS += [(rule.ops[0], (I32.to(torch.int8) * 25, *other), {}, rule.name), (rule.ops[0], (I32, *other), {}, None)]
 for rule in polynomials.RULES:
     CALLS += [(rule.ops[0], (SPREAD / 10, POSITIVE), {}, rule.name), (rule.ops[0], (DOUBLE, DOUBLE), {}, None)]
 TAKEN = [
@@ -357,7 +366,7 @@ def _spoiled(leaf: Any) -> Any:
 
 def test_each_rule_has_a_call() -> None:
     assert set(ids) == {name for _, _, _, name in CALLS if name}
-    elsewhere = {*index_generation.RULES, *slicing.RULES, *integers.RULES}  # in test_rule_table.py
+    elsewhere = {*index_generation.RULES, *slicing.RULES}  # in test_rule_table.py
     assert set(RULES) | elsewhere == set(ALL_RULES)
 
 

@@ -11,18 +11,15 @@ import torch
 
 from gaudicc.passes.legalize_ops import ALL_RULES
 from gaudicc.pipeline import Numerics
-from gaudicc.rules import index_generation, integers, slicing
+from gaudicc.rules import index_generation, slicing
 from gaudicc.rules.rule import Rule, always
 from gaudicc.targets import Support, load_target
 from gaudicc.targets.calls import OpCall, judge_call
 from gaudicc.verify import differs
 
 aten = torch.ops.aten
-RULES = (*index_generation.RULES, *slicing.RULES, *integers.RULES)
-INTS, FLOATS = (
-    torch.tensor([[5, 0], [-3, 7]], dtype=torch.int32),
-    torch.tensor([[0.5, float("nan")], [float("inf"), -0.0]]),
-)
+RULES = (*index_generation.RULES, *slicing.RULES)
+FLOATS = torch.tensor([[0.5, float("nan")], [float("inf"), -0.0]])
 
 # (op, arguments, the rule that takes the call; None where none may)
 CALLS: list[tuple[Any, tuple[Any, ...], str | None]] = [
@@ -30,15 +27,6 @@ CALLS: list[tuple[Any, tuple[Any, ...], str | None]] = [
     (aten.triu_indices.default, (3, 4, -1), "triu-indices"),
     (aten.slice.Tensor, (FLOATS, 1, 0, 2, 2), "strided-slice"),
     (aten.slice.Tensor, (FLOATS, 0, None, None, 1), None),
-    (aten.sub.Tensor, (INTS, INTS.t()), "integer-subtract"),
-    (aten.sub.Tensor, (INTS.long(), INTS.t().long()), "integer-subtract"),
-    (aten.sub.Scalar, (INTS, 3), "integer-subtract"),
-    (aten.sub.Tensor, (FLOATS, INTS), None),
-    (aten.sub.Tensor, (INTS, FLOATS), None),
-    (aten.sub.Scalar, (INTS, 3.5), None),
-    (aten.rsub.Scalar, (INTS, 3), "integer-rsub"),
-    (aten.rsub.Tensor, (INTS, INTS.t()), "integer-rsub"),
-    (aten.rsub.Scalar, (FLOATS, 3), None),
 ]
 
 

@@ -50,7 +50,7 @@ def test_attention_is_judged_as_matmul_softmax_matmul(gaudi3: Target) -> None:
 
 
 def test_a_composite_is_as_bad_as_its_worst_part(gaudi3: Target) -> None:
-    call = OpCall(aten.diff.default, (torch.arange(5),))
+    call = OpCall(aten.diff.default, (torch.arange(5, dtype=torch.int8),))
     verdict = judge_call(gaudi3, call)
     assert verdict.support is Support.NO
     assert "aten::sub.Tensor" in verdict.reason

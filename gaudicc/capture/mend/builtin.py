@@ -21,6 +21,7 @@ from gaudicc.capture.mend.operators import all_of, any_of, binary, fail, test_co
 from gaudicc.capture.mend.partial import condition, on_each
 from gaudicc.capture.mend.pieces import zip_
 from gaudicc.capture.mend.rows import length_of
+from gaudicc.capture.mend.size_lists import SizeList
 from gaudicc.capture.mend.trips import SizeRange
 from gaudicc.capture.mend.truth import fresh_test, truth
 from gaudicc.capture.mend.values import Choice, Maybe, Missing, Rows, distribute, holds_missing, refuse_partial
@@ -87,6 +88,8 @@ def bool_(*args: Any) -> Any:
 
 def len_(value: Any) -> Any:
     """`len(x)`: also of a list whose length depends on data."""
+    if isinstance(value, SizeList):
+        return value.length
     if isinstance(value, Choice):
         return distribute(len_, (value,), {})
     if isinstance(value, dict) and condition(value) is not None:
@@ -121,6 +124,8 @@ def list_(*args: Any) -> Any:
     """`list(...)`."""
     if args and isinstance(args[0], torch.Tensor) and has_unknown_length(args[0]):
         return as_items(_context(), args[0])
+    if args and isinstance(args[0], (SizeRange, SizeList)):
+        return SizeList(args[0].parts if isinstance(args[0], SizeList) else [args[0]])
     return list(*args)
 
 
@@ -196,6 +201,8 @@ def isinstance_(value: Any, kinds: Any) -> Any:
         return distribute(isinstance_, (value, kinds), {})
     if isinstance(value, Maybe):
         refuse_partial("isinstance")
+    if isinstance(value, SizeList):
+        value = []
     if isinstance(value, SYMBOLIC) and not isinstance(value, kinds):
         kinds = kinds if isinstance(kinds, tuple) else (kinds,)
         return any(issubclass(_SYMBOL_TYPES[type(value)], kind) for kind in kinds if isinstance(kind, type))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import enum
-import gc
-import itertools
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from gaudicc.capture.mend.heap import Heap
 from gaudicc.capture.mend.numbers import Numbers
-from gaudicc.capture.mend.outcomes import NeedsRewrite, here, is_user_file, user_stack
+from gaudicc.capture.mend.outcomes import here
 from gaudicc.capture.mend.predicates import Pred, Predicates
+from gaudicc.capture.mend.watch import Watch
 from gaudicc.errors import DynamicControlFlowError, Where
 
 if TYPE_CHECKING:
@@ -144,7 +142,7 @@ class Context:
 
     def __init__(self, roots: tuple[Any, ...], max_trips: int | None, is_rewritten: Callable[[CodeType], bool]) -> None:
         self.roots, self.is_rewritten = roots, is_rewritten
-        self.boundary: CodeType | None = None  # the code that called the model: frames beyond it are not the user's
+        self.watch = Watch(is_rewritten)
         self.max_trips = max_trips
         self.scopes = [Scope(Kind.ROOT, None)]
         self.predicates = Predicates()
@@ -166,7 +164,6 @@ class Context:
         self.kept_rows: set[int] = set()  # storages of which a loop keeps rows: later writes would be missed
         self.rows_of: list[Row] = []  # rows picked by the number of a trip, which stand for views
         self.departures = 0  # paths that have left a scope early so far
-        self._watcher: Callable[[FrameType, str, Any], None] | None = None
 
     @property
     def pred(self) -> Pred:
@@ -228,50 +225,6 @@ class Context:
         flag, earlier = self.flags.get(key, (Flag(error.with_traceback(None), source, overflow), None))
         self.flags[key] = (flag, self.predicates.either(earlier, self.pred))
         self.leave(None, None, None)
-
-    def require_rewritten(self, depth: int | None = None) -> None:
-        """Ask for a rewrite of the calling functions: all of them, or only so many, innermost first.
-
-        Raises:
-            NeedsRewrite: one of them has not been rewritten.
-        """
-        for frame in itertools.islice(user_stack(self.boundary), depth):
-            if not self.is_rewritten(frame.f_code):
-                raise NeedsRewrite(frame)
-
-    def taint(self) -> None:
-        """An undecided value was stored in the model: from now on only rewritten functions may run."""
-        self.require_rewritten()
-        gc.disable()  # what the collector calls is no part of the model
-        self._watcher = self._watch
-        sys.setprofile(self._watcher)
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Undo what `taint` does to the interpreter.
-
-        Raises:
-            DynamicControlFlowError: something else took the watch away.
-        """
-        before, collecting = sys.getprofile(), gc.isenabled()
-        try:
-            yield
-            if self._watcher is not None and sys.getprofile() is not self._watcher:
-                raise DynamicControlFlowError(
-                    "an undecided value is stored in the model, and the functions that run could not be watched",
-                    hint="capture without a profiler, or keep the value in a variable in place of an attribute",
-                )
-        finally:
-            if self._watcher is not None:
-                sys.setprofile(before)
-                if collecting:
-                    gc.enable()
-
-    def _watch(self, frame: FrameType, event: str, _arg: Any) -> None:
-        code = frame.f_code
-        called = event == "call" and not code.co_filename.startswith("<")
-        if called and is_user_file(code.co_filename) and not self.is_rewritten(code):
-            raise NeedsRewrite(frame)
 
     def choose(
         self, pred: torch.Tensor, then: Callable[[], Any], orelse: Callable[[], Any], access: Access | None = None

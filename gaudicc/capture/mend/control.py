@@ -35,7 +35,7 @@ from gaudicc.capture.mend.merge import fold, install, merge, merge_states
 from gaudicc.capture.mend.outcomes import NeedsRewrite, is_path_outcome, is_user_file, refuse_if_caught, source_of
 from gaudicc.capture.mend.partial import on_containers, on_spread
 from gaudicc.capture.mend.truth import truth
-from gaudicc.capture.mend.values import distribute, is_partial, is_undecided
+from gaudicc.capture.mend.values import distribute, is_of_sizes, is_partial, is_undecided
 
 Block = Callable[[], Any]
 Ending = Signal | Return | None
@@ -56,7 +56,7 @@ def raised(context: Context, error: Exception) -> None:
     """Turn an exception of the user's into a flag; anything else goes on."""
     if context.pred is None or not is_path_outcome(error):
         raise error
-    refuse_if_caught(error, context.boundary)
+    refuse_if_caught(error, context.watch.boundary)
     context.flag(error, source_of(error))
 
 
@@ -198,8 +198,8 @@ def _handed_on(context: Context, value: Any, access: Access) -> Any:
     """What a call returns; its caller must be able to hold it, and what became of the arguments."""
     given_ = access.read()[access.outer : access.outer + access.params]
     containers = [item for item in given_ if isinstance(item, (list, dict, deque))]
-    if is_undecided(value) or is_undecided(containers):
-        context.require_rewritten(depth=2)
+    if is_undecided(value) or is_undecided(containers) or is_of_sizes(value):
+        context.watch.require_rewritten(depth=2)
     return value
 
 
@@ -213,7 +213,7 @@ def invoke(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return run()
     callee = _user_function(function)
     rewritten = callee is not None and context.is_rewritten(callee.__code__)
-    if callee is not None and not rewritten and is_partial((args, kwargs)):
+    if callee is not None and not rewritten and (is_partial((args, kwargs)) or is_of_sizes((args, kwargs))):
         raise NeedsRewrite(function=callee)
     run = None if rewritten else on_containers(context, function, args, kwargs)
     if run is not None:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
@@ -28,6 +29,7 @@ from gaudicc.capture.mend.internals import quiet, stops_at_data
 from gaudicc.capture.mend.interpose import Interpose
 from gaudicc.capture.mend.merge import settle
 from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frames
+from gaudicc.capture.mend.recurrent import Recurrences
 from gaudicc.capture.mend.swap import Swaps, rewritten_code
 from gaudicc.capture.mend.texts import no_frozen_text
 from gaudicc.capture.mend.tidy import own_outputs, tidy
@@ -106,7 +108,10 @@ def export_mending(
     """
 
     def export() -> ExportedProgram:
-        with assigned_buffers(model) as assigned, no_frozen_text(), keeping_loops(keep_loops):
+        # Only where it is needed: under one more mode, torch asks in attention whether a piece of unknown length is empty.
+        recurs = keep_loops and any(isinstance(part, torch.nn.RNNBase) for part in model.modules())
+        steps = Recurrences() if recurs else nullcontext()
+        with assigned_buffers(model) as assigned, no_frozen_text(), keeping_loops(keep_loops), steps:
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         refuse_lost(exported, assigned)
         own_outputs(exported)
@@ -173,9 +178,9 @@ class _Mending:
             context = Context((self._model, *module_globals(self._model)), self._max_trips, self._swaps.is_rewritten)
             context.keeps_loops, context.first_apart = self._keep_loops, self._first_apart
             context.regions, context.unrolled = self._regions, self._unrolled
-            context.boundary = traced.__code__  # type: ignore[attr-defined]
+            context.watch.boundary = traced.__code__  # type: ignore[attr-defined]
             before = dict(self._model._buffers)
-            with activate(context), context.watching(), Interpose(context):
+            with activate(context), context.watch.watching(), Interpose(context):
                 outputs = _outputs(context, forward, args, kwargs)
             # torch.export notes what is assigned to a buffer last; merging the sides of a branch assigns nothing
             for name, buffer in self._model._buffers.items():

@@ -118,11 +118,16 @@ def _expression(size: Any) -> sympy.Expr:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
-def _one_more(reach: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
-    """A size by which a reach grows one by one, and that size where the reach is 1 at least."""
-    size = next((symbol for symbol in reach.free_symbols if sympy.diff(reach, symbol) == 1), None)
+def _one_more(reach: sympy.Expr) -> tuple[sympy.Basic, sympy.Expr] | None:
+    """What a reach is linear in, a size or what was computed of sizes, and that where the reach is 1 at least."""
+    reach = sympy.expand(reach)
     more = sympy.Dummy("more", integer=True, nonnegative=True)
-    return None if size is None else (size, more + 1 - (reach - size))
+    for part in (*sorted(reach.free_symbols, key=str), *sorted(reach.atoms(sympy.Function), key=str)):
+        count = reach.coeff(part)
+        rest = reach - count * part
+        if count.is_number and count != 0 and not rest.has(part):
+            return part, (more + 1 - rest) / count
+    return None
 
 
 def same_expression(left: object, right: object) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from gaudicc.capture.mend.answers import answer, asks
 from gaudicc.capture.mend.context import Context
 from gaudicc.capture.mend.counted import counts_classes, one_hot
 from gaudicc.capture.mend.faults import HARMLESS, safe_arguments
@@ -21,10 +22,12 @@ from gaudicc.capture.mend.numbers import KINDS
 from gaudicc.capture.mend.operators import fail
 from gaudicc.capture.mend.outcomes import NeedsRewrite, here
 from gaudicc.capture.mend.pieces import Listed, join_pieces, split
+from gaudicc.capture.mend.recurrent import by_steps
 from gaudicc.capture.mend.rows import join_rows
-from gaudicc.capture.mend.trip_index import trip_call, write_through
-from gaudicc.capture.mend.truth import fresh_test, truth
-from gaudicc.capture.mend.values import Lost, Maybe, Pieces, Rows, distribute, first_choice, replace
+from gaudicc.capture.mend.size_lists import SizeList
+from gaudicc.capture.mend.trip_index import holds_numbers, trip_call, with_tensors, write_through
+from gaudicc.capture.mend.truth import fresh_test
+from gaudicc.capture.mend.values import Lost, Maybe, Pieces, Rows, distribute, first_choice, is_of_sizes, replace
 from gaudicc.errors import DynamicControlFlowError, Where
 
 _RANDOM = {
@@ -54,11 +57,23 @@ class Interpose(TorchFunctionMode):
             return distribute(self._again(func), args, kwargs)
         if args and isinstance(args[0], Listed):
             args = (args[0].made, *args[1:])
+        if args and isinstance(args[0], SizeList):
+            with self:
+                return self._of_sizes(name, *args, **kwargs)
+        if name in ("__getitem__", "__setitem__") and is_of_sizes(args[1]):
+            with self:
+                args = (args[0], replace(args[1], _as_index), *args[2:])
         if args and isinstance(args[0], (list, tuple)) and any(isinstance(item, Maybe) for item in args[0]):
             return self._of_partial_list(func, name, args, kwargs)
+        if name in ("__getitem__", "__setitem__") and holds_numbers(args[1]):
+            with self:
+                args = (args[0], with_tensors(self.context, args[1]), *args[2:])
         if self.context.recorders and (run := trip_call(self.context, name, args, kwargs)) is not None:
             with self:
                 return run()
+        if self.context.keeps_loops and (steps := by_steps(name, args)) is not None:
+            with self:
+                return steps()
         if counts_classes(name, args, kwargs):
             with self:
                 return one_hot(self.context, args[0])
@@ -68,8 +83,9 @@ class Interpose(TorchFunctionMode):
             raise NeedsRewrite
         if name in ("_assert", "_assert_async"):
             return self._assert(*args, **kwargs)
-        if name in ("is_nonzero", "allclose"):
-            return self._decide(func, name, args, kwargs)
+        if asks(name, args):
+            with self:
+                return answer(self.context, name, args, kwargs)
         if name == "__setitem__" and _selects_by_data(args[1]):
             return self._store(*args)
         if (pieces := split(self.context, name, func, args, kwargs)) is not None:
@@ -77,12 +93,6 @@ class Interpose(TorchFunctionMode):
         result = self._run(func, name, args, kwargs)
         self._note(func, name, args, kwargs, result)
         return result
-
-    def _decide(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """What torch would read on the host to answer: as a number that stays undecided."""
-        with self:
-            test = truth(torch.isclose(*args, **kwargs).all() if name == "allclose" else args[0])
-            return self.context.numbers.read(test) if isinstance(test, torch.Tensor) else test
 
     def _store(self, target: torch.Tensor, index: Any, value: Any) -> None:
         """`target[i] = value` where i was read from a tensor: through a view, which torch can trace."""
@@ -196,6 +206,12 @@ class Interpose(TorchFunctionMode):
         rows = [self._present(item, every, 1) for item in items]
         return every[torch.cat(rows)].to(device)
 
+    def _of_sizes(self, name: str, numbers: SizeList, dtype: torch.dtype | None = None, device: Any = None) -> Any:
+        """`torch.tensor` of `list(range(size))`."""
+        if name not in ("tensor", "as_tensor"):
+            numbers.refuse(f"is given to torch.{name}")
+        return numbers.tensor(dtype, device)
+
     def _present(self, item: Any, value: torch.Tensor, count: Any) -> torch.Tensor:
         test = item.present if isinstance(item, Maybe) else torch.ones((), dtype=torch.bool, device=value.device)
         return test.reshape(1).expand(count)
@@ -277,3 +293,7 @@ def _flatten(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _flatten(item)
+
+
+def _as_index(leaf: Any) -> Any:
+    return leaf.tensor() if isinstance(leaf, SizeList) else leaf

@@ -16,6 +16,7 @@ from gaudicc.capture.mend.loops import Step, loop
 from gaudicc.capture.mend.outcomes import here
 from gaudicc.capture.mend.partial import condition, on_each
 from gaudicc.capture.mend.piece_trip import run_pieces
+from gaudicc.capture.mend.size_lists import SizeList
 from gaudicc.capture.mend.trips import SizeRange, run_trips
 from gaudicc.capture.mend.truth import truth
 from gaudicc.capture.mend.values import Maybe
@@ -88,6 +89,8 @@ def for_(items: Any, body: Callable[[Any], Any], orelse: Block | None, access: A
 
 def _size_trips(items: Any) -> tuple[SizeRange, Callable[[Any], Any]] | None:
     """The numbers of the trips over a dynamic size, and the item of each; None for anything else."""
+    if isinstance(items, SizeList) and len(items.parts) == 1:
+        items = items.parts[0]
     if isinstance(items, SizeRange):
         return items, lambda t: t
     if has_dynamic_rows(items):

@@ -163,7 +163,7 @@ def install(context: Context, state: State, access: Access | None) -> None:
             refill(container, held)
             undecided = undecided or is_undecided(held)
     if undecided and _is_seen_by_others(context, access):
-        context.taint()
+        context.watch.taint()
     if access:
         access.write(state.variables)
 

@@ -49,7 +49,7 @@ def binary(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     if function in _BITWISE:
         return numbers.read(function(*(numbers.tensor(value).to(torch.int64) for value in (left, right))))
     is_float = isinstance(left, (float, torch.SymFloat)) or isinstance(right, (float, torch.SymFloat))
-    if function in _DIVISIONS:
+    if function in _DIVISIONS and not (isinstance(right, (int, float)) and right):
         _refuse_zero(context, function, right, is_float)
         zero = numbers.tensor(right).eq(0)
         right = numbers.read(torch.where(zero, torch.ones_like(numbers.tensor(right)), numbers.tensor(right)))
@@ -77,7 +77,7 @@ def fail(test: torch.Tensor, error: Exception) -> None:
         if decision:
             raise error
         return
-    refuse_if_caught(error, context.boundary)
+    refuse_if_caught(error, context.watch.boundary)
     with context.scope(Kind.BRANCH, decision):
         context.flag(error, here())
 

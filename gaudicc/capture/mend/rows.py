@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from gaudicc.capture.fixed_sizes import holds_here
 from gaudicc.capture.mend.context import active
-from gaudicc.capture.mend.internals import known_true
 from gaudicc.capture.mend.operators import fail
 from gaudicc.capture.mend.truth import fresh_test
 from gaudicc.capture.mend.values import Maybe, Rows, refuse_partial
@@ -30,7 +30,7 @@ def _refuse_empty(name: str, items: list[Any]) -> None:
     """Raises when the program runs what torch raises of an empty list, where the loop may have made no trip."""
     context = active()
     trips = [item.value.shape[0] for item in items if isinstance(item, Rows)]
-    if context is None or len(trips) < len(items) or any(known_true(count >= 1) for count in trips):
+    if context is None or len(trips) < len(items) or any(holds_here(count >= 1) for count in trips):
         return
     message = f"{name} expects a non-empty TensorList" if name == "stack" else (
         f"torch.{name}(): expected a non-empty list of Tensors")  # fmt: skip

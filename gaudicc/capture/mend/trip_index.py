@@ -17,6 +17,7 @@ from gaudicc.capture.mend.internals import (
     SYMBOLIC,
     at_least_zero,
     is_constant,
+    is_data_dependent,
     same_sizes_as,
     shares_storage,
     unbacked_symbols,
@@ -69,6 +70,27 @@ def trip_call(context: Context, name: str, args: Any, kwargs: Any) -> Any:
         if tensor is not None:
             return lambda: _arithmetic(context, tensor, name, args, kwargs)
     return None
+
+
+def holds_numbers(index: Any) -> bool:
+    """Whether an index has a list in it of numbers that depend on data, which torch would read."""
+    return any(isinstance(part, list) and any(map(_is_undecided, part)) for part in _listed(index))
+
+
+def with_tensors(context: Context, index: Any) -> Any:
+    """The same index, such lists as tensors."""
+
+    def tensor(part: Any) -> Any:
+        if not (isinstance(part, list) and any(map(_is_undecided, part))):
+            return part
+        return torch.stack([n if isinstance(n, torch.Tensor) else context.numbers.tensor(n) for n in part])
+
+    parts = tuple(map(tensor, _listed(index)))
+    return parts if isinstance(index, tuple) else parts[0]
+
+
+def _is_undecided(number: Any) -> bool:
+    return _is_position(number) or (isinstance(number, torch.SymInt) and is_data_dependent(number))
 
 
 def write_through(context: Context, written: list[torch.Tensor]) -> None:
@@ -177,6 +199,9 @@ def _in_range(
     if not above or not (below or (wraps and _least(context, low + size))):
         if wraps and not any(str(symbol) in context.trip_counts for symbol in unbacked_symbols(low)):
             return _checked(context, tensor, at, size)
+        if not wraps:
+            hint = "pad the dim to a multiple of the step, and loop over its windows: x.unflatten(dim, (-1, step))"
+            refuse_loop("slices a tensor past its end in a trip, so that one trip is shorter than the others", hint)
         refuse_loop("indexes a tensor where it may have no element", "loop over the size of that very dim")
     return at if below else torch.where(at < 0, at + _on_device(context, size, tensor), at)
 

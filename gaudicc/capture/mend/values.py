@@ -197,6 +197,10 @@ def _leaves(tree: object) -> list[object]:
     return [tree]
 
 
+class OfSizes:
+    """A stand-in for a list that is as long as a dynamic size says."""
+
+
 def is_undecided(tree: object) -> bool:
     """Whether a value, or an item of nested lists, tuples and dicts, is a stand-in that only rewritten code may hold."""
     return any(isinstance(leaf, (Choice, Maybe, Undefined)) for leaf in _leaves(tree))
@@ -205,6 +209,11 @@ def is_undecided(tree: object) -> bool:
 def is_partial(tree: object) -> bool:
     """Whether nested lists, tuples and dicts have an element that is there on some paths only."""
     return any(isinstance(leaf, Maybe) or holds_missing(leaf) for leaf in _leaves(tree))
+
+
+def is_of_sizes(tree: object) -> bool:
+    """Whether a value, or an item of nested lists, tuples and dicts, is a list that is as long as a dynamic size says."""
+    return any(isinstance(leaf, OfSizes) for leaf in _leaves(tree))
 
 
 def holds_missing(value: object) -> bool:

@@ -100,15 +100,59 @@ def _average_pool(p: Padder, node: fx.Node) -> Claims:
     padding = argument(node, 3, "padding", 0)
     padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
     counts = bool(argument(node, 5, "count_include_pad", True))
-    if spatial and (bool(argument(node, 4, "ceil_mode", False)) or (padded and not counts)):
-        raise p.refuse("the divisor depends on where the valid part ends")
+    ends = bool(spatial) and (bool(argument(node, 4, "ceil_mode", False)) or (padded and not counts))
     for dim in spatial:
         x = p.compact(x, dim)
     p.set_arg(0, x)
-    pads = p.fill_arg(0, spatial if padded else [], 0, "the padding of the pool lies where pads are")
-    return Pads(
-        (*(mapped(d, lambda c: GARBAGE) for d in pads.dims[:first]), *(p.dim(s) for s in val(node).shape[first:]))
-    )
+    pads = p.fill_arg(0, spatial if padded or ends else [], 0, "the padding of the pool lies where pads are")
+    dims = tuple(mapped(d, lambda c: GARBAGE) for d in pads.dims[:first])
+    claims = Pads((*dims, *(p.dim(s) for s in val(node).shape[first:])))
+    if not ends or argument(node, 6, "divisor_override") is not None:
+        return claims
+    divided = _divided(p, node, list(range(first, rank)))
+    p.claims[divided] = claims
+    p.log("rewrite", "the divisor of a window is what of it lies before the end of the valid part")
+    return p.become(divided)
+
+
+def _divided(p: Padder, node: fx.Node, spatial: list[int]) -> fx.Node:
+    """An average pool as sums, over how many positions the logical sizes leave of each window."""
+    x: Any = operand(node, 0)
+    kernel, padding = (_each(argument(node, i, name, default), spatial) for i, name, default in _WINDOW)
+    stride = _each(argument(node, 2, "stride", None) or kernel, spatial)
+    ceil, counts = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
+    flat = [0] * (2 - len(spatial))  # a pool of one dim is one of a plane of one row
+    row = p.raw(aten.unsqueeze.default, x, -2) if flat else x
+    ones = [1 for _ in flat]
+    made = p.raw(aten.avg_pool2d.default, row, ones + kernel, ones + stride, flat + padding, ceil, counts, 1)
+    made = p.raw(aten.squeeze.dim, made, -2) if flat else made
+    for dim, reach, step, pad in zip(spatial, kernel, stride, padding, strict=True):
+        outside = pad if counts else 0
+        first = p.raw(
+            aten.sub.Scalar, p.raw(aten.mul.Scalar, p.resources.iota(expression(val(node).shape[dim])), step), pad
+        )
+        end = p.raw(aten.add.Scalar, first, reach)
+        size = expression(val(x).shape[dim])
+        if size.free_symbols:
+            most: Any = p.raw(aten.add.Scalar, p.resources.length(size), outside)
+            end = p.raw(aten.minimum.default, end, most)
+        else:
+            end = p.raw(aten.clamp.default, end, None, int(size) + outside)
+        first = first if counts else p.raw(aten.clamp.default, first, 0)
+        count = p.raw(aten.clamp.default, p.raw(aten.sub.Tensor, end, first), 1)
+        shape = [1] * val(x).dim()
+        shape[dim] = -1
+        made = p.raw(aten.div.Tensor, made, p.raw(aten.view.default, count, shape))
+    return made
+
+
+_WINDOW = ((1, "kernel_size", None), (3, "padding", 0))
+
+
+def _each(value: Any, spatial: list[int]) -> list[int]:
+    """A parameter of a pool, for each of its dims."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    return given * (len(spatial) // len(given))
 
 
 def _windows(p: Padder, node: fx.Node) -> Claims:
@@ -155,7 +199,7 @@ RULES = (
     ),
     Rule(
         (aten.avg_pool1d.default, aten.avg_pool2d.default),
-        "0 where the pool pads; a divisor that depends on the end is refused",
+        "0 where the pool pads; a divisor that depends on the end is made of the length",
         "garbage",
         _average_pool,
     ),

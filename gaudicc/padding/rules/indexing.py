@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from gaudicc.nodes import val
-from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Kind, Pads, mapped, normal
+from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Kind, Pads, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.padding.sizes import expression
@@ -147,13 +147,12 @@ def _from_front(p: Padder, x: Any, dim: int, index: fx.Node) -> fx.Node:
     pads = p.pads(x)
     if not pads.padded(dim) or p.pads(index).iota is not None:
         return index
-    (size,) = (f.size for f in [Factor(expression(val(x).shape[dim]))])
-    return p.emit(
-        aten.where.self,
-        p.emit(aten.lt.Scalar, index, 0),
-        p.emit(aten.add.Tensor, index, p.resources.length(size)),
-        index,
-    )
+    length = p.resources.length(expression(val(x).shape[dim]))
+    made = p.emit(aten.where.self, p.emit(aten.lt.Scalar, index, 0), p.emit(aten.add.Tensor, index, length), index)
+    own = p.pads(index)
+    if all(c.kind is Kind.CONSTANT and c.value >= 0 for d in own.padded_dims for c in own.contents(d)):
+        p.claims[made] = Pads(own.dims)  # what is not negative stays
+    return safe_index(p, made, val(x).shape[dim])
 
 
 def broadcast_dims(p: Padder, indices: list[fx.Node]) -> list[Dim]:
@@ -171,6 +170,13 @@ def broadcast_dims(p: Padder, indices: list[fx.Node]) -> list[Dim]:
                 found = layout
         made.append(found)
     return made
+
+
+def index_dims(p: Padder, x: fx.Node, indices: list[Any], front: list[Dim]) -> list[Dim]:
+    """The layout of `x[indices]`; `front`: of the indices together."""
+    source, place = p.pads(x).dims, _place(indices)
+    outer = [d for i, d in enumerate(source) if i >= len(indices) or indices[i] is None]
+    return [*outer[:place], *front, *outer[place:]]
 
 
 def _place(indices: list[Any]) -> int:

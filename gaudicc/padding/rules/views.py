@@ -81,15 +81,15 @@ def _view(p: Padder, node: fx.Node) -> Claims:
     dims = regroup(p, pads.dims, shape)
     if dims is not None:
         return Pads(dims, None, _moved_iota(pads, dims))
-    first = (
-        0  # a split or merge that prefixes do not survive: move the elements, keeping equal leading and trailing dims
-    )
+    first = 0  # prefixes do not survive it: elements move, equal leading and trailing dims stay
     old = [total([d]) for d in pads.dims]
     while first < min(len(old), len(shape)) and sympy.expand(old[first] - shape[first]) == 0:
         first += 1
     back = 0
     while back < min(len(old), len(shape)) - first and sympy.expand(old[-1 - back] - shape[-1 - back]) == 0:
         back += 1
+    if first + back in (len(old), len(shape)):
+        raise p.refuse("a size comes in, or is left out, that is 1 wherever this graph serves")
     target = tuple(p.dim(size) for size in val(node).shape[first : len(shape) - back])
     moved = p.relayout(operand(node, 0), first, len(old) - back - first, target)
     return p.become(moved)

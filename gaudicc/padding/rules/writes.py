@@ -10,9 +10,10 @@ import torch
 from torch import fx
 
 from gaudicc.nodes import val
-from gaudicc.padding.layout import FINITE, GARBAGE, Pads, join, mapped, normal
+from gaudicc.padding.layout import FINITE, GARBAGE, Dim, Pads, join, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
-from gaudicc.padding.rules.indexing import broadcast_dims, copies, refuse_masks, safe_index
+from gaudicc.padding.rules.alignment import aligned, laid_out, relaid
+from gaudicc.padding.rules.indexing import broadcast_dims, copies, index_dims, refuse_masks, safe_index
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.padding.sizes import expression, grows
 from gaudicc.rules.match import argument
@@ -35,9 +36,8 @@ def _dropped(p: Padder, node: fx.Node, dim: int, claims: Pads) -> Claims:
     return p.become(rest)
 
 
-def _dumped_index(p: Padder, index: fx.Node, row: Any) -> fx.Node:
-    """An index whose pads name the dump row, wherever any dim is pad."""
-    pads = p.pads(index)
+def _dumped_index(p: Padder, index: fx.Node, row: Any, pads: Pads) -> fx.Node:
+    """An index whose pads name the dump row, wherever any dim is pad; `pads`: where these lie."""
     mask = p.mask(val(index).dim(), {d: pads.sizes(d) for d in pads.padded_dims})
     p.log("mask", _DUMP)
     dump = p.resources.physical(expression(row))
@@ -64,9 +64,12 @@ def _index_put(p: Padder, node: fx.Node) -> Claims:
             indices[dim] = _from_front_any(p, x, dim, index)
     first = next(dim for dim, index in enumerate(indices) if index is not None)
     front = broadcast_dims(p, [index for index in indices if index is not None])
-    claims = _after_write(p, p.pads(x), p.pads(operand(node, 2)), val(node).dtype)
+    values: Any = operand(node, 2)
+    if p.pads(values).dims:
+        values = relaid(p, values, index_dims(p, x, indices, front))
+    claims = _after_write(p, p.pads(x), p.pads(values), val(node).dtype)
     if not any(f.content for d in front for f in d):
-        p.node.args = (x, indices, *node.args[2:])
+        p.node.args = (x, indices, values, *node.args[3:])
         p.rewriter.modified = True
         return claims
     # One index that varies along every padded dim names the dump row; the others are merely brought in range.
@@ -74,8 +77,8 @@ def _index_put(p: Padder, node: fx.Node) -> Claims:
     wide = p.raw(aten.expand.default, indices[first], sizes)
     p.claims[wide] = Pads(tuple(mapped(d, lambda c: GARBAGE) for d in front))
     indices = [None if i is None else safe_index(p, i, val(x).shape[d]) for d, i in enumerate(indices)]
-    indices[first] = _dumped_index(p, wide, val(x).shape[first])
-    written = p.raw(node.target, _dump_row(p, x, first), indices, *node.args[2:])
+    indices[first] = _dumped_index(p, wide, val(x).shape[first], p.pads(wide))
+    written = p.raw(node.target, _dump_row(p, x, first), indices, values, *node.args[3:])
     return _dropped(p, written, first, claims)
 
 
@@ -108,43 +111,50 @@ def _scatter(p: Padder, node: fx.Node) -> Claims:
     x = p.compact(x, dim)
     source: Any = operand(node, 3) if len(node.args) > 3 else None
     tensor = isinstance(source, fx.Node) and isinstance(val(source), torch.Tensor)
+    held = {"x": x, "index": index} | ({"source": source} if tensor else {})
+    like: list[Dim | None] = []
     for other in range(rank):
-        layouts = {
-            p.pads(t).sizes(other) for t in ([x, index, source] if tensor else [x, index]) if p.pads(t).uniform is None
-        }
-        if len(layouts) > 1:
-            x = p.compact(x, other) if other != dim else x
-            index = p.compact(index, other)
-            source = p.compact(source, other) if tensor else source
-    values = p.pads(source) if tensor else None
-    claims = _after_write(p, p.pads(x), values, val(node).dtype)
+        names = [name for name in held if name != "x" or other != dim]
+        tensors, one = aligned(p, [held[name] for name in names], [other] * len(names))
+        held.update(zip(names, tensors, strict=True))
+        like.append(one)
+    x, index, source = held["x"], held["index"], held.get("source", source)
+    base = laid_out(p.pads(x), [None if other == dim else one for other, one in enumerate(like)])
+    given = laid_out(p.pads(index), like)
+    claims = _after_write(p, base, p.pads(source) if tensor else None, val(node).dtype)
     tail = (source, *node.args[4:]) if len(node.args) > 3 else ()
-    if not p.pads(index).padded_dims:
-        node.args = (x, dim, index, *tail)
+    if not any(d == dim or like[d] is None for d in given.padded_dims):  # pads write to pads only
+        node.args = (x, dim, safe_index(p, index, val(x).shape[dim]), *tail)
         p.rewriter.modified = True
         return claims
-    index = _dumped_index(p, index, val(x).shape[dim])
+    index = _dumped_index(p, index, val(x).shape[dim], given)
     written = p.raw(node.target, _dump_row(p, x, dim), dim, index, *tail, **node.kwargs)
     return _dropped(p, written, dim, claims)
 
 
 def _index_write(p: Padder, node: fx.Node) -> Claims:
     """index_add, index_copy, index_fill: (x, dim, index, src)."""
-    x: Any = operand(node, 0)
     rank = val(node).dim()
     dim = wrap(int(operand(node, 1)), rank)
+    x: Any = p.compact(operand(node, 0), dim)
     index: Any = operand(node, 2)
-    x = p.compact(x, dim)
     source: Any = operand(node, 3)
     values = p.pads(source)
-    if values.dims and values.sizes(dim) != p.pads(index).sizes(0):
-        source, index = p.compact(source, dim), p.compact(index, 0)
-    claims = _after_write(p, p.pads(x), values, val(node).dtype)
+    given = p.pads(index)
+    like: list[Dim | None] = [None] * rank
+    if values.dims:
+        if given.dims:
+            (source, index), one = aligned(p, [source, index], [dim, 0])
+            given = laid_out(p.pads(index), [one])
+        for other in (i for i in range(rank) if i != dim):
+            (x, source), like[other] = aligned(p, [x, source], [other, other])
+        values = p.pads(source)
+    claims = _after_write(p, laid_out(p.pads(x), like), values, val(node).dtype)
     if not p.pads(index).padded_dims:
         node.args = (x, dim, index, source, *node.args[4:])
         p.rewriter.modified = True
         return claims
-    index = _dumped_index(p, index, val(x).shape[dim])
+    index = _dumped_index(p, index, val(x).shape[dim], given)
     written = p.raw(node.target, _dump_row(p, x, dim), dim, index, source, *node.args[4:], **node.kwargs)
     return _dropped(p, written, dim, claims)
 
@@ -185,8 +195,7 @@ def _slice_scatter(p: Padder, node: fx.Node) -> Claims:
     place = p.raw(aten.sub.Tensor, p.resources.iota(expression(val(x).shape[dim])), begins)
     length = p.resources.length(extent) if extent.free_symbols else p.resources.scalar(extent)
     inside = p.raw(aten.logical_and.default, p.raw(aten.ge.Scalar, place, 0), p.raw(aten.lt.Tensor, place, length))
-    shape = [1] * rank
-    shape[dim] = -1
+    shape = [-1 if i == dim else 1 for i in range(rank)]
     rows = p.select_rows(source, dim, p.clamp_to(place, extent), p.pads(x).dims[dim])
     mixed = p.raw(aten.where.self, p.raw(aten.view.default, inside, shape), rows, x)
     p.claims[mixed] = _after_write(p, base, new, val(node).dtype)
@@ -226,13 +235,11 @@ def _write_rows(p: Padder, x: fx.Node, source: fx.Node, dim: int, start: Any, be
 
 
 def _select_scatter(p: Padder, node: fx.Node) -> Claims:
-    """A row is written at a position that is counted from the front."""
+    """A row is written at a position; one that depends on sizes is that of the logical ones."""
     x: Any = operand(node, 0)
     source: Any = operand(node, 1)
     rank = val(node).dim()
     dim, index = wrap(int(operand(node, 2)), rank), operand(node, 3)
-    if not isinstance(index, int) or (index < 0 and p.pads(x).padded(dim)):
-        raise p.refuse("a position that is a size, or is counted from the end of a padded dim")
     x = p.compact(x, dim)
     for other in (i for i in range(rank) if i != dim):
         own = other - (other > dim)
@@ -240,7 +247,23 @@ def _select_scatter(p: Padder, node: fx.Node) -> Claims:
             x, source = p.compact(x, other), p.compact(source, own)
     p.set_arg(0, x)
     p.set_arg(1, source)
-    return _after_write(p, p.pads(x), p.pads(source), val(node).dtype)
+    claims = _after_write(p, p.pads(x), p.pads(source), val(node).dtype)
+    size = expression(val(x).shape[dim])
+    if isinstance(index, int) and (index >= 0 or not size.free_symbols):
+        return claims
+    length, at = p.resources.length(size) if size.free_symbols else int(size), p.value(index)
+    if isinstance(index, int):
+        at = p.raw(aten.add.Tensor, length, index)
+    else:
+        at = p.raw(aten.where.self, p.raw(aten.lt.Scalar, at, 0), p.raw(aten.add.Tensor, at, length), at)
+    here = p.raw(aten.eq.Tensor, p.resources.iota(size), at)
+    shape = [-1 if i == dim else 1 for i in range(rank)]
+    written = p.raw(
+        aten.where.self, p.raw(aten.view.default, here, shape), p.raw(aten.unsqueeze.default, source, dim), x
+    )
+    p.claims[written] = claims
+    p.log("rewrite", "the row is written at its logical position")
+    return p.become(written)
 
 
 RULES = (
@@ -252,7 +275,7 @@ RULES = (
     ),
     Rule(
         (aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two),
-        "pads of the index write to a row that is dropped",
+        "pads of the index write to a row that is dropped; those of other dims to pads",
         "the base's, or finite",
         _scatter,
     ),
@@ -270,7 +293,7 @@ RULES = (
     ),
     Rule(
         (aten.select_scatter.default,),
-        "none for a position from the front; others are refused in a padded dim",
+        "a position that depends on sizes is that of the logical ones",
         "the base's, or finite",
         _select_scatter,
     ),
