@@ -126,8 +126,7 @@ def export_every_side(
                 continue
             # Decisions may leave one size, which torch refuses to call dynamic; and a dynamic 1 it never broadcasts.
             other = side_of(*given, without(shapes, sizes.keys()))
-            sides.append(replace(other, when=[(*other.when[0], *(_exactly(*entry) for entry in sizes.items()))]))
-            continue
+            other = replace(other, when=[(*other.when[0], *(_exactly(*entry) for entry in sizes.items()))])
         joined = joined_dims(other.mended.exported, shapes, *given, positional, other.names)
         equal = [_equal(*pair) for pair in dict.fromkeys(joined) if ranges.keys() >= set(pair)]
         other = replace(other, when=[(*other.when[0], *equal)])
