@@ -120,8 +120,9 @@ class BoundingWalk:
             return Number(rows.length, 0, ends(rows.bound)[1]) if is_length else self._size(rows.value, args[1])
         if node.target is aten.sym_storage_offset.default:  # torch only asserts that it is not negative
             return Number(None, 0)
-        if node.target in NUMBERS and all(isinstance(arg, (int, Number)) or _is_size(arg) for arg in args):
-            return self._arithmetic(node.target, args)
+        target, args = (operator.sub, [0, *args]) if node.target is operator.neg else (node.target, args)
+        if target in NUMBERS and all(isinstance(arg, (int, Number)) or _is_size(arg) for arg in args):
+            return self._arithmetic(target, args)
         if node.target is torch.sym_not and isinstance(args[0], Number):
             return Number(self.inline(aten.logical_not.default, args[0].node), 0, 1)
         if node.target is torch.sym_ite and isinstance(args[0], Number):
@@ -225,8 +226,6 @@ class BoundingWalk:
         args = fit_known_length(self.inline, args)
         made = self.inline(lambda *a: op(*a, **kwargs), *values(args))
         return made if dim is None else Rows(made, dim, first(args).length)
-
-    # -- both ------------------------------------------------------------------------------------------------------
 
     def _operand(self, arg: Any) -> Any:
         if isinstance(arg, fx.Node):

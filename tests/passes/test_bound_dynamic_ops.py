@@ -217,6 +217,12 @@ def select_item(x: Tensor) -> Any:
 
 
 @case
+def moved_back(x: Tensor) -> Any:
+    count = int((x > 0).sum())
+    return x * -count, torch.arange(4) - -count
+
+
+@case
 def compared_with_numbers(x: Tensor) -> Any:
     kinds = torch.tensor([2, -1, 0, 2])
     first, count = x[0].item(), int((x > 0).sum())
