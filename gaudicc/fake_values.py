@@ -214,7 +214,7 @@ def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMod
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
-def retype(module: fx.GraphModule) -> None:
+def propagate_anew(module: fx.GraphModule) -> None:
     """Recomputes the fake value of every node: what is laid out otherwise than before gives other views."""
     values = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
     propagate(module, values, fake_mode_of(module.graph))

@@ -7,7 +7,7 @@ from torch import fx
 from gaudicc.branches import Sides, order_of
 from gaudicc.cut_branches import Branch, cut
 from gaudicc.lower_loops import inline_call
-from gaudicc.nodes import call_region
+from gaudicc.nodes import body_of, call_region
 
 MARK = "branch"
 """The remark on a condition that the host decides it: its rank, the outermost of several first."""
@@ -29,15 +29,10 @@ def drop_branches(root: fx.GraphModule) -> None:
 def inline_branches(root: fx.GraphModule) -> None:
     """Inlines the bodies in which the host decides something: a recorded graph cannot be left in its middle."""
     while calls := [
-        node for node in root.graph.nodes if node.target is call_region and holds_branches(_body(root, node))
+        node for node in root.graph.nodes if node.target is call_region and holds_branches(body_of(root, node))
     ]:
         for call in calls:
-            inline_call(root, call, _body(root, call))
-
-
-def _body(root: fx.GraphModule, call: fx.Node) -> fx.GraphModule:
-    body: fx.GraphModule = getattr(root, str(call.args[0].target))  # type: ignore[union-attr]
-    return body
+            inline_call(root, call, body_of(root, call))
 
 
 def parts_of(module: fx.GraphModule) -> list[fx.GraphModule | Branch] | None:

@@ -165,6 +165,12 @@ def outputs_of(graph: fx.Graph) -> Sequence[Any]:
     return values if isinstance(values, (tuple, list)) else (values,)
 
 
+def body_of(module: fx.GraphModule, call: fx.Node) -> fx.GraphModule:
+    """The body of a region call or loop of a graph."""
+    body: fx.GraphModule = getattr(module, str(call.args[0].target))  # type: ignore[union-attr]
+    return body
+
+
 def regions_called(graph: fx.Graph) -> list[tuple[fx.Node, str]]:
     """The region calls and loops of a graph, in order: the call node and the body's name."""
     return [

@@ -15,7 +15,7 @@ from gaudicc import verify
 from gaudicc.changes import called_otherwise, share, touched_graphs
 from gaudicc.collector import collector_paused
 from gaudicc.errors import PipelineError, PostconditionError, PreconditionError, Where
-from gaudicc.fake_values import fake_mode_of, ones_are_sizes, propagate, retype
+from gaudicc.fake_values import fake_mode_of, ones_are_sizes, propagate, propagate_anew
 from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, TYPED, WELL_FORMED, Invariant
 from gaudicc.nodes import where
 from gaudicc.program import Program
@@ -102,7 +102,7 @@ class GraphPass:
             modified |= rewriter.finish()
             restrided |= rewriter.restrided
         if restrided:
-            retype(program.root)
+            propagate_anew(program.root)
         return PassResult(program, modified, tuple(notes))
 
 

@@ -17,6 +17,7 @@ from gaudicc.fake_values import fake_mode_of, fakes, guess, is_computed, propaga
 from gaudicc.graph_module import copy_graph
 from gaudicc.nodes import (
     CALLS,
+    body_of,
     call_loop,
     call_region,
     loop_operands,
@@ -95,7 +96,7 @@ def _compare(module: fx.GraphModule, node: fx.Node, stage: str, results: FakeRes
 def _result_of(module: fx.GraphModule, node: fx.Node, results: FakeResults) -> Any:
     if node.target not in CALLS:
         return results.of(node.target, fakes(node.args), fakes(node.kwargs))
-    body: fx.GraphModule = getattr(module, str(node.args[0].target))  # type: ignore[union-attr]
+    body = body_of(module, node)
     if node.target is call_loop:
         limit, carried = fakes(node.args[1]), int(node.args[3])  # type: ignore[arg-type]
         return loop_values(limit, carried, _results_of(body, loop_operands(carried, fakes(operands_of(node)))))

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from gaudicc.errors import UnsupportedOpError
-from gaudicc.fake_values import retype
+from gaudicc.fake_values import propagate_anew
 from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
 from gaudicc.nodes import call_region, op_name, output_of, outputs_of, val, where
 from gaudicc.pipeline import Numerics, PassResult
@@ -64,7 +64,7 @@ class BoundDynamicOps:
             raise UnsupportedOpError(what, where=where(walk.node, self.name), hint=_HINT) from reason
         walk.rewriter.finish()
         if walk.rewriter.restrided:
-            retype(program.root)
+            propagate_anew(program.root)
         calling = program.calling
         raises = (*calling.raises, *(entry for entry, _ in walk.flags))
         bounded = replace(program, outputs=outputs, calling=replace(calling, raises=raises))

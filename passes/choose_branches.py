@@ -17,7 +17,7 @@ from gaudicc.lower_branches import MARK
 from gaudicc.machine import CHIPS, Chip, load_chip
 from gaudicc.machine.cost import Engine
 from gaudicc.machine.fx_program import ProgramTasks
-from gaudicc.nodes import call_loop, source_of
+from gaudicc.nodes import body_of, call_loop, source_of
 from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import Program
 
@@ -75,8 +75,7 @@ def _loop_bodies(program: Program) -> Iterator[fx.GraphModule]:
     for _, module in program.graphs():
         for node in module.graph.nodes:
             if node.target is call_loop:
-                body = getattr(module, str(node.args[0].target))
-                yield from (part for part in body.modules() if isinstance(part, fx.GraphModule))
+                yield from (part for part in body_of(module, node).modules() if isinstance(part, fx.GraphModule))
 
 
 class _Chooser:

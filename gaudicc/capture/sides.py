@@ -133,7 +133,7 @@ def export_every_side(
         if _joins(other, sides, sizes, ranges):
             continue
         fixed = {name for name in sizes if _is_one_size(name, other, sizes, ranges)}
-        if fixed:  # torch wrote the size as a number here and there: let it do so everywhere
+        if fixed and other.shapes is shapes:  # torch wrote the size as a number here and there: let it do so everywhere
             other = replace(side_of(other.args, other.kwargs, without(shapes, fixed)), when=other.when)
         sides = _with(other, sides, ranges)
     for side in sides:

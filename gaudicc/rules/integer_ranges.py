@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-from gaudicc.nodes import call_loop, call_region, operands_of, outputs_of, val
+from gaudicc.nodes import body_of, call_loop, call_region, operands_of, outputs_of, val
 from gaudicc.program import InputKind, Program
 from gaudicc.rules.interval_forms import FORMS, MOVES
 from gaudicc.rules.intervals import ALL, FLAG, INF, INT32, Interval, add, exactly, hull, multiply, whole
@@ -126,7 +126,7 @@ class IntegerRanges:
         if node.target is operator.getitem and isinstance(known.get(node.args[0]), list):  # type: ignore[arg-type]
             return known[node.args[0]][node.args[1]]  # type: ignore[index]
         if node.target is call_region:
-            return list(self._graph(_body(module, node), [known.get(arg, ALL) for arg in operands_of(node)]))
+            return list(self._graph(body_of(module, node), [known.get(arg, ALL) for arg in operands_of(node)]))
         if node.target is call_loop:
             return self._loop(module, node, [known.get(arg, ALL) for arg in operands_of(node)])
         value = val(node)
@@ -146,7 +146,7 @@ class IntegerRanges:
 
     def _loop(self, module: fx.GraphModule, node: fx.Node, operands: list[Known]) -> Known:
         """A trip is walked from what the first is given; what it widens may be anything the dtype holds."""
-        body, carried = _body(module, node), int(node.args[3])  # type: ignore[arg-type]
+        body, carried = body_of(module, node), int(node.args[3])  # type: ignore[arg-type]
         limit = INT32.high if node.args[1] is None else self.size(_size_of(node.args[1])).high - 1
         number = Interval(0, max(limit, 0))
         before = dict(self.open)
@@ -240,8 +240,3 @@ def _floats(node: fx.Node) -> bool:
 
 def _size_of(size: Any) -> Any:
     return val(size) if isinstance(size, fx.Node) else size
-
-
-def _body(module: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
-    body: fx.GraphModule = getattr(module, str(node.args[0].target))  # type: ignore[union-attr]
-    return body

@@ -168,21 +168,23 @@ def physical(program: Program) -> dict[str, int]:
     return {dim.name: BUCKET[dim.name] for dim in program.dimensions}
 
 
-@settings(max_examples=12, deadline=None)
-@given(steps=st.lists(STEP, min_size=3, max_size=8), low=st.integers(0, 1))
-def test_random_programs_are_right_or_refused(steps: list[Step], low: int) -> None:
+def prove_usable(steps: list[Step], low: int) -> None:
     steps = usable(steps)
     assume(len(steps) > 1)
     prove(steps, low)
+
+
+@settings(max_examples=12, deadline=None)
+@given(steps=st.lists(STEP, min_size=3, max_size=8), low=st.integers(0, 1))
+def test_random_programs_are_right_or_refused(steps: list[Step], low: int) -> None:
+    prove_usable(steps, low)
 
 
 @pytest.mark.sweep
 @settings(max_examples=300, deadline=None)
 @given(steps=st.lists(STEP, min_size=3, max_size=8), low=st.integers(0, 1))
 def test_many_random_programs_are_right_or_refused(steps: list[Step], low: int) -> None:
-    steps = usable(steps)
-    assume(len(steps) > 1)
-    prove(steps, low)
+    prove_usable(steps, low)
 
 
 FOUND: dict[str, Any] = {

@@ -265,8 +265,8 @@ def test_equal_to_eager(name: str) -> None:
             torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
-def test_views_of_a_slice_that_data_selects_are_typed_anew() -> None:
-    """A selection by data is laid out otherwise than a view, and so is what is a view of it."""
+def test_a_slice_that_data_selects_is_read_through_views() -> None:
+    """As LongCat's experts read their mask: a selection by data is laid out otherwise than a view would be."""
 
     def body(chosen: Tensor, x: Tensor) -> Tensor:
         table = functional.one_hot(chosen, 3).permute(2, 1, 0)

@@ -27,7 +27,7 @@ from gaudicc.capture.mend.rows import join_rows
 from gaudicc.capture.mend.size_lists import SizeList
 from gaudicc.capture.mend.trip_index import holds_numbers, trip_call, with_tensors, write_through
 from gaudicc.capture.mend.truth import fresh_test
-from gaudicc.capture.mend.values import Lost, Maybe, Pieces, Rows, distribute, first_choice, is_of_sizes, replace
+from gaudicc.capture.mend.values import Lost, Maybe, Pieces, Rows, distribute, first_choice, replace
 from gaudicc.errors import DynamicControlFlowError, Where
 
 _RANDOM = {
@@ -60,9 +60,6 @@ class Interpose(TorchFunctionMode):
         if args and isinstance(args[0], SizeList):
             with self:
                 return self._of_sizes(name, *args, **kwargs)
-        if name in ("__getitem__", "__setitem__") and is_of_sizes(args[1]):
-            with self:
-                args = (args[0], replace(args[1], _as_index), *args[2:])
         if args and isinstance(args[0], (list, tuple)) and any(isinstance(item, Maybe) for item in args[0]):
             return self._of_partial_list(func, name, args, kwargs)
         if name in ("__getitem__", "__setitem__") and holds_numbers(args[1]):
@@ -293,7 +290,3 @@ def _flatten(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _flatten(item)
-
-
-def _as_index(leaf: Any) -> Any:
-    return leaf.tensor() if isinstance(leaf, SizeList) else leaf

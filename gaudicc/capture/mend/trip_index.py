@@ -23,6 +23,7 @@ from gaudicc.capture.mend.internals import (
     unbacked_symbols,
 )
 from gaudicc.capture.mend.operators import fail
+from gaudicc.capture.mend.size_lists import SizeList
 from gaudicc.capture.mend.trip_changes import refuse_loop
 from gaudicc.capture.mend.truth import fresh_test
 
@@ -73,20 +74,26 @@ def trip_call(context: Context, name: str, args: Any, kwargs: Any) -> Any:
 
 
 def holds_numbers(index: Any) -> bool:
-    """Whether an index has a list in it of numbers that depend on data, which torch would read."""
-    return any(isinstance(part, list) and any(map(_is_undecided, part)) for part in _listed(index))
+    """Whether an index has a list in it of numbers that data decides, which torch would read, or one as long as sizes say."""
+    return any(isinstance(part, SizeList) or _holds_undecided(part) for part in _listed(index))
 
 
 def with_tensors(context: Context, index: Any) -> Any:
     """The same index, such lists as tensors."""
 
     def tensor(part: Any) -> Any:
-        if not (isinstance(part, list) and any(map(_is_undecided, part))):
+        if isinstance(part, SizeList):
+            return part.tensor()
+        if not _holds_undecided(part):
             return part
         return torch.stack([n if isinstance(n, torch.Tensor) else context.numbers.tensor(n) for n in part])
 
     parts = tuple(map(tensor, _listed(index)))
     return parts if isinstance(index, tuple) else parts[0]
+
+
+def _holds_undecided(part: Any) -> bool:
+    return isinstance(part, list) and any(map(_is_undecided, part))
 
 
 def _is_undecided(number: Any) -> bool:
