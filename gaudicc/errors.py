@@ -95,6 +95,12 @@ class TrainingModeError(CaptureError):
     hint = "call model.eval() first: dropout and batch statistics must not be recorded"
 
 
+class WeightChangedError(CaptureError):
+    """The model changes its own weights in forward."""
+
+    hint = "call it once before it is compiled, if it scales its weights then; otherwise make a buffer of it"
+
+
 class AutocastError(CaptureError):
     """Autocast is active around capture or a call."""
 

@@ -187,7 +187,9 @@ def propagate(module: fx.GraphModule, values: Iterable[Any], mode: FakeTensorMod
     feed = iter(values)
     known: dict[fx.Node, Any] = {}
     memo: dict[Any, tuple[Any, ...]] = {}
-    with mode, torch.no_grad(), enable_python_dispatcher():
+    # Nobody binds the sizes that an op's own parts invent on the way, as those of `repeat_interleave` do.
+    ignoring = mode.shape_env.ignore_fresh_unbacked_symbols() if mode.shape_env is not None else nullcontext()
+    with mode, torch.no_grad(), enable_python_dispatcher(), ignoring:
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 known[node] = next(feed)

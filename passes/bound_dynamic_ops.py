@@ -16,7 +16,8 @@ from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import InputKind, OutputKind, OutputSpec, Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.bounded import Number, Refused
-from gaudicc.rules.bounded_walk import BoundingWalk, is_dynamic, selects_nothing
+from gaudicc.rules.bounded_walk import BoundingWalk
+from gaudicc.rules.unknown_sizes import is_dynamic, selects_nothing, unknown_dims
 
 aten = torch.ops.aten
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -106,6 +107,9 @@ def _outputs(walk: BoundingWalk, program: Program) -> tuple[OutputSpec, ...]:
             continue
         if value in walk.rows:
             rows = walk.rows[value]
+            if len(unknown_dims(val(value).shape)) > 1:
+                walk.node = value
+                raise Refused("it is a result with two dims of unknown length")
             if program.dimensions:
                 raise Refused("it is a result, and sizes are dynamic besides")
             output = sum(known.kind is OutputKind.USER for known in specs)

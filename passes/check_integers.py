@@ -21,8 +21,9 @@ from gaudicc.program import OutputKind, Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.flags import with_flags
 from gaudicc.rules.integer_checks import checked_form
-from gaudicc.rules.integer_ranges import IntegerRanges
+from gaudicc.rules.integer_ranges import IntegerRanges, fills_beyond
 from gaudicc.rules.intervals import Interval
+from gaudicc.rules.wide_integers import WideIntegers
 from gaudicc.verify import differs
 
 aten = torch.ops.aten
@@ -35,8 +36,8 @@ class CheckIntegers:
 
     In lazy mode a Gaudi stores and computes int64 in 32 bits, and what does not fit wraps without a word. Sizes, constants,
     declared arguments and what a tensor is used to index bound almost every integer of a model. The others get a second
-    computation in floats, and a flag that the host raises as an OverflowError at the user's line. Where 64 bits are kept,
-    nothing wraps and no flag is set.
+    computation in floats, and a flag that the host raises as an OverflowError at the user's line. A remainder of what leaves
+    32 bits, as hashes take it, is computed exactly in digits of 8 bits. Where 64 bits are kept, nothing wraps and no flag is set.
 
         %2 = aten.mul.Tensor(%x, %y)    ->    %2 = aten.mul.Tensor(%x, %y); %5 = aten.mul.Tensor(float(%x), float(%y))
                                               %9 = aten.any(aten.ge.Scalar(aten.abs(%5 - float(%2)), 2**31))  (an output)
@@ -65,6 +66,10 @@ class CheckIntegers:
         while count := sum(self._taken_apart(module, ranges) for _, module in list(program.graphs())):
             apart += count
             ranges = _ranges(program, kept)
+        digits = WideIntegers(program, ranges)
+        program = digits.run() if ranges.open else program
+        if digits.rewritten:
+            ranges, apart = _ranges(program, kept), apart + digits.rewritten
         declared = self._declared(program) if ranges.open else {}
         if declared:
             told = _ranges(program, {path: known for path, (_, known) in declared.items()} | kept)
@@ -135,10 +140,11 @@ class CheckIntegers:
         entries = ranges.entries(node).high
         form = checked_form(node, entries)
         if form is None:
+            what = f"nothing bounds the int64 values of {op_name(node)}"
+            if fills_beyond(node):
+                what = f"{op_name(node)} fills with a number that does not fit 32 bits"
             raise UnsupportedOpError(
-                f"nothing bounds the int64 values of {op_name(node)}, and the target computes them in 32 bits",
-                where=where(node, self.name),
-                hint=_HINT,
+                f"{what}, and the target computes int64 in them", where=where(node, self.name), hint=_HINT
             )
         source = source_of(node) or ""
         keys = list(node.kwargs)

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from gaudicc.invariants import STATIC, TYPED, WELL_FORMED, Invariant, verdict_of
 from gaudicc.kernels import attention, merge_parts, softmax_part, softmax_tile
-from gaudicc.kernels.split import sliced_attention
+from gaudicc.kernels.split import join_blocks, sliced_attention
 from gaudicc.machine import CHIPS, Chip, load_chip
-from gaudicc.machine.attention import AttentionShape, Split, tiles
+from gaudicc.machine.attention import AttentionShape, Split, body_heads, head_blocks, tiles, with_heads
 from gaudicc.machine.fx import attention_shape
-from gaudicc.machine.split import MOST_SLICES, Choice, choose_split
-from gaudicc.nodes import call_region, val
+from gaudicc.machine.split import BODY_SLICES, MOST_SLICES, Choice, choose_split
+from gaudicc.nodes import val
 from gaudicc.pipeline import GraphPass, Numerics
-from gaudicc.program import InputKind, Program
+from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
+from gaudicc.rules.bodies import add_body, call_body, new_body
+from gaudicc.rules.masks import Masks, band, row_blocks
 from gaudicc.targets import Support
 
 aten = torch.ops.aten
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-_ANDS = (aten.bitwise_and.Tensor, aten.logical_and.default, aten.mul.Tensor)
-# What leaves every element where it is in the broadcast, or takes some of them.
-_VIEWS = (aten.expand.default, aten.unsqueeze.default, aten.view.default, aten.slice.Tensor, aten.alias.default,
-          aten.clone.default)  # fmt: skip
-# Elements of a mask that are computed at once; a larger one is computed some rows at a time.
-_MASK_BLOCK = 1 << 26
 # Alternatives named in a note.
 _SHOWN = 5
-
-
-Rows = tuple[int, int, int]
-"""First row, the one behind the last, and how many there are in all."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,8 @@ class SplitAttention(GraphPass):
     depend on each other let Gaudi's graph compiler run the products of one under the softmax of another; each stays what
     it pipelines: a product, one vector node, a product. Blocks that causality, a window or a constant mask rules out are
     not computed. Where keys are cut, each slice brings its row maximum and row sum, and the merge is exact. The choice is
-    made per bucket, under the graph compiler's own scheduling policy.
+    made per bucket, under the graph compiler's own scheduling policy. Of many slices those of some heads are written down,
+    as a body that is called for all heads.
 
         %26 = gaudicc.attention(%q, %k, %v, None, True, 0.25)
         ->
@@ -60,10 +53,12 @@ class SplitAttention(GraphPass):
 
     Attributes:
         most_slices: slices of one attention at most; each costs compile time and memory.
+        body_slices: slices of one graph at most, if one block of heads has no more.
         force: this split whatever the model says; for tests and experiments.
     """
 
     most_slices: int = MOST_SLICES
+    body_slices: int = BODY_SLICES
     force: Split | None = None
 
     name: ClassVar[str] = "split-attention"
@@ -76,7 +71,7 @@ class SplitAttention(GraphPass):
             _drop_copies(rewriter, node)
         chip = program.target.name if program.target else None
         decided: dict[tuple[AttentionShape, bool], Choice] = {}
-        masks = _Masks(program)
+        masks = Masks(program)
         for node in [n for n in rewriter.graph.nodes if n.target is attention]:
             if chip not in CHIPS:
                 yield f"{node.name} left: the machine model does not know the target"
@@ -94,7 +89,11 @@ class SplitAttention(GraphPass):
                     yield _note(node, decided[key], load_chip(chip))
                 split = decided[key].best.split
             if split is not None:
-                _apply(rewriter, node, shape, split)
+                heads = body_heads(shape, split, self.body_slices)
+                if heads < shape.batch * shape.heads:
+                    _apply_by_heads(rewriter, node, shape, split, heads, program)
+                else:
+                    _apply(rewriter, node, shape, split)
             elif node.meta.get("band") != (shape.ahead, shape.window):
                 node.meta["band"] = (shape.ahead, shape.window)
                 rewriter.modified = True
@@ -107,15 +106,13 @@ def _misfit(node: fx.Node) -> str | None:
     return None if q.numel() and k.numel() and v.numel() else "it is empty"
 
 
-def _shape_of(node: fx.Node, masks: _Masks, module: fx.GraphModule) -> AttentionShape:
+def _shape_of(node: fx.Node, masks: Masks, module: fx.GraphModule) -> AttentionShape:
     mask, causal = node.args[3:5]
     shape = attention_shape(node)
     if not isinstance(mask, fx.Node):
         return shape
-    step = max(1, _MASK_BLOCK * shape.queries // max(1, val(mask).numel()))
-    blocks = [(row, min(shape.queries, row + step), shape.queries) for row in range(0, shape.queries, step)]
-    seen = ((rows, masks.may_attend(mask, module, rows)) for rows in blocks)
-    ahead, window = _band(seen, shape.keys, 0 if causal else None)
+    seen = ((rows, masks.may_attend(mask, module, rows)) for rows in row_blocks(mask, shape.queries))
+    ahead, window = band(seen, shape.keys, 0 if causal else None)
     return replace(shape, ahead=ahead, window=window)
 
 
@@ -142,6 +139,39 @@ def _apply(rewriter: Rewriter, node: fx.Node, shape: AttentionShape, split: Spli
     rewriter.replace(node, new)
 
 
+def _apply_by_heads(
+    rewriter: Rewriter, node: fx.Node, shape: AttentionShape, split: Split, heads: int, program: Program
+) -> None:
+    """The slices of so many heads as a body, called for each block of them."""
+    blocks, groups = list(head_blocks(shape, heads)), shape.heads // shape.kv_heads
+    causal, scale = cast(Any, node.args[4:])
+    known: dict[tuple[Any, ...], fx.Node] = {}
+
+    def cut(arg: Any, *spans: tuple[int, int]) -> fx.Node:
+        for dim, span in enumerate(spans, val(arg).dim() - 4):
+            size = val(arg).shape[dim] if dim >= 0 else 1
+            if span != (0, size) and size > 1:
+                key = arg, dim, span
+                known[key] = known.get(key) or rewriter.emit(aten.slice.Tensor, arg, dim, *span, like=node)
+                arg = known[key]
+        return arg  # type: ignore[no-any-return]
+
+    def build(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return sliced_attention(q, k, v, mask, causal, scale, tiles=list(tiles(with_heads(shape, heads), split)))
+
+    name, results = "", []
+    for batch, (low, high) in blocks:
+        q, k, v, mask = node.args[:4]
+        rows, shared = (batch, (low, high)), (batch, (low // groups, -(-high // groups)))
+        operands = [cut(q, *rows), cut(k, *shared), cut(v, *shared), *([cut(mask, *rows)] if mask is not None else [])]
+        if not name:
+            body, made = new_body(build, operands, node)
+            _mark_slices(made)
+            name = add_body(rewriter, body, "attention_of_heads", [name for name, _ in program.graphs()])
+        results.append(call_body(rewriter, name, operands, node))
+    rewriter.replace(node, rewriter.inline(partial(join_blocks, blocks=blocks), results, like=node))
+
+
 def _mark_slices(nodes: list[fx.Node]) -> None:
     """Numbers the nodes of each slice, and marks merges, so that a schedule can be drawn as the graph compiler makes it."""
     for index, softmax in enumerate(n for n in nodes if n.target in (softmax_tile, softmax_part)):
@@ -165,135 +195,3 @@ def _note(node: fx.Node, choice: Choice, chip: Chip) -> str:
         f"{node.name} {what}: {choice.best.name} {choice.best.seconds * 1e6:.1f} us modelled on {chip.name}; "
         f"others: {listed or 'none'}; {choice.considered} splits considered, none below {choice.bound * 1e6:.1f} us"
     )
-
-
-def _band(
-    blocks: Iterable[tuple[Rows, torch.Tensor | None]], keys: int, ahead: int | None
-) -> tuple[int | None, int | None]:
-    """(ahead, window) of the narrowest band that holds every pair which a mask may let through.
-
-    Args:
-        blocks: rows, and `[..., rows, keys]`: True where a key may be let through; None if nothing is known.
-        keys: columns.
-        ahead: what is known without the mask.
-    """
-    furthest, reach = list[torch.Tensor](), list[torch.Tensor]()
-    for (first, last, _), seen in blocks:
-        if seen is None or seen.dim() < 2 or seen.shape[-2:] != (last - first, keys):
-            return ahead, None
-        pairs = seen.reshape(-1, last - first, keys).any(0)
-        if ahead is not None:
-            pairs = pairs.tril(ahead + first)
-        some = pairs.any(-1)
-        rows, wide = torch.arange(first, last, device=pairs.device)[some], pairs[some].to(torch.uint8)
-        if len(rows):
-            furthest.append(keys - 1 - wide.flip(-1).argmax(-1) - rows)
-            reach.append(rows - wide.argmax(-1))
-    if not furthest:
-        return ahead, None
-    most = int(torch.cat(furthest).max())
-    return most, int(torch.cat(reach).max()) + most + 1
-
-
-class _Masks:
-    """What is known of masks before any call: values that depend on constants only."""
-
-    def __init__(self, program: Program) -> None:
-        self.constants = {s.name: program.tensors[s.source] for s in program.inputs if s.kind is InputKind.CONSTANT}
-        self.program = program
-        self._known: dict[fx.Node, torch.Tensor | None] = {}
-
-    def may_attend(self, node: fx.Node, module: fx.GraphModule, rows: Rows) -> torch.Tensor | None:
-        """True wherever some rows of a mask may let a key through; None if nothing is known."""
-        exact = self._rows(node, module, rows)
-        if exact is not None:
-            return exact if exact.dtype == torch.bool else exact != float("-inf")
-        if node.op == "placeholder" and module is not self.program.root:
-            return self._at_call_sites(node, module, rows)
-        if node.target in _ANDS and val(node).dtype == torch.bool and not node.kwargs:
-            known = [self.may_attend(arg, module, rows) for arg in node.args if isinstance(arg, fx.Node)]
-            return _all_of([part for part in known if part is not None])
-        if node.target in _VIEWS and isinstance(node.args[0], fx.Node):
-            inner = self.may_attend(node.args[0], module, rows)
-            fits = inner is not None and inner.shape == val(node.args[0]).shape
-            return node.target(inner, *node.args[1:]) if fits else None
-        return None
-
-    def _at_call_sites(self, node: fx.Node, module: fx.GraphModule, rows: Rows) -> torch.Tensor | None:
-        """A body's operand: whatever any of its callers may let through."""
-        position = [n for n in module.graph.nodes if n.op == "placeholder"].index(node)
-        found: dict[fx.Node, torch.Tensor | None] = {}
-        for _, caller in self.program.graphs():
-            for call in caller.graph.nodes:
-                if call.target is call_region and getattr(caller, str(call.args[0].target)) is module:
-                    operand = call.args[1 + position]
-                    if operand not in found:
-                        found[operand] = self.may_attend(operand, caller, rows)
-        parts = [part for part in found.values() if part is not None]
-        if len(parts) < len(found) or len({part.shape for part in parts}) != 1:
-            return None
-        return torch.stack(parts).any(0)
-
-    def _rows(self, node: fx.Node, module: fx.GraphModule, rows: Rows) -> torch.Tensor | None:
-        """The value of some rows, those of dim -2; the whole of what has other rows."""
-        value, (first, last, count) = node.meta.get("val"), rows
-        if not isinstance(value, torch.Tensor):
-            return None
-        cut = value.dim() > 1 and value.shape[-2] == count
-        if value.numel() <= _MASK_BLOCK or node.op == "placeholder":
-            whole = self._exact(node, module)
-            return whole[..., first:last, :] if cut and whole is not None else whole
-        if not cut or not _is_by_row(node):
-            return None
-        operands = {arg: self._rows(arg, module, rows) for arg in node.all_input_nodes}
-        if any(operand is None for operand in operands.values()):
-            return None
-        args, kwargs = fx.map_arg((node.args, node.kwargs), operands.__getitem__)
-        if node.target is aten.expand.default:
-            args = (args[0], [*value.shape[:-2], last - first, value.shape[-1]])
-        result: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-        return result
-
-    def _exact(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
-        if node not in self._known:
-            value = self._evaluate(node, module)
-            # A model on the meta device has constants without values.
-            self._known[node] = None if value is None or value.is_meta else value
-        return self._known[node]
-
-    def _evaluate(self, node: fx.Node, module: fx.GraphModule) -> torch.Tensor | None:
-        if node.op == "placeholder":
-            return self.constants.get(node.name) if module is self.program.root else None
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or value.numel() > _MASK_BLOCK:
-            return None
-        if not isinstance(node.target, torch._ops.OpOverload):
-            return None
-        operands = {arg: self._exact(arg, module) for arg in node.all_input_nodes}
-        if (
-            any(operand is None for operand in operands.values())
-            or torch.Tag.nondeterministic_seeded in node.target.tags
-        ):
-            return None
-        args, kwargs = fx.map_arg((node.args, node.kwargs), operands.__getitem__)
-        result: torch.Tensor = node.target(*args, **kwargs)
-        return result
-
-
-def _is_by_row(node: fx.Node) -> bool:
-    """Whether each row of a result, in dim -2, is made of the same row of operands that are aligned at their last dims."""
-    if node.target is aten.unsqueeze.default:
-        at: Any = node.args[1]
-        rank: int = val(node).dim()
-        return bool(at % rank < rank - 2)
-    also = (aten.expand.default, aten.alias.default, aten.clone.default, aten._to_copy.default)
-    return node.target in also or torch.Tag.pointwise in getattr(node.target, "tags", ())
-
-
-def _all_of(parts: list[Any]) -> torch.Tensor | None:
-    if not parts:
-        return None
-    result: torch.Tensor = parts[0]
-    for part in parts[1:]:
-        result = result & part
-    return result

@@ -24,7 +24,7 @@ from torch import fx, nn
 from gaudicc.bench.legal_perception import MAPPINGS, perceiving, perceiving_types
 from gaudicc.bench.legal_samples import CASTS
 from gaudicc.capture import capture
-from gaudicc.errors import CaptureError, GaudiccError
+from gaudicc.errors import CaptureError, GaudiccError, WeightChangedError
 from gaudicc.interpreter import Result, interpret
 from gaudicc.machine import load_chip
 from gaudicc.machine.fx import works_of
@@ -97,7 +97,7 @@ def judge(name: str, task: str) -> Row:
     except Exception as error:  # the model's own code, or the library's
         return Row(name, "not built", _line(error))
     try:
-        program = capture(model, inputs)
+        program = _captured(model, inputs)
     except CaptureError as refusal:
         return Row(name, "not captured", refusal.what)
     program.target, ops = load_target(CHIP), program.count_ops()
@@ -122,6 +122,16 @@ def _built(name: str, task: str) -> tuple[nn.Module, dict[str, Any]]:
         return perceiving(name, task)
     model = build(name, task=cast(Task, task))
     return model, example_inputs(model)
+
+
+def _captured(model: nn.Module, inputs: dict[str, Any]) -> Program:
+    """A model that scales its weights in its first call is captured after that, as the refusal says."""
+    try:
+        return capture(model, inputs)
+    except WeightChangedError:
+        with torch.no_grad():
+            model(**copy.deepcopy(inputs))
+        return capture(model, inputs)
 
 
 def _wrapped(program: Program, result: Result) -> str:

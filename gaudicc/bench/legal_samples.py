@@ -190,6 +190,9 @@ def _user_outputs(program: Program, returned: Any) -> list[Any]:
         if spec.kind is OutputKind.LENGTH:
             position, dim = map(int, str(spec.target).split(":"))
             outputs[position] = outputs[position].narrow(dim, 0, int(value))
+    for index, value in sorted(program.calling.literals.items()):
+        if isinstance(value, _VALUES):
+            outputs.insert(index, value)
     return outputs
 
 

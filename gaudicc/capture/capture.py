@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
@@ -240,6 +241,13 @@ def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fi
         if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in str(error):
             raise DynamicControlFlowError(
                 f"Python decides on the value of a tensor: {_first_line(error)}", where=place
+            ) from error
+        if isinstance(error, DynamicOutputShapeException):
+            raise DynamicControlFlowError(
+                f"the size of what {error.func} gives depends on the values of a tensor",
+                where=replace(place, op=str(error.func)),
+                hint="torch has no form of the op for such a size: take it out of the model, or use a form whose sizes do not "
+                "depend on data",
             ) from error
         if eager := _eager_error(module, args, kwargs):
             raise ModelRaisedError(

@@ -19,7 +19,7 @@ from gaudicc.capture.outline_higher import outline_higher
 from gaudicc.capture.outline_loops import outline_loops
 from gaudicc.capture.regions import split_regions
 from gaudicc.capture.shapes import bounds_of, settled
-from gaudicc.errors import CaptureError, DynamicControlFlowError
+from gaudicc.errors import CaptureError, DynamicControlFlowError, WeightChangedError
 from gaudicc.nodes import output_of, outputs_of, where
 from gaudicc.program import Dimension, InputKind, InputSpec, OutputKind, OutputSpec, Program
 from gaudicc.rewriter import Rewriter, drop_dead_nodes
@@ -215,10 +215,7 @@ def _outputs(
             specs.append(OutputSpec(OutputKind.INPUT, user_paths[str(spec.target)]))
             values.append(value)
         elif spec.kind.name == "PARAMETER_MUTATION":
-            raise CaptureError(
-                f"the model changes its weight {spec.target}",
-                hint="call it once before it is compiled, if it scales its weights then; otherwise make a buffer of it",
-            )
+            raise WeightChangedError(f"the model changes its weight {spec.target}")
         else:
             raise CaptureError(f"the model returns a {spec.kind.name}", hint="return tensors")
     output_of(root.graph).args = (tuple(values),)

@@ -14,6 +14,8 @@ from functools import cache, partial
 from itertools import combinations, product
 from typing import Any
 
+from torch._dynamo.exc import UserError
+
 from gaudicc.capture.decisions import (
     Decision,
     Ranges,
@@ -30,7 +32,7 @@ from gaudicc.capture.same_graph import same_graph
 from gaudicc.capture.settled_sizes import settle_sizes
 from gaudicc.capture.shapes import names_of, ranges_of, resized, sizes_of, without
 from gaudicc.capture.size_trials import Columns, Words
-from gaudicc.errors import UnsupportedInputError, Where
+from gaudicc.errors import DynamicControlFlowError, UnsupportedInputError, Where
 
 _EXPORTS = 16
 """Exports of one model at most."""
@@ -120,11 +122,12 @@ def export_every_side(
         given = resized(args, kwargs, positional, shapes, sizes)
         try:
             other = side_of(*given, shapes)
-        except Exception:
+        except Exception as failure:
             if (error := eager_error(*given)) is not None:
                 raising.append(Raising(_broken(sides[0], {**example, **sizes}), error))
                 continue
-            # Decisions may leave one size, which torch refuses to call dynamic; and a dynamic 1 it never broadcasts.
+            if not _may_be_of_dynamic_sizes(failure):
+                raise
             other = side_of(*given, without(shapes, sizes.keys()))
             other = replace(other, when=[(*other.when[0], *(_exactly(*entry) for entry in sizes.items()))])
         joined = joined_dims(other.mended.exported, shapes, *given, positional, other.names)
@@ -139,6 +142,18 @@ def export_every_side(
     for side in sides:
         _settle(side, ranges)
     return sides, raising, ranges
+
+
+def _may_be_of_dynamic_sizes(failure: Exception) -> bool:
+    """Whether an export that failed may get through where its sizes are numbers.
+
+    Decisions may leave one size, which torch refuses to call dynamic (`UserError`), and a dynamic 1 it never broadcasts (a
+    `RuntimeError`); a loop over a number is unrolled, and two numbers are never one size under two names.
+    """
+    return (
+        isinstance(failure, (UserError, DynamicControlFlowError, UnsupportedInputError))
+        or type(failure) is RuntimeError
+    )
 
 
 def _served(sides: Sequence[Side], raising: Sequence[Raising]) -> list[tuple[Decision, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -22,6 +23,7 @@ class ProfileOptions:
         dynamic: sizes that vary, each DIM=MAX or DIM=MIN..MAX; DIM is batch or sequence.
         bucket: sizes to look at, DIM=SIZE[,DIM=SIZE], of those that vary.
         node_us: start of a node in microseconds, instead of the machine model's own value.
+        dtype: what if projections multiplied in fp8; passes decide as for the model as it is.
         read: traces of a device: Chrome JSON of torch.profiler, or a CSV of Gaudi's own profiler.
         calibrate: a trace of the model at these sizes: fit the chip's constants to it, and show the model with them.
         runs: with --calibrate: how many runs of the model the trace holds.
@@ -39,6 +41,7 @@ class ProfileOptions:
     dynamic: tuple[str, ...] = ()
     bucket: str | None = None
     node_us: float | None = None
+    dtype: Literal["fp8"] | None = None
     read: tuple[Path, ...] = ()
     calibrate: Path | None = None
     runs: int = 1

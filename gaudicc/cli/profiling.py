@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 import gaudicc
 from gaudicc.buckets import BucketForm
@@ -38,20 +39,23 @@ def run(options: ProfileOptions) -> int:
     Raises:
         GaudiccError: the model cannot be compiled, a trace cannot be read, or a file cannot be written.
     """
+    _check(options)
     runs: list[tuple[str, Sequence[Activity]]] = []
     profiles: list[Profile] = []
     for file in (*options.read, *((options.calibrate,) if options.calibrate else ())):
         activities = read_trace(file)
         runs.append((file.name, activities))
         profiles.append(profile_of(activities, file.name, modelled=False))
-    if options.calibrate is not None and options.model is None:
-        raise InputError("--calibrate needs the model that was traced", hint="name it, with its sizes")
     if options.model is not None:
         chip = _chip(options)
         programs = _programs(options, options.model)
         if options.calibrate is not None:
             chip = _calibrated(options, chip, programs[0][1], profiles[-1])
-        for title, modelled in ((title, modelled_run(program, chip)) for title, program in programs):
+        for form, program in programs:
+            modelled = modelled_run(program, chip, options.dtype)
+            title = f"{form}, {options.dtype} projections" if options.dtype else form
+            for place in modelled.branches:
+                say(f"note: {title}: the host decides the condition at {place}; the side that takes longer is shown")
             runs.append((title, modelled.activities))
             profiles.append(profile_of(modelled.activities, title, modelled=True, bound=modelled.bound))
     if not profiles:
@@ -64,10 +68,20 @@ def run(options: ProfileOptions) -> int:
     return 0
 
 
-def _calibrated(options: ProfileOptions, chip: Chip, program: Program, trace: Profile) -> Chip:
-    """The chip with the constants that the trace shows, which are written and said."""
+def _check(options: ProfileOptions) -> None:
+    """Refuses options that mean nothing before a model is compiled for them."""
+    if options.calibrate is not None and options.model is None:
+        raise InputError("--calibrate needs the model that was traced", hint="name it, with its sizes")
     if options.runs < 1:
         raise InputError("a trace holds one run or more", hint="give --runs 1 or more")
+    if options.runs > 1 and options.calibrate is None:
+        raise InputError("--runs counts the runs in a trace to calibrate by", hint="name it: --calibrate TRACE")
+    if options.node_us is not None and not 0 <= options.node_us < inf:
+        raise InputError(f"a node cannot start in {options.node_us} us", hint="give --node-us 0 or more")
+
+
+def _calibrated(options: ProfileOptions, chip: Chip, program: Program, trace: Profile) -> Chip:
+    """The chip with the constants that the trace shows, which are written and said."""
     shown = observations(modelled_run(program, chip).works, trace, options.runs)
     fitted = fit_observations(chip, shown)
     names = [name for each in shown for name in each.constants]

@@ -7,17 +7,18 @@ and the log lines are emulated; a cluster's nodes run one by one on the CPU and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
 
-from gaudicc.emulator import placement, tracing
+from gaudicc.emulator import placement, traced_ops, tracing
 from gaudicc.emulator.emulation import current
 from gaudicc.emulator.surface import compile_config as config
 from gaudicc.emulator.surface.analyzer import FxGraphAnalyzer, logger
+from gaudicc.errors import DeviceError
 
 Compiled = Callable[..., Any]
 
@@ -27,7 +28,22 @@ def register() -> None:
     from torch._dynamo import register_backend
 
     tracing.prepare()
+    traced_ops.register()
     register_backend(hpu_backend)
+
+
+@cache
+def register_refusal() -> None:
+    """In lazy mode the name is known too, so that a function can be decorated; nothing says what calling it does there."""
+    from torch._dynamo import register_backend
+
+    def refuse(*_: Any, **__: Any) -> Compiled:
+        raise DeviceError(
+            "hpu_backend is not emulated in lazy mode: Intel documents it for eager mode only",
+            hint="set PT_HPU_LAZY_MODE=0, or call the function without torch.compile",
+        )
+
+    register_backend(refuse, name="hpu_backend")
 
 
 def hpu_backend(graph_module: fx.GraphModule, example_inputs: Sequence[Tensor], **kwargs: Any) -> Compiled:
@@ -47,7 +63,7 @@ def hpu_backend(graph_module: fx.GraphModule, example_inputs: Sequence[Tensor], 
         patched: Compiled = config.patch(options)(run)
         return patched
 
-    with config.patch(options):
+    with config.patch(options), traced_ops.as_the_release_traces():
         make: Any = aot_autograd(
             fw_compiler=inner(True, False),
             bw_compiler=inner(True, True),
@@ -99,10 +115,11 @@ def _place(graph: fx.GraphModule) -> set[fx.Node]:
         if node.op != "call_function":
             continue
         fallback = placement.needs_eager(node)
-        logger.info(f"[PT_COMPILE] Node: {node.name} requires fallback: {fallback}")
+        if placement.on_device(node):
+            logger.info(f"Node: {node.name} requires fallback: {fallback}")
         if fallback:
             eager.add(node)
-            if placement.on_device(node) and not isinstance(node.target, HigherOrderOperator):
+            if placement.on_device(node) and not isinstance(placement.made_by(node).target, HigherOrderOperator):
                 refused.append(f"{node.name} ({placement.op_base(node)})")
     if refused and not (config.value("use_eager_fallback") and current().settings.eager_fallback):
         raise RuntimeError(f"eager fallback is off, and these nodes need it: {', '.join(refused)}")
@@ -111,7 +128,12 @@ def _place(graph: fx.GraphModule) -> set[fx.Node]:
 
 def _compile_branches(graph: fx.GraphModule) -> None:
     """Bodies of higher-order ops are compiled too, and run by a plain function: torch has no rule for device tensors there."""
-    runners = {torch.ops.higher_order.cond: _cond, getattr(torch.ops.higher_order, "hints_wrapper", None): _hints}
+    ops = torch.ops.higher_order
+    runners = {
+        ops.cond: _cond,
+        getattr(ops, "hints_wrapper", None): _hints,
+        getattr(ops, "with_effects", None): _in_order,
+    }
     for node in graph.graph.nodes:
         runner = runners.get(node.target) if isinstance(node.target, HigherOrderOperator) else None
         if runner is None:
@@ -141,6 +163,12 @@ def _cond(predicate: Any, true: _Branch, false: _Branch, operands: Sequence[Any]
 
 def _hints(body: _Branch, args: Sequence[Any], kwargs: Any, hints: Any = None) -> Any:
     return body(*args)
+
+
+def _in_order(token: Any, op: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """An op that must keep its place, such as a check that raises."""
+    result = op(*args, **kwargs)
+    return (token, *result) if isinstance(result, tuple) else (token, result)
 
 
 def _boxed(graph: fx.GraphModule) -> Compiled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from gaudicc.emulator.settings import Settings, flag, read_settings
 from gaudicc.errors import DeviceError
 from gaudicc.machine import load_chip
 from gaudicc.targets import Target, load_target
+from gaudicc.targets.table import read_overlay
+from gaudicc.targets.target import TABLES
 
 if TYPE_CHECKING:
     from gaudicc.emulator.capture import Capture
@@ -129,8 +132,15 @@ class _Cluster:
 
 @cache
 def read_target(name: str, overlay: str | None = None) -> Target:
-    """The tables of a chip, read once: processes forked from one that has read them share them."""
-    return load_target(name, overlay)
+    """The tables of a chip, read once: processes forked from one that has read them share them.
+
+    Below all overlays lies what the vendor's own tests run with CPU fallback forbidden although its list of dtypes omits it.
+    """
+    target = load_target(name, overlay)
+    overlays = dict(target.overlays)
+    for row in read_overlay(TABLES / "vendor_tests.json"):
+        overlays[row.op] = (*overlays.get(row.op, ()), row)
+    return replace(target, overlays=overlays)
 
 
 _CURRENT: list[Emulation] = []

@@ -6,9 +6,10 @@ result on the host, or raises. Source: HabanaAI/gaudi-pytorch-bridge 1.19.0, `hp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from torch._ops import OpOverload
 
 from gaudicc.emulator.clock import Clock
 from gaudicc.emulator.events import EventDispatcher, EventId
@@ -18,7 +19,7 @@ from gaudicc.emulator.settings import Settings, flag
 from gaudicc.errors import Where
 from gaudicc.interpreter import Fallback, Judge
 from gaudicc.targets import Mode, Target, Verdict, op_name
-from gaudicc.targets.calls import OpCall, map_values, on_meta, tensors_in
+from gaudicc.targets.calls import OpCall, map_values, on_meta, reads_host, tensors_in
 from gaudicc.targets.model import Lazy
 from gaudicc.targets.target import RELEASE
 
@@ -46,13 +47,29 @@ class DeviceJudge(Judge):
         settings: Settings,
         ledger: Ledger,
         clock: Clock,
-        flush: Callable[[], object],
+        flush: Callable[[str], object],
         capturing: Callable[[], bool],
         dry: Callable[[], bool],
     ) -> None:
         super().__init__(target, Mode.LAZY, "host")
         self.settings, self.ledger, self.clock = settings, ledger, clock
         self._flush, self._capturing, self._dry = flush, capturing, dry
+
+    def call(
+        self,
+        op: OpOverload,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object] | None = None,
+        place: Where | None = None,
+    ) -> object:
+        """Judge and run an op; a read on the host inside the kernel of a composite is one, as anywhere."""
+        if not reads_host(op):
+            return super().call(op, args, kwargs, place)
+        call, name = OpCall(op, args, kwargs or {}), op_name(op)
+        self._flush(f"{name} reads a value on the host")
+        moved = sum(tensor.element_size() for tensor in call.tensors())
+        self.ledger.add(Kind.HOST_READ, name, moved, self.clock.fetch(moved))
+        return execute(call)
 
     def run(self, call: OpCall) -> object:
         """Run a call without judging it: arguments and results are narrowed, a view shares its input's memory."""
@@ -72,7 +89,7 @@ class DeviceJudge(Judge):
             if narrowed is not tensor and isinstance(narrowed, torch.Tensor):
                 tensor.copy_(narrowed)
         kept = {id(tensor) for tensor in written}
-        return map_values(result, lambda leaf: leaf if id(leaf) in kept else self._narrow(leaf, name))
+        return map_values(result, lambda leaf: leaf if id(leaf) in kept else self._result(leaf, name))
 
     def whole(self, call: OpCall) -> object:
         """Judge and run a call; float64 keeps its name, as on the device, and float32's bits."""
@@ -100,7 +117,7 @@ class DeviceJudge(Judge):
             self.calls += 1
             return self.run(call)
         if verdict.dynamic and not complex_values and row is not None and row.lazy is not Lazy.FALLBACK:
-            self._flush()
+            self._flush("")
             self.ledger.add(Kind.HOST_READ, name, seconds=self.clock.fetch(0))
             self.calls += 1
             return self.run(call)
@@ -108,14 +125,19 @@ class DeviceJudge(Judge):
 
     def _fall_back(self, call: OpCall, verdict: Verdict) -> object:
         name, allowed = op_name(call.op), self.settings.fallback_ops
-        if allowed is not None and name not in allowed and name.split("::")[-1] not in allowed:
+        if (
+            allowed is not None
+            and name != "aten::complex"
+            and name not in allowed
+            and name.split("::")[-1] not in allowed
+        ):
             raise RuntimeError(
                 f"{name} is not yet supported on HPU: PT_HPU_PLACE_ON_CPU does not permit its CPU fallback"
             )
         EventDispatcher.instance().publish(EventId.CPU_FALLBACK, [("op_name", name)])
         if self._capturing():
             raise RuntimeError(f"cpu fallback is not supported during hpu graph capturing ({name}: {verdict.reason})")
-        self._flush()
+        self._flush("")
         result = execute(call)
         out, back = call.tensors(), list(tensors_in(result))
         read, written = (sum(tensor.nbytes for tensor in tensors) for tensors in (out, back))
@@ -127,7 +149,13 @@ class DeviceJudge(Judge):
             read + written,
             self.clock.fall_back(elements, read, written),
         )
-        return map_values(result, lambda leaf: self._narrow(leaf, name))
+        return map_values(result, lambda leaf: self._result(leaf, name))
+
+    def _result(self, leaf: object, name: str) -> object:
+        """A result; float64 that an op gives by itself, as `bincount` does, keeps its name and has float32's bits."""
+        narrowed = self._narrow(leaf, name)
+        wide = isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float64
+        return narrowed.to(torch.float64) if wide and isinstance(narrowed, torch.Tensor) else narrowed
 
     def _narrow(self, leaf: object, name: str) -> object:
         if self.settings.int64 and isinstance(leaf, torch.Tensor) and leaf.dtype is torch.int64:

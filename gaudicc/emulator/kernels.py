@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,10 @@ def _execute(call: OpCall) -> object:
         if not any(gap in str(error) for gap in _GAPS):
             if op_name(call.op) in _BY_ROW and "out of" in str(error):
                 return _from_the_end(call).run()
+            if "refer to a single memory location" in str(error):  # the device reads all before it writes
+                return call.map(
+                    lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, keep_written=True
+                ).run()
             raise
         return _wider(call)
 
@@ -84,17 +88,29 @@ def _random(call: OpCall) -> object:
         return _wider(call)
 
 
+_INDICES = {torch.int32: torch.int64, **dict.fromkeys(_NARROW_FLOATS, torch.float32)}
+_WHOLE = dict.fromkeys((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), torch.float32)
+
+
 def _wider(call: OpCall) -> object:
-    """Run in float32 and with int64 indices what the CPU's kernels refuse, and give back the dtypes asked for."""
+    """Run in float32 and with int64 indices what the CPU's kernels refuse, whole numbers in float32 too if they must be."""
+    try:
+        return _widened(call, _INDICES)
+    except (RuntimeError, IndexError) as error:
+        if "not implemented for" not in str(error):
+            raise
+        return _widened(call, _INDICES | _WHOLE)
+
+
+def _widened(call: OpCall, wider: Mapping[torch.dtype, torch.dtype]) -> object:
+    """Run with other dtypes, and give back the dtypes asked for."""
     written = call.written()
     copies: dict[int, Tensor] = {}
 
     def widen(leaf: object) -> object:
         if isinstance(leaf, Tensor):
-            wide = torch.float32 if leaf.dtype in _NARROW_FLOATS else torch.int64 if leaf.dtype is torch.int32 else None
-            if wide is None:
-                return leaf
-            return copies.setdefault(id(leaf), leaf.to(wide))
+            wide = wider.get(leaf.dtype)
+            return leaf if wide is None else copies.setdefault(id(leaf), leaf.to(wide))
         return torch.float32 if leaf in _NARROW_FLOATS else leaf
 
     result = call.map(widen).run()
@@ -126,6 +142,10 @@ def _convolution(*args: Any) -> Tensor:
     return torch.ops.aten.convolution.default(*args)  # type: ignore[no-any-return]
 
 
+def _convolution_backward(grad: Tensor, values: Tensor, weight: Tensor, *rest: Any, **named: Any) -> object:
+    return torch.ops.aten.convolution_backward.default(grad, values, weight, [grad.shape[1]], *rest, **named)
+
+
 def _masked_scale(values: Tensor, mask: Tensor, scale: float) -> Tensor:
     return values * mask.to(values.dtype) * scale
 
@@ -135,9 +155,29 @@ def _fused_dropout(values: Tensor, keep: float, generator: torch.Generator | Non
     return values * mask.to(values.dtype) / keep, mask.to(torch.uint8)
 
 
-def _add_relu(left: Tensor, right: Tensor, *, alpha: float = 1) -> Tensor:
-    """The sum is rounded to its dtype before relu sees it."""
-    return torch.relu(torch.add(left, right, alpha=alpha))
+def _add_relu(left: Tensor, right: Tensor | float, alpha: float = 1) -> Tensor:
+    """Product, sum and relu, each rounded to its dtype."""
+    return torch.relu(left + right * alpha)
+
+
+def _scaled_mm(
+    left: Tensor,
+    right: Tensor,
+    scale_left: Tensor,
+    scale_right: Tensor,
+    bias: Tensor | None = None,
+    scale_result: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    use_fast_accum: bool = False,
+) -> Tensor:
+    """The product times all three scales, plus the bias; fp8 saturates."""
+    from gaudicc.emulator.ops.fp8 import FP8, as_fp8
+
+    dtype = out_dtype or left.dtype
+    product = (left.to(torch.float32) @ right.to(torch.float32)) * scale_left * scale_right
+    product = product if scale_result is None else product * scale_result
+    product = product if bias is None else product + bias
+    return as_fp8(product, dtype) if dtype in FP8 else product.to(dtype)
 
 
 def _uniform(
@@ -159,11 +199,26 @@ def _unique2(
     return found, inverse if return_inverse else None, counts if return_counts else None
 
 
+def _resize_output(tensor: Tensor, size: Sequence[int], device: torch.device) -> Tensor:
+    return tensor.resize_(tuple(size))
+
+
+def _unique(values: Tensor, sort: bool = True, return_inverse: bool = False) -> tuple[Tensor | None, ...]:
+    """See `_unique2`."""
+    found, inverse = torch.ops.aten._unique.default(values, sort, return_inverse)
+    return found, inverse if return_inverse else None
+
+
 _KERNELS: dict[str, Callable[..., object]] = {
     "aten::convolution_overrideable": _convolution,
+    "aten::convolution_backward_overrideable": _convolution_backward,
+    "aten::_resize_output_": _resize_output,
+    "aten::_unique": _unique,
     "aten::_masked_scale": _masked_scale,
     "aten::_fused_dropout": _fused_dropout,
+    "aten::_add_relu.Scalar": _add_relu,
     "aten::_add_relu.Tensor": _add_relu,
+    "aten::_scaled_mm": _scaled_mm,
     "aten::uniform_": _uniform,
     "aten::_unique2": _unique2,
     **affine.KERNELS,

@@ -13,21 +13,20 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import swap_tensors
+from torch import Tensor
 
-from gaudicc.emulator import backend, collectives, flexible, saving, tracing
+from gaudicc.emulator import backend, collectives, flexible, kinds, saving, streams, tracing
 from gaudicc.emulator.emulation import current
 from gaudicc.emulator.tensor import DEVICE, HpuTensor
 
 
 def apply() -> None:
     """Make the changes, once per process."""
-    module, tensor, library = _changeable()
-    module._apply = _keeping_identity(module._apply)
-    tensor.data = property(_plain_data, _set_data)
+    tensor, library = _changeable()
+    kinds.register()
     tensor.pin_memory, tensor.is_pinned = _pin_memory, _is_pinned
     library.Generator = _Generator
+    library.Stream, library.Event = _Stream, _Event
     _share_services(library)
     library.random.fork_rng = _forking(library.random.fork_rng)
     library.utils.backend_registration._privateuse1_backend_name = "privateuseone"
@@ -55,59 +54,20 @@ def _share_services(library: Any) -> None:
 
 
 def _preparing(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Lazy mode has no backend of its own; those of torch, which `flex_attention` uses, see device tensors all the same."""
+    """Lazy mode has no backend that works; those of torch, which `flex_attention` uses, see device tensors all the same."""
 
     @wraps(original)
     def compile(*args: Any, **kwargs: Any) -> Any:
         tracing.prepare()
+        backend.register_refusal()
         return original(*args, **kwargs)
 
     return compile
 
 
-def _changeable() -> tuple[Any, Any, Any]:
+def _changeable() -> tuple[Any, Any]:
     """What is changed, as mypy lets it be."""
-    return nn.Module, Tensor, torch
-
-
-def _keeping_identity(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """`to("hpu")` swaps the parameters' contents, as on the device; where a graph still holds one it is replaced."""
-
-    def apply_to(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-        before = torch.__future__.get_swap_module_params_on_conversion()
-        torch.__future__.set_swap_module_params_on_conversion(True)
-        try:
-            return original(self, fn, recurse)
-        except RuntimeError as error:
-            if "swap" not in str(error):
-                raise
-            torch.__future__.set_swap_module_params_on_conversion(False)
-            return original(self, fn, recurse)
-        finally:
-            torch.__future__.set_swap_module_params_on_conversion(before)
-
-    return apply_to
-
-
-_DATA: Any = torch._C.TensorBase.data
-
-
-def _plain_data(self: Tensor) -> Tensor:
-    found: Tensor = _DATA.__get__(self)
-    return found
-
-
-def _set_data(self: Tensor, value: Tensor) -> None:
-    if not isinstance(value, HpuTensor):
-        _DATA.__set__(self, value)
-        return
-    wants, kind = self.requires_grad, type(self)
-    shell: Tensor = HpuTensor(value.raw)
-    if issubclass(kind, nn.Parameter):
-        shell = nn.Parameter(shell, requires_grad=wants)
-    else:
-        shell.requires_grad_(wants)
-    swap_tensors(self, shell)
+    return Tensor, torch
 
 
 def _forking(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,6 +99,34 @@ class _Generator(_CpuGenerator):  # type: ignore[misc]
         """Where it was made for."""
         on: torch.device = self.on
         return on
+
+
+class _OursToo(type):
+    """The type of a class of torch's that makes ours for `hpu`, where torch asks C++ for one."""
+
+    theirs: Any
+    ours: Any
+
+    def __call__(cls, *args: Any, **named: Any) -> Any:
+        device = named.get("device", args[0] if args else None)
+        if isinstance(device, (str, torch.device)) and torch.device(device).type == DEVICE:
+            return cls.ours(**{name: value for name, value in named.items() if name != "device"})
+        return cls.theirs(*args, **named)
+
+    def __instancecheck__(cls, found: object) -> bool:
+        return isinstance(found, (cls.theirs, cls.ours))
+
+
+class _Stream(metaclass=_OursToo):
+    """`torch.Stream`."""
+
+    theirs, ours = torch.Stream, streams.Stream
+
+
+class _Event(metaclass=_OursToo):
+    """`torch.Event`."""
+
+    theirs, ours = torch.Event, streams.Event
 
 
 def _pin_memory(self: Tensor, device: Any = None) -> Tensor:

@@ -27,24 +27,33 @@ FALLBACK_OPS = {
 }  # fmt: skip
 """Ops that are always left to eager mode; a program may change the set."""
 
+ALWAYS_CLUSTERED = frozenset(
+    ("_to_copy", "alias", "as_strided", "as_strided_scatter", "clamp", "copy", "full", "slice_scatter", "select_scatter",
+     "_native_batch_norm_legit_functional")
+)  # fmt: skip
+"""Ops about which the vendor's library is not asked, whatever their dtypes."""
+
 RANDOM = {
     "rand": "habana_rand", "rand_like": "habana_rand", "randn": "habana_randn", "randn_like": "habana_randn",
     "randint": "habana_randint", "randint_like": "habana_randint", "bernoulli": "habana_bernoulli",
     "poisson": "habana_poisson", "multinomial": "habana_multinomial", "randperm": "habana_randperm",
-    "native_dropout": "habana_native_dropout",
+    "native_dropout": "habana_native_dropout", "uniform": "habana_uniform",
 }  # fmt: skip
 """Random ops get another name, with the seed as an input."""
 
 
 def needs_eager(node: fx.Node) -> bool:
     """Whether a node stays outside the clusters; an item of a tuple goes where the op is that made it."""
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        return needs_eager(node.args[0])
+    node = made_by(node)
     if not isinstance(node.target, OpOverload) or not on_device(node):
         return True
     name = op_base(node)
+    if name == "index" and _plain_index(node):
+        return False
     if name in FALLBACK_OPS:
         return True
+    if name in ALWAYS_CLUSTERED:
+        return False
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta.get("val"))
     call = OpCall(node.target, args, kwargs)
     if any(tensor.device.type != DEVICE and tensor.dim() > 0 for tensor in call.tensors()):
@@ -53,6 +62,25 @@ def needs_eager(node: fx.Node) -> bool:
         return False
     support = judge_call(current().judge.target, call, Mode.COMPILE).support
     return support not in (Support.EVIDENCED, Support.PRESUMED)
+
+
+def made_by(node: fx.Node) -> fx.Node:
+    """The node itself; of an item of a tuple, the node that made the tuple."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _plain_index(node: fx.Node) -> bool:
+    """Whether an index becomes `hpu::plain_index`: only numbers, all on the device, of fixed sizes."""
+    values = [each.meta["val"] if isinstance(each, fx.Node) else None for each in node.args[1]]  # type: ignore[union-attr]
+    return all(
+        isinstance(value, torch.Tensor)
+        and value.device.type == DEVICE
+        and value.dtype is not torch.bool
+        and not any(isinstance(size, torch.SymInt) for size in value.shape)
+        for value in values
+    )
 
 
 def on_device(node: fx.Node) -> bool:
@@ -113,9 +141,10 @@ def jit_ir(graph: fx.GraphModule) -> str:
     for node in graph.graph.nodes:
         if node.op == "call_function" and isinstance(node.target, OpOverload):
             name = op_base(node)
-            space = "hpu" if name in RANDOM else node.target.namespace
+            vendors = "plain_index" if name == "index" else RANDOM.get(name)
             inputs = ", ".join(f"%{each.name}" for each in node.all_input_nodes)
-            lines.append(f"  %{node.name} : Tensor = {space}::{RANDOM.get(name, name)}({inputs})")
+            space, name = (node.target.namespace, name) if vendors is None else ("hpu", vendors)
+            lines.append(f"  %{node.name} : Tensor = {space}::{name}({inputs})")
     outputs = ", ".join(f"%{each.name}" for each in graph.graph.output_node().all_input_nodes)
     return "\n".join([*lines, f"  return ({outputs})"])
 
@@ -135,7 +164,6 @@ def decompositions() -> dict[Any, Any]:
         op: rule
         for op, rule in table.items()
         if isinstance(op, OpOverload)
-        and op._schema.name.split("::")[1] not in FALLBACK_OPS
         and (row := rows.get(op_name(op))) is not None
         and row.compile is Compile.DECOMPOSED
     }

@@ -98,8 +98,12 @@ class HpuTensor(Tensor):
 
     @data.setter
     def data(self, other: Tensor) -> None:
-        raw = other.raw if isinstance(other, HpuTensor) else other
-        self.point_to(raw)
+        from gaudicc.emulator.kinds import change_device
+
+        if isinstance(other, HpuTensor):
+            self.point_to(other.raw)
+        else:
+            change_device(self, other)
 
     def point_to(self, raw: Tensor) -> None:
         """Makes this tensor another view: of `raw`'s memory, with its shape, strides and dtype."""

@@ -25,7 +25,8 @@ Compute = Callable[[Emulation, OpOverload, tuple[Any, ...], dict[str, Any]], Any
 
 def copy(emulation: Emulation, compute: Compute, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """`destination.copy_(source)` with either end on the host, or both on the device."""
-    destination, source = args[0], args[1]
+    destination: Tensor = args[0]
+    source: Tensor = args[1]
     if isinstance(destination, HpuTensor) and isinstance(source, HpuTensor):
         on_device: Tensor = compute(emulation, torch.ops.aten.copy_.default, args, kwargs)
         return on_device
@@ -35,8 +36,9 @@ def copy(emulation: Emulation, compute: Compute, args: tuple[Any, ...], kwargs: 
     raw = _values(source)
     emulation.flush("a copy to the host")
     emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), raw.nbytes, emulation.clock.fetch(raw.nbytes))
-    host: Tensor = destination.copy_(raw)
-    return host
+    both = destination.dtype is raw.dtype
+    (_bytes(destination) if both else destination).copy_(_bytes(raw) if both else raw)
+    return destination
 
 
 def to_device(emulation: Emulation, source: Tensor, into: Tensor) -> None:
@@ -55,7 +57,8 @@ def to_device(emulation: Emulation, source: Tensor, into: Tensor) -> None:
     emulation.flush("a copy to the device")
     emulation.memory.note(into)
     emulation.ledger.add(Kind.TO_DEVICE, str(tuple(source.shape)), into.nbytes, emulation.clock.send(into.nbytes))
-    into.copy_(narrowed)
+    both = into.dtype is narrowed.dtype
+    (_bytes(into) if both else into).copy_(_bytes(narrowed) if both else narrowed)
 
 
 def to_host(emulation: Emulation, source: HpuTensor, kwargs: dict[str, Any]) -> Tensor:
@@ -64,8 +67,11 @@ def to_host(emulation: Emulation, source: HpuTensor, kwargs: dict[str, Any]) -> 
     emulation.flush("a copy to the host")
     emulation.ledger.add(Kind.TO_HOST, str(tuple(source.shape)), raw.nbytes, emulation.clock.fetch(raw.nbytes))
     rest = {name: value for name, value in kwargs.items() if name != "pin_memory"}
-    copied: Tensor = torch.ops.aten._to_copy.default(raw, **rest)
-    return copied
+    keeps = rest.get("dtype") in (None, raw.dtype)
+    copied: Tensor = torch.ops.aten._to_copy.default(
+        _bytes(raw) if keeps else raw, **{**rest, "dtype": None} if keeps else rest
+    )
+    return copied.view(raw.dtype) if keeps else copied
 
 
 def read(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
@@ -76,6 +82,11 @@ def read(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: di
     moved = sum(arg.element_size() for arg in raw if isinstance(arg, Tensor))
     emulation.ledger.add(Kind.HOST_READ, name, moved, emulation.clock.fetch(moved))
     return execute(OpCall(op, tuple(raw), kwargs))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """A bool's bytes, which the CPU's own copies make 0 or 1 of; any other tensor as it is."""
+    return tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
 
 
 def _values(tensor: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "hpex.kernels.Fp8FusedSDPA": ("kernels:fp8_fused_sdpa", "grouped"),
     "hpex.kernels.FusedSDPA": ("kernels:FusedSDPA", "grouped"),
     "hpex.kernels.PySDPA": ("kernels:PySDPA", "kernels:PySDPAHinted"),
+    "hpex.kernels.fbgemm": ("fbgemm",),
     "hpex.kernels.RotaryPosEmbeddingHelper": tuple(f"kernels:{name}" for name in ROTARY),
     "hpex.movingavrg": ("optimizers:FusedEMA",),
     "hpex.movingavrg.FusedEMA": ("optimizers:FusedEMA",),
@@ -83,8 +84,13 @@ MODULES: dict[str, tuple[str, ...]] = {
     "profiler": (),
     "profiler.ProfilerApi": ("profiling:setup_profiler", "profiling:start_profiler", "profiling:stop_profiler"),
     "utils": (),
-    "utils.debug": ("debug", "switches"),
+    "utils._debug_C": tuple(
+        f"logs:{name}"
+        for name in ("enable_logging", "get_pt_logging_levels", "is_log_python_enabled", "log_level", "log_python")
+    ),
+    "utils.debug": ("debug", "switches", "logs:Logger"),
     "utils.debug.dynamo_utils": ("analyzer",),
+    "utils.debug.logger": ("logs:Logger", "logs:enable_logging", "logs:get_log_level"),
     "utils.distributed_utils": ("distributed",),
     "utils.event_dispatcher": ("dispatcher",),
     "utils.experimental": ("debug", "recompilation", "experimental"),

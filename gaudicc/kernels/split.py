@@ -7,7 +7,7 @@ nothing longer. Partial results carry their row maximum and row sum, so `merge_p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -185,6 +185,20 @@ def sliced_attention(
         else:
             running[place, row] = merged
     return _assemble(blocks, v.shape[-1])
+
+
+def join_blocks(results: Sequence[Tensor], blocks: Sequence[tuple[Span, Span]]) -> Tensor:
+    """Attention of the whole batch from that of blocks of heads.
+
+    Args:
+        results: `[sequences, heads, queries, value_dim]` each, laid out as `gaudicc::attention` lays it out.
+        blocks: (sequences, heads) of each.
+
+    Returns:
+        `[batch, heads, queries, value_dim]`, laid out likewise.
+    """
+    placed = {(*batch, *heads): {0: result} for (batch, heads), result in zip(blocks, results, strict=True)}
+    return _assemble(placed, results[0].shape[-1])
 
 
 class _Operands:

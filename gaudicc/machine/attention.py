@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import inf
 
@@ -104,13 +104,13 @@ def tiles(shape: AttentionShape, split: Split) -> Iterator[Tile]:
     The last rows come first: where attention is causal they see the most keys, and short slices at the end leave the engines
     idle for less.
     """
-    for batch, heads in _head_blocks(shape, split.heads):
+    for batch, heads in head_blocks(shape, split.heads):
         yield from _block(shape, split, batch, heads)
 
 
 def first_block(shape: AttentionShape, split: Split) -> Iterator[Tile]:
     """The slices of the first block of heads; those of the others differ in nothing that costs time."""
-    return _block(shape, split, *next(_head_blocks(shape, split.heads)))
+    return _block(shape, split, *next(head_blocks(shape, split.heads)))
 
 
 def _block(shape: AttentionShape, split: Split, batch: tuple[int, int], heads: tuple[int, int]) -> Iterator[Tile]:
@@ -121,7 +121,8 @@ def _block(shape: AttentionShape, split: Split, batch: tuple[int, int], heads: t
             yield Tile(batch, heads, rows, keys, index == 0, index == len(chunks) - 1)
 
 
-def _head_blocks(shape: AttentionShape, size: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def head_blocks(shape: AttentionShape, size: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """(Sequences, query heads) of each block of so many heads, counted over the whole batch."""
     if size >= shape.heads:
         step = size // shape.heads
         for start in range(0, shape.batch, step):
@@ -182,6 +183,34 @@ def count_slices(shape: AttentionShape, split: Split, stop: int | None = None) -
         if stop is not None and total > stop:
             break
     return total
+
+
+def body_heads(shape: AttentionShape, split: Split, most: int) -> int:
+    """Heads that are written down once, their slices standing for those of all others: as many as have at most `most` slices.
+
+    Args:
+        shape: the attention.
+        split: how it is cut.
+        most: slices that are written down at most, if one block of heads has no more.
+
+    Returns:
+        All heads of the batch if these have no more slices than that.
+    """
+    each = block_slices(shape, split)
+    fitting = [n for n in _head_sizes(shape) if n % split.heads == 0 and n // split.heads * each <= most]
+    return max(fitting, default=split.heads)
+
+
+def block_slices(shape: AttentionShape, split: Split) -> int:
+    """Slices of one block of heads."""
+    return count_slices(shape, split) * split.heads // (shape.batch * shape.heads)
+
+
+def with_heads(shape: AttentionShape, heads: int) -> AttentionShape:
+    """The attention of one of the blocks of so many heads, as `head_blocks` gives them."""
+    if heads >= shape.heads:
+        return replace(shape, batch=heads // shape.heads)
+    return replace(shape, batch=1, heads=heads, kv_heads=max(1, heads * shape.kv_heads // shape.heads))
 
 
 def _powers(first: int, whole: int) -> list[int]:

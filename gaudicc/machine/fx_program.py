@@ -30,6 +30,8 @@ class ProgramTasks:
         works: what they compute.
         ops: task name -> op and what bounds it.
         hbm_bytes: that they move from and to HBM; what passes inside a slice of attention, or the fused kernel, stays on chip.
+        linear_dtype: what if projections multiplied in this dtype; None: in their own.
+        stands_for: call that adds no tasks -> an earlier one of the same graph, whose results stand for its own.
     """
 
     chip: Chip
@@ -37,6 +39,8 @@ class ProgramTasks:
     works: list[OpWork] = field(default_factory=list)
     ops: dict[str, tuple[str, str]] = field(default_factory=dict)
     hbm_bytes: int = 0
+    linear_dtype: str | None = None
+    stands_for: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _slices: dict[tuple[str, int], int] = field(default_factory=dict)  # (call, slice of the body) -> slice of all
     _in_attention: bool = False  # slices of one attention are a bundle, and so is what stands between two of them
     _bundle: int = 0
@@ -59,14 +63,22 @@ class ProgramTasks:
     def nodes(self, module: fx.GraphModule, nodes: Iterable[fx.Node], made_by: Makers, call: str = "") -> None:
         """Adds the tasks of some nodes of a graph; arguments as for `graph`."""
         calls: dict[fx.Node, dict[int, tuple[str, ...]]] = {}
+        work: dict[fx.Node, tuple[list[OpWork], int]] = {}
         for node in nodes:
             if node.op != "call_function":
                 continue
-            if node.target is call_region:
+            if node in self.stands_for:
+                same = self.stands_for[node]
+                calls[node] = calls[same]
+                self.works += work[same][0]
+                self.hbm_bytes += work[same][1]
+            elif node.target is call_region:
+                works, moved = len(self.works), self.hbm_bytes
                 name, *operands = cast(Any, node.args)
                 body = getattr(module, str(name.target))
                 given = zip(body.graph.find_nodes(op="placeholder"), operands, strict=True)
                 calls[node] = self.graph(body, {n: made_by.get(arg, ()) for n, arg in given}, f"{call}{node.name}/")
+                work[node] = self.works[works:], self.hbm_bytes - moved
             elif node.target is call_loop:
                 calls[node] = self._trips(module, node, made_by, call)
             elif node.target is operator.getitem and node.args[0] in calls:
@@ -89,7 +101,7 @@ class ProgramTasks:
 
     def _node(self, node: fx.Node, made_by: Makers, call: str) -> tuple[str, ...]:
         after = tuple(dict.fromkeys(name for source in node.all_input_nodes for name in made_by.get(source, ())))
-        works = priced(node, self.chip)
+        works = priced(node, self.chip, linear_dtype=self.linear_dtype)
         tasks = node_tasks(node, works, self.chip, ())
         if tasks and self._in_attention != ("slice" in node.meta):
             self._in_attention = not self._in_attention

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import fx
 
 from gaudicc.machine.attention_cost import Costs
 from gaudicc.machine.chip import Chip
-from gaudicc.machine.cost import Engine, OpCost, OpWork, op_cost
+from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpCost, OpWork, op_cost
 from gaudicc.machine.fx import ATTENTION, attention_shape, op_name, works_of
 from gaudicc.machine.split import fused_work
 from gaudicc.machine.timeline import Task
@@ -37,7 +38,9 @@ def tasks_of(nodes: Iterable[fx.Node], chip: Chip, *, on_chip: bool = False) -> 
     return tuple(tasks)
 
 
-def priced(node: fx.Node, chip: Chip, *, on_chip: bool = False) -> list[tuple[OpWork, OpCost]]:
+def priced(
+    node: fx.Node, chip: Chip, *, on_chip: bool = False, linear_dtype: str | None = None
+) -> list[tuple[OpWork, OpCost]]:
     """What a node computes, with its cost; nothing for what the target's table knows as a view or a logical concat.
 
     What passes between the nodes that split-attention has numbered (`meta["slice"]`), and inside fused attention, stays on chip.
@@ -46,12 +49,23 @@ def priced(node: fx.Node, chip: Chip, *, on_chip: bool = False) -> list[tuple[Op
         node: a `call_function` node.
         chip: the machine.
         on_chip: results stay in on-chip memory until they are read.
+        linear_dtype: what if projections multiplied in this dtype; None: in that of the node.
     """
     if op_name(node) != ATTENTION and getattr(node.meta.get("engine"), "value", None) == "none":
         return []
     on_chip = on_chip or "slice" in node.meta or op_name(node) == ATTENTION
-    costs = ((work, op_cost(work, chip, on_chip=on_chip)) for work in works_of(node))
+    works = (_multiplied_in(linear_dtype, work) if linear_dtype else work for work in works_of(node))
+    costs = ((work, op_cost(work, chip, on_chip=on_chip)) for work in works)
     return [(work, cost) for work, cost in costs if cost.engine is not Engine.NONE]
+
+
+def _multiplied_in(dtype: str, work: OpWork) -> OpWork:
+    """A projection with operands of another dtype; what makes them so is taken to be part of what is before it."""
+    if work.gemm is None or work.gemm.batch or not work.weight_bytes or work.dtype not in ("bf16", "fp16", "fp32"):
+        return work
+    ratio = ELEMENT_BYTES[dtype] / ELEMENT_BYTES[work.dtype]
+    read, weights = round(work.read_bytes * ratio), round(work.weight_bytes * ratio)
+    return replace(work, dtype=dtype, gemm=replace(work.gemm, dtype=dtype), read_bytes=read, weight_bytes=weights)
 
 
 def node_tasks(

@@ -10,7 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from gaudicc.machine.attention import AttentionShape, Split, count_slices, splits
+from gaudicc.machine.attention import (
+    AttentionShape,
+    Split,
+    block_slices,
+    body_heads,
+    count_slices,
+    splits,
+    with_heads,
+)
 from gaudicc.machine.attention_cost import Costs, split_tasks
 from gaudicc.machine.chip import Chip
 from gaudicc.machine.cost import ELEMENT_BYTES, Engine, OpClass, OpWork, op_cost
@@ -19,9 +27,13 @@ from gaudicc.machine.schedule import vendor_schedule
 from gaudicc.machine.simulate import Limits
 from gaudicc.machine.timeline import Timeline
 
-# Slices of one attention at most. Each is four nodes, and a node costs about 1 ms of graph compile time: 5 s, once for all layers
-# alike. (The graph compiler's own slicer makes 128 of one bundle at most; a slice of ours is a bundle by itself.)
-MOST_SLICES = 1200
+# Slices of one attention at most. Each is four nodes, and a node costs about 1 ms of graph compile time: 40 s, once for all
+# layers alike. (The graph compiler's own slicer makes 128 of one bundle at most; a slice of ours is a bundle by itself.)
+MOST_SLICES = 10_000
+# Slices that are written down at most; where there are more, one graph is called for every so many heads.
+BODY_SLICES = 600
+# Slices that are simulated at most; where there are more, some heads stand for all.
+_SIMULATED = 1200
 # Of ways this close to each other, whatever the unpublished constants are, the one with the fewest slices is taken: each slice
 # costs compile time and memory. What gains less is not worth a rewrite.
 LEAST_GAIN = 0.03
@@ -81,7 +93,8 @@ def choose_split(
         shape: the attention, static.
         chip: the machine.
         fused: the target has a fused kernel.
-        most_slices: splits into more slices are not considered; None for all.
+        most_slices: splits into more slices are not considered, nor those with more than `BODY_SLICES` for one block of heads;
+            None for all.
 
     Returns:
         The choice. Of the ways within `CLOSE` of the fastest, and no slower than unsplit or fused, those that stay within
@@ -126,7 +139,7 @@ def option_seconds(option: Option, shape: AttentionShape, chip: Chip) -> float:
     if option.name == "unsplit":
         return unsplit_seconds(shape, chip)
     costs = Costs(shape, chip)
-    return fused_seconds(costs) if option.split is None else schedule_split(costs, option.split).makespan
+    return fused_seconds(costs) if option.split is None else split_seconds(costs, option.split)
 
 
 def _worst_losses(options: Sequence[Option], shape: AttentionShape, chip: Chip) -> dict[Option, float]:
@@ -142,11 +155,12 @@ def _worst_losses(options: Sequence[Option], shape: AttentionShape, chip: Chip) 
 def bounded_splits(costs: Costs, most_slices: int | None = None) -> list[tuple[float, Split]]:
     """(Seconds that no schedule beats, split) of every split of the family, the least first.
 
-    The family: slices that fit in on-chip memory, at most `most_slices` of them.
+    The family: slices that fit in on-chip memory, at most `most_slices` of them, and `BODY_SLICES` for one block of heads.
     """
     fitting = costs.chip.memory.buffer_bytes / (2 * ELEMENT_BYTES[costs.shape.dtype])
     family = splits(costs.shape, most_slices=most_slices, most_scores=fitting)
-    return sorted((split_bound(costs, split), split) for split in family)
+    limit = inf if most_slices is None else BODY_SLICES
+    return sorted((split_bound(costs, split), split) for split in family if block_slices(costs.shape, split) <= limit)
 
 
 def timed_splits(costs: Costs, bounds: list[tuple[float, Split]], to_beat: float = inf) -> list[Option]:
@@ -166,10 +180,22 @@ def timed_splits(costs: Costs, bounds: list[tuple[float, Split]], to_beat: float
     for bound, split in bounds:
         if bound > enough:
             break
-        seconds = schedule_split(costs, split).makespan
+        seconds = split_seconds(costs, split)
         timed.append(Option(str(split), split, seconds, count_slices(costs.shape, split)))
         enough = min(enough, seconds * (1 + CLOSE))
     return timed
+
+
+def split_seconds(costs: Costs, split: Split) -> float:
+    """What a split takes under the graph compiler's policy; of more than 1,200 slices, those of some heads stand for all.
+
+    The engines are then taken to run empty from these heads to the next.
+    """
+    shape = costs.shape
+    heads = body_heads(shape, split, _SIMULATED)
+    calls = shape.batch * shape.heads // heads
+    body = costs if calls == 1 else Costs(with_heads(shape, heads), costs.chip)
+    return calls * schedule_split(body, split).makespan
 
 
 def schedule_split(costs: Costs, split: Split, live_slices: int | None = None) -> Timeline:

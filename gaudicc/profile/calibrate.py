@@ -11,6 +11,8 @@ from gaudicc.profile.activity import Profile
 
 _SHOWN_BY = {Engine.TPC: "memory.hbm_efficiency", Engine.MME: "mme.sustained"}
 """Engine -> the constant that its busy time shows, in the order in which they are fitted: products read memory too."""
+# A shorter part of the window, in which nothing works, is none: times in traces are rounded.
+_ROUNDING = 1e-6
 
 
 def observations(works: Sequence[OpWork], trace: Profile, runs: int = 1) -> list[Observation]:
@@ -34,7 +36,7 @@ def observations(works: Sequence[OpWork], trace: Profile, runs: int = 1) -> list
             found.append(Observation(f"{engine.value} busy", (constant,), busy, _busy(works, engine)))
     if not found:
         raise InputError(f"{trace.title} shows neither MME nor TPC", hint="profile with the hardware trace on")
-    if trace.idle:
+    if trace.idle > _ROUNDING * trace.window:
         idle = trace.idle / runs
         found.append(Observation("nothing busy", ("host.handoff_seconds",), idle, _handed_on(works)))
     return found

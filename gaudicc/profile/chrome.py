@@ -58,7 +58,7 @@ def parse_chrome(text: str, path: Path) -> list[Activity]:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"cannot read {path} as JSON: {error}", hint="give the trace that the profiler wrote"
         ) from error
@@ -96,7 +96,7 @@ def _number(event: dict[str, Any], name: str, path: Path) -> float:
     """A time of an event in microseconds; an event without duration is an instant."""
     try:
         return float(event.get(name, 0) if name == "dur" else event[name])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path}: the event {event.get('name')!r} has {name} = {event.get(name)!r}, which is no time",
             hint="the trace is damaged; profile again",
@@ -119,6 +119,11 @@ def _complete(events: list[dict[str, Any]], names: dict[Place, str], path: Path)
         else:
             start = _number(event, "ts", path)
             yield _activity(event, kind, lane, start, start + _number(event, "dur", path))
+    for left in [event for events_left in begun.values() for event in events_left]:
+        raise InputError(
+            f"{path}: {left.get('name')} begins on {_lane(left, names)[1]} and never ends",
+            hint="the trace may be cut off",
+        )
 
 
 def _place(event: dict[str, Any]) -> Place:

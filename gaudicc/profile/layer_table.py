@@ -1,6 +1,7 @@
-"""How near a whole layer comes to its bound under the model: Llama-3-8B, prefill, both chips, whole rows and staggered ones.
+"""How near a whole layer comes to its bound under the model: prefill, both chips, whole rows and staggered ones.
 
-    python -m gaudicc.profile.layer_table > docs/tables/whole_layer.md
+    python -m gaudicc.profile.layer_table > docs/tables/whole_layer.md       # half an hour on one core
+    python -m gaudicc.profile.layer_table Llama-3-8B 1024 2048               # one model, these lengths
 
 Every time is modelled. The layer is compiled as any model is, its weights being memory that nobody reads.
 """
@@ -8,28 +9,45 @@ Every time is modelled. The layer is compiled as any model is, its weights being
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx
 
 import gaudicc
 from gaudicc.machine import CHIPS, Chip, Engine, load_chip, lower_bound, vendor_schedule
 from gaudicc.machine.fx_program import ProgramTasks
 from gaudicc.machine.split import limits_of
-from gaudicc.nodes import call_region
+from gaudicc.models import transformers_models
+from gaudicc.nodes import body_of, call_region
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.passes.stagger_rows import StaggerRows
 from gaudicc.pipeline import Pass
+from gaudicc.program import Program
 
-TOKENS = (1024, 2048, 4096, 8192, 16384)
-# What is compared, and the passes that it leaves out.
+TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
+# Name -> (family, what its config says besides the family's own), of each model's config.json on its hub page.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama-3-8B": ("llama-3-8b", {}),
+    "Llama-3-70B": ("llama-3-70b", {}),
+    "Qwen3-32B": (
+        "qwen3",
+        {
+            "hidden_size": 5120,
+            "intermediate_size": 25600,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+    ),
+}
+# What is compared besides rows that are staggered, and the passes that it leaves out.
 FORMS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("unsplit", (SplitAttention, StaggerRows)),
     ("attention split", (StaggerRows,)),
-    ("rows staggered", ()),
 )
 
 
@@ -50,57 +68,63 @@ class LayerRun:
     memory: float
 
 
-def layer_run(body: fx.GraphModule, chip: Chip) -> LayerRun:
-    """Times a region body alone."""
+def static_program(name: str, tokens: int, target: str, passes: list[Pass]) -> Program:
+    """Two layers of a model of `MODELS`, static and legal."""
+    family, config = MODELS[name]
+    model = transformers_models.build(
+        family, tiny=False, layers=2, dtype=torch.bfloat16, device="meta", task="causal", vocab_size=1024,
+        max_position_embeddings=max(TOKENS), **config,
+    )  # fmt: skip
+    inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.int64), "use_cache": False}
+    compiled = gaudicc.compile(model.to_empty(device="cpu"), inputs, target=target, passes=passes, device="cpu")
+    return compiled.static_program()
+
+
+def layer_run(program: Program, chip: Chip) -> LayerRun:
+    """Times a layer of a program alone."""
+    call = next(node for node in program.root.graph.nodes if node.target is call_region)
     found = ProgramTasks(chip)
-    found.graph(body, {})
+    found.graph(body_of(program.root, call), {})
     timeline = vendor_schedule(found.tasks, limits_of(chip))
     memory = found.hbm_bytes / chip.memory.stream
     seconds, bound = max(timeline.makespan, memory), max(lower_bound(found.tasks), memory)
     return LayerRun(seconds, bound, timeline.exposed(Engine.TPC), memory)
 
 
-def llama_layer(tokens: int, target: str, passes: list[Pass]) -> tuple[fx.GraphModule, str]:
-    """(A layer of Llama-3-8B, static and legal; what stagger-rows did to it)."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=1024, hidden_size=4096, intermediate_size=14336, num_hidden_layers=2, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=32768, rope_theta=5e5, dtype=torch.bfloat16,
-    )  # fmt: skip
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).eval().bfloat16()
-    inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.int64), "use_cache": False}
-    compiled = gaudicc.compile(model.to_empty(device="cpu"), inputs, target=target, passes=passes, device="cpu")
-    root = compiled.static_program().root
-    call = next(node for node in root.graph.nodes if node.target is call_region)
-    notes = [note for record in compiled.trace if record.name == StaggerRows.name for note in record.notes]
-    told = re.search(r"rows (in \d parts?[a-z, ]*|left whole)", notes[0]) if notes else None
-    return getattr(root, str(call.args[0].target)), told[1] if told else ""
-
-
-def report() -> Iterator[str]:
+def report(models: Sequence[str], lengths: Sequence[int]) -> Iterator[str]:
     """The page as Markdown, line by line."""
     yield "# A whole layer"
     yield ""
-    yield "Made by `python -m gaudicc.profile.layer_table`. Llama-3-8B, one prompt, bf16, causal, node cost 0.1 us, under the"
+    yield "Made by `python -m gaudicc.profile.layer_table`. One prompt, bf16, causal, node cost 0.1 us, under the"
     yield "vendor's policy. The bound is the least of the three forms' own bounds. Every figure is *modelled*."
-    yield ""
-    yield "| tokens | chip | form | us | over the bound | exposed TPC us | HBM alone us |"
-    yield "|---|---|---|---|---|---|---|"
-    for tokens in TOKENS:
-        for target in CHIPS:
-            runs = {}
-            for form, left_out in FORMS:
-                passes = [step for step in DEFAULT_PIPELINE if not isinstance(step, left_out)]
-                body, told = llama_layer(tokens, target, passes)
-                runs[f"{form}, {told}" if told else form] = layer_run(body, load_chip(target))
-            bound = min(run.bound for run in runs.values())
-            for form, run in runs.items():
-                cells = [f"{tokens:,}", target, form, f"{run.seconds * 1e6:,.0f}", f"{run.seconds / bound:.3f}"]
-                yield f"| {' | '.join([*cells, f'{run.exposed * 1e6:,.0f}', f'{run.memory * 1e6:,.0f}'])} |"
+    for name in models:
+        yield ""
+        yield f"## {name}"
+        yield ""
+        yield "| tokens | chip | form | us | over the bound | exposed TPC us | HBM alone us |"
+        yield "|---|---|---|---|---|---|---|"
+        for tokens in lengths:
+            for target in CHIPS:
+                yield from _rows(name, tokens, target)
+
+
+def _rows(name: str, tokens: int, target: str) -> Iterator[str]:
+    chip, runs = load_chip(target), dict[str, LayerRun]()
+    for form, left_out in FORMS:
+        passes = [step for step in DEFAULT_PIPELINE if not isinstance(step, left_out)]
+        program = static_program(name, tokens, target, passes)
+        runs[form] = layer_run(program, chip)
+    staggered = StaggerRows().run(program.copy())
+    told = re.search(r"rows (in \d parts?[a-z, ]*|left whole)", staggered.notes[0]) if staggered.notes else None
+    runs[f"rows staggered, {told[1]}" if told else "rows staggered"] = layer_run(staggered.program, chip)
+    bound = min(run.bound for run in runs.values())
+    for form, run in runs.items():
+        cells = [f"{tokens:,}", target, form, f"{run.seconds * 1e6:,.0f}", f"{run.seconds / bound:.3f}"]
+        yield f"| {' | '.join([*cells, f'{run.exposed * 1e6:,.0f}', f'{run.memory * 1e6:,.0f}'])} |"
 
 
 if __name__ == "__main__":
-    for line in report():
+    asked = [word for word in sys.argv[1:] if word in MODELS]
+    sizes = [int(word) for word in sys.argv[1:] if word not in MODELS]
+    for line in report(asked or list(MODELS), sizes or TOKENS):
         print(line, flush=True)

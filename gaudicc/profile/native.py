@@ -71,6 +71,8 @@ def _hardware_events(rows: list[dict[str, str]]) -> Iterator[Activity]:
             raise ValueError(f"{row['Name']} ends on {row['Engine']} and never began")
         else:
             yield Activity(kind, row["Engine"], row["Name"], begun[key].pop(), now, row.get("Operation") or row["Name"])
+    if left := next((key for key, starts in begun.items() if starts), None):
+        raise ValueError(f"{left[1]} begins on {left[0]} and never ends")
 
 
 def _analysed_nodes(rows: list[dict[str, str]]) -> Iterator[Activity]:

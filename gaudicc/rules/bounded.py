@@ -6,7 +6,7 @@ is anything, so that every op that would mix it with valid values masks it first
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -89,6 +89,9 @@ class Inline(Protocol):
 
     promised: float
     """The largest length of the result that the user promised, by `torch._check`; infinity if none."""
+
+    shape: Sequence[Any]
+    """The shape of the result, as torch knows it; of several results, of the first."""
 
     def is_at_most(self, size: Any) -> bool:
         """Whether torch knows that the unknown length of the result is this at most."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from gaudicc.nodes import val
 from gaudicc.rules import compaction
 from gaudicc.rules.bounded import Inline, Refused, Rows, filled, fixed, promised
-from gaudicc.rules.bounded_order import extreme
+from gaudicc.rules.bounded_order import filled_by_extreme
 
 aten = torch.ops.aten
 
@@ -23,7 +23,7 @@ def unique(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
         values_, inverse, counts, length = inline(compaction.unique, x)
         return Rows(values_, 0, length), inverse, Rows(counts, 0, length, total=size)
     _refuse_matrix(x)
-    whole = filled(inline, x, extreme(val(x.value).dtype, largest=True))
+    whole = filled_by_extreme(inline, x, largest=True, number=float("nan"))
     values_, inverse, counts, length = inline(compaction.unique, whole, x.length)
     return Rows(values_, 0, length), Rows(inverse, 0, x.length), Rows(counts, 0, length, total=fixed(x.bound))
 

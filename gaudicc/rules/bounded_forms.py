@@ -11,22 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaudicc.kernels import attention, rms_norm
 from gaudicc.nodes import val
 from gaudicc.rules import compaction
-from gaudicc.rules.bounded import (
-    Form,
-    Inline,
-    Number,
-    Refused,
-    Rows,
-    filled,
-    first,
-    fixed,
-    promised,
-    same_op,
-    several,
-    values,
-)
+from gaudicc.rules.bounded import Form, Inline, Refused, Rows, filled, first, fixed, same_op, several, values
 from gaudicc.rules.bounded_counts import bincount, runs, unique
 from gaudicc.rules.bounded_indexing import (
     index,
@@ -36,12 +24,14 @@ from gaudicc.rules.bounded_indexing import (
     nonzero,
     picked,
     pieces,
+    scattered,
     selected_by,
     sliced,
-    to_rows,
     written_at,
 )
 from gaudicc.rules.bounded_order import (
+    attended,
+    filled_by_extreme,
     flipped,
     last_but_one,
     normalised,
@@ -50,86 +40,42 @@ from gaudicc.rules.bounded_order import (
     product,
     topk,
 )
+from gaudicc.rules.bounded_shapes import (
+    counted,
+    counted_from,
+    expanded,
+    narrowed,
+    repeated,
+    repeated_alike,
+    repeated_rows,
+    reshaped,
+)
 
 aten = torch.ops.aten
 
 
-def _identity(kind: str, dtype: torch.dtype) -> Any:
-    if kind in ("sum", "any", "mean"):
-        return 0
-    if kind in ("prod", "all"):
-        return 1
-    info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
-    low, high = (-float("inf"), float("inf")) if dtype.is_floating_point else (info.min, info.max)
-    return low if kind in ("max", "amax", "argmax") else high
+def _with_identity(inline: Inline, kind: str, rows: Rows) -> Any:
+    """Rows with what changes no result of a reduction behind the valid ones."""
+    if kind in ("sum", "any", "mean", "prod", "all"):
+        return filled(inline, rows, int(kind in ("prod", "all")))
+    largest = kind in ("min", "amin")
+    return filled_by_extreme(inline, rows, largest=largest, number=float("inf") if largest else -float("inf"))
 
 
 def columns(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-    """`where(x)`: the columns of `nonzero(x)`."""
+    """`where(x)`: the columns of `nonzero(x)`; a number has one."""
+    x = args[0]
+    if not isinstance(x, Rows) and not val(x).dim():
+        args = [inline(lambda t: aten.unsqueeze.default(t, 0), x)]
     rows = nonzero(inline, args, kwargs, dim)
     parts = inline(lambda x: tuple(aten.unbind.int(x, 1)), rows.value)
     return tuple(Rows(part, 0, rows.length) for part in parts)
-
-
-def repeated_rows(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-    """`repeat_interleave(x, repeats, dim)`."""
-    x, along = args[0], args[2] if len(args) > 2 else None
-    table = x.value if isinstance(x, Rows) else x
-    place = (along or 0) % val(table).dim()
-    if isinstance(x, Rows):
-        if x.dim != place or (along is None and val(table).dim() > 1):
-            raise Refused("rows of unknown length are repeated along another dim")
-        count = args[1].length if isinstance(args[1], Rows) else val(args[1]).shape[0]
-        differ = inline(lambda n, m: n != m, x.length, count)
-        inline.demand(differ, RuntimeError("repeats must have the same size as input along dim"))
-    at = repeated(inline, args[1:2], kwargs, dim)
-    flat = inline(lambda t: aten.reshape.default(t, [-1]), table) if along is None else table
-    value = inline(lambda t, i: aten.index_select.default(t, place, i), flat, at.value)
-    return Rows(value, place, at.length)
 
 
 def scalar(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`scalar_tensor(n)`: the tensor that the number was read from."""
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
     return inline(lambda t: aten._to_copy.default(t, dtype=dtype), args[0].node)
-
-
-def repeated(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-    """`repeat_interleave(repeats)`, where the program says how large the repeats can be."""
-    repeats = filled(inline, args[0], 0) if isinstance(args[0], Rows) else args[0]
-    high = inline.range_of(repeats)[1]
-    if isinstance(args[0], Rows) and args[0].total is not None:
-        size = args[0].total
-    elif 0 <= high < 2**31:
-        size = int(high) * fixed(val(repeats).numel())
-    else:
-        length = inline(lambda r: aten.sum.default(r), repeats)
-        size = promised(inline, length, "nothing bounds how often a row is repeated; clamp the repeats")
-    return Rows(*to_rows(inline(lambda r: compaction.repeated(r, size), repeats)))
-
-
-def counted(op: Any, place: int = 0) -> Form:
-    """`arange(n)` and tensors of one value, with a size that was read from a tensor, given as argument `place`."""
-
-    def form(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-        before, args = args[:place], args[place:]
-        shape = args[0] if isinstance(args[0], list) else [args[0]]
-        numbers = [size for size in shape if isinstance(size, Number)]
-        if not numbers and dim is None:
-            return inline(lambda *x: op(*x, **kwargs), *values(before), *args)
-        why = "nothing bounds the size; clamp the number that it is read from"
-        if len(numbers) != 1 or dim is None:
-            raise Refused(why)
-        (number,) = numbers
-        if number.node is None:
-            raise Refused(why)
-        high = number.high if 0 <= number.high < 2**31 else promised(inline, number.node, why, number.promised)
-        sizes = [int(high) if isinstance(size, Number) else size for size in shape]
-        whole = sizes if isinstance(args[0], list) else sizes[0]
-        made = inline(lambda *x: op(*x, **kwargs), *values(before), whole, *args[1:])
-        return Rows(made, dim, inline(lambda n: aten.clamp.default(n, 0), number.node))
-
-    return form
 
 
 def reduced(kind: str, op: Any) -> Form:
@@ -147,7 +93,7 @@ def reduced(kind: str, op: Any) -> Form:
             sizes = [fixed(size) for i, size in enumerate(x.shape) if i != rows.dim]
             others = math.prod(sizes) if not args[1:] else _others(args[1], rows.dim, x)
             return inline(lambda t, n: aten.div.Tensor(t, aten.mul.Tensor(n, others)), total, rows.length)
-        whole = filled(inline, rows, _identity(kind, x.dtype))
+        whole = _with_identity(inline, kind, rows)
         return inline(lambda t, *rest: op(t, *rest, **kwargs), whole, *args[1:])
 
     return form
@@ -177,28 +123,11 @@ def apart(op: Any, mixes: Callable[[Any, int, int], bool]) -> Form:
     return form
 
 
-def reshaped(op: Any) -> Form:
-    """`view`, `reshape`, `expand`: the unknown size in the shape becomes the largest."""
-
-    def form(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-        rows: Rows = args[0]
-        if dim is None:
-            raise Refused("a dim of unknown length is merged or split")
-
-        def reshape(x: Tensor, *shape: Any) -> Tensor:
-            made: Tensor = op(x, [x.shape[rows.dim] if i == dim else size for i, size in enumerate(shape)])
-            return made
-
-        shape = [-1 if i == dim else size for i, size in enumerate(args[1])]
-        return Rows(inline(reshape, rows.value, *shape), dim, rows.length)
-
-    return form
-
-
-def expanded(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-    """`expand` of rows, or of a known tensor to as many copies as data says."""
-    form = reshaped(aten.expand.default) if isinstance(args[0], Rows) else counted(aten.expand.default, 1)
-    return form(inline, args, kwargs, dim)
+def stacked(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`stack` of rows that are as long as each other."""
+    if not all(isinstance(part, Rows) for part in args[0]):
+        raise Refused("tensors of known and unknown length are stacked")
+    return same_op(aten.stack.default)(inline, args, kwargs, dim)
 
 
 def joined(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
@@ -234,6 +163,7 @@ _SEVERAL = (aten.unbind.int, aten.max.dim, aten.min.dim, aten.split.Tensor, aten
 _MIXES_DIM = (aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
 _ORDERS = (aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable)
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
+_SCATTERS = (aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two)
 FORMS: dict[Any, Form] = {
     **{op: same_op(op) for op in _SAME},
     **{op: normalised(op) for op in _MIXES_DIM},
@@ -246,29 +176,38 @@ FORMS: dict[Any, Form] = {
     aten.argwhere.default: nonzero,
     aten.dot.default: product(aten.dot.default, lambda place, rank: 0),
     **{op: apart(op, lambda args, dim, rank: dim >= rank - len(args[1])) for op in _NORMS},
+    rms_norm: apart(rms_norm, lambda args, dim, rank: dim == rank - 1),
+    attention: attended,
     **{op: several(op) for op in _SEVERAL},
     **{op: counted(op) for op in _COUNTED},
     **{op: counted(op, 1) for op in (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)},
     aten.scalar_tensor.default: scalar,
+    aten.arange.start: counted_from,
     aten.where.default: columns,
+    aten.nonzero_numpy.default: columns,
     aten.repeat_interleave.self_Tensor: repeated_rows,
     aten.select.int: selected_by,
     aten.select_scatter.default: written_at,
     aten._unique2.default: unique,
     aten.repeat_interleave.Tensor: repeated,
+    aten.repeat_interleave.self_int: repeated_alike,
     aten.slice.Tensor: sliced,
+    **{op: narrowed for op in (aten.narrow.default, aten.narrow.Tensor)},
     aten.nonzero.default: nonzero,
     aten.index.Tensor: index,
     aten.masked_select.default: masked_select,
     aten.index_put.default: index_put,
     aten.index_add.default: index_add,
+    **{op: scattered(op) for op in _SCATTERS},
     aten.split_with_sizes.default: pieces,
     aten.index_select.default: picked(aten.index_select.default),
     aten.embedding.default: picked(aten.embedding.default),
-    aten.view.default: reshaped(aten.reshape.default),
-    aten.reshape.default: reshaped(aten.reshape.default),
+    aten.view.default: reshaped,
+    aten.reshape.default: reshaped,
+    aten.flatten.using_ints: reshaped,
     aten.expand.default: expanded,
     aten.cat.default: joined,
+    aten.stack.default: stacked,
     aten.linear.default: product(aten.linear.default, lambda place, rank: rank - 1),
     aten.mm.default: product(aten.mm.default, last_but_one),
     aten.addmm.default: product(aten.addmm.default, lambda place, rank: rank - 1 if place == 1 else 0),
@@ -284,6 +223,9 @@ FORMS: dict[Any, Form] = {
     },
 }  # fmt: skip
 """Op -> its form on rows. An op that is missing, and is not pointwise, is refused."""
+
+OVER_TWO_DIMS = frozenset((aten.expand.default, aten.unsqueeze.default, attention))
+"""Ops that, like those that work element by element, take or give tensors with two dims of one unknown length: masks."""
 
 NUMBERS: dict[Any, Callable[[Any, Any], Any]] = {
     operator.add: aten.add.Tensor, operator.sub: aten.sub.Tensor, operator.mul: aten.mul.Tensor,

@@ -260,3 +260,20 @@ def sliced(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
 
 def _shifted(begin: Tensor, size: int) -> Tensor:
     return aten.clamp.default(aten.add.Tensor(aten.arange.default(size), begin), 0, max(size - 1, 0))  # type: ignore[no-any-return]
+
+
+def scattered(op: Any) -> Form:
+    """`scatter`, `scatter_add`, `scatter_reduce`: known entries into rows of unknown length."""
+
+    def form(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+        x, along, at, *rest = args
+        if not isinstance(x, Rows) or any(isinstance(arg, (Rows, Number)) for arg in (at, *rest)):
+            raise Refused("what is written, or where, is of unknown length")
+        if val(at).numel() and along % val(x.value).dim() != x.dim:
+            raise Refused("it writes along another dim than the one of unknown length")
+        outside = inline(lambda i, n: aten.any.default(aten.ge.Tensor(i, n)), at, x.length)
+        inline.demand(outside, RuntimeError(f"{op._schema.name.removeprefix('aten::')}(): an index is out of bounds"))
+        safe = inline(lambda i, t: aten.clamp.default(i, None, t.shape[x.dim] - 1), at, x.value)
+        return Rows(inline(lambda t, *a: op(t, along, *a, **kwargs), x.value, safe, *rest), x.dim, x.length)
+
+    return form

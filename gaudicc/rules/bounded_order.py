@@ -8,19 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gaudicc.kernels import attention
 from gaudicc.nodes import val
-from gaudicc.rules.bounded import Form, Inline, Refused, Rows, filled, same_length, same_op, several
+from gaudicc.rules.bounded import Form, Inline, Refused, Rows, filled, first, mask, same_length, same_op, several
 
 aten = torch.ops.aten
 
 
-def extreme(dtype: torch.dtype, *, largest: bool) -> Any:
-    """What sorts behind, or before, all values of a dtype; floats sort NaN last."""
-    if dtype is torch.bool:
-        return largest
-    if dtype.is_floating_point:
-        return float("nan") if largest else -float("inf")
-    return torch.iinfo(dtype).max if largest else torch.iinfo(dtype).min
+def filled_by_extreme(inline: Inline, rows: Rows, *, largest: bool, number: float) -> fx.Node:
+    """The value of rows with what no valid entry exceeds, or falls below, behind them.
+
+    For integers that is the extreme of what the tensor holds: that of int64 does not fit the device, and that of int32 is
+    exceeded where 64 bits are kept.
+
+    Args:
+        inline: of the op.
+        rows: to fill.
+        largest: nothing is larger, or nothing is smaller.
+        number: what it is for floats.
+    """
+    x = val(rows.value)
+    if x.dtype is torch.bool or x.dtype.is_floating_point:
+        return filled(inline, rows, largest if x.dtype is torch.bool else number)
+    if 0 in x.shape:
+        return rows.value
+    of_all = aten.amax.default if largest else aten.amin.default
+    form = lambda t, n: aten.where.self(mask(t, n, rows.dim), t, of_all(t, list(range(t.dim()))))  # noqa: E731
+    node: fx.Node = inline(form, rows.value, rows.length)
+    return node
 
 
 def _along(args: Any, kwargs: Any, place: int) -> int:
@@ -30,7 +45,8 @@ def _along(args: Any, kwargs: Any, place: int) -> int:
 
 def _sorted(inline: Inline, rows: Rows, *, descending: bool) -> tuple[fx.Node, fx.Node]:
     """Values and indices; equal values keep their order, so that pads come last."""
-    whole = filled(inline, rows, extreme(val(rows.value).dtype, largest=not descending))
+    number = -float("inf") if descending else float("nan")  # which sorts last
+    whole = filled_by_extreme(inline, rows, largest=not descending, number=number)
     sort = aten.sort.stable
     values, indices = inline(lambda t: tuple(sort(t, stable=True, dim=rows.dim, descending=descending)), whole)
     return values, indices
@@ -118,9 +134,11 @@ def place_of_largest(op: Any) -> Form:
             raise Refused("places in a tensor are counted over an inner dim of unknown length")
         empty = inline(lambda n: aten.eq.Scalar(n, 0), rows.length)
         inline.demand(empty, IndexError(f"{op._schema.name.removeprefix('aten::')}(): Expected a non-empty tensor"))
-        dtype, largest = val(rows.value).dtype, "argmin" in str(op)
-        fill = float("inf") if largest and dtype.is_floating_point else extreme(dtype, largest=largest)
-        return inline(lambda t, *rest: op(t, *rest, **kwargs), filled(inline, rows, fill), *args[1:])
+        largest = "argmin" in str(op)
+        whole = filled_by_extreme(inline, rows, largest=largest, number=float("inf") if largest else -float("inf"))
+        place = inline(lambda t, *rest: op(t, *rest, **kwargs), whole, *args[1:])
+        # Where all valid entries equal what stands behind them, any place among them will do.
+        return inline(lambda i, n: aten.minimum.default(i, aten.sub.Tensor(n, 1)), place, rows.length)
 
     return form
 
@@ -137,3 +155,35 @@ def flipped(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
 
     value = rows.value if len(others) == len(dims) else inline(back, rows.value, rows.length)
     return Rows(inline(lambda t: aten.flip.default(t, others), value) if others else value, rows.dim, rows.length)
+
+
+def attended(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`gaudicc::attention(q, k, v, mask, causal, scale)`: keys behind the valid ones are masked."""
+    q, k, v, mask, causal, scale = args
+    unknown = [arg.dim for arg in (q, k, v) if isinstance(arg, Rows)]
+    if any(place != 2 for place in unknown) or isinstance(k, Rows) is not isinstance(v, Rows):
+        raise Refused("attention is over another unknown dim than that of its tokens")
+    if isinstance(k, Rows):
+        first((k, v))
+        if not causal:
+            mask = inline(_valid_keys, _value(mask), k.value, k.length)
+        elif not (
+            isinstance(q, Rows) and same_length(q, k)
+        ):  # otherwise keys behind the valid ones come later than any query
+            raise Refused("causal attention has fewer keys than queries")
+        k, v = filled(inline, k, 0), filled(inline, v, 0)
+    made = inline(attention, _value(q), k, v, _value(mask), causal, scale)
+    return made if dim is None else Rows(made, dim, q.length)
+
+
+def _valid_keys(mask: Tensor | None, k: Tensor, length: Tensor) -> Tensor:
+    valid = aten.view.default(aten.lt.Tensor(aten.arange.default(k.shape[2]), length), [1, 1, 1, -1])
+    if mask is None:
+        return valid  # type: ignore[no-any-return]
+    if mask.dtype is torch.bool:
+        return aten.logical_and.default(mask, valid)  # type: ignore[no-any-return]
+    return aten.where.self(valid, mask, aten.full.default([], -float("inf"), dtype=mask.dtype))  # type: ignore[no-any-return]
+
+
+def _value(arg: Any) -> Any:
+    return arg.value if isinstance(arg, Rows) else arg

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,35 +17,11 @@ from gaudicc.padding.rules.pointwise import pointwise
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.bounded import Number, Refused, Rows, ends, first, fit_known_length, number_dtype, values
 from gaudicc.rules.bounded_forms import FORMS, NUMBERS
-from gaudicc.rules.ranges import INF, promises_of, range_of
+from gaudicc.rules.intervals import INF
+from gaudicc.rules.ranges import Ranges, promises_of
+from gaudicc.rules.unknown_sizes import READS, is_dynamic, selects_nothing, takes, too_tight, unknown_dims
 
 aten = torch.ops.aten
-_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_READS = (aten.item.default, aten._local_scalar_dense.default)
-
-
-def is_dynamic(node: fx.Node) -> bool:
-    """Whether data decides on a node's size, or its value is a number that was read."""
-    value = node.meta.get("val")
-    leaves = value if isinstance(value, (tuple, list)) else (value,)
-    if node.target in _READS:
-        return True
-    return any(_unknown_dims(leaf) or (isinstance(leaf, _SYMBOLS) and free_unbacked_symbols(leaf)) for leaf in leaves)
-
-
-def selects_nothing(node: fx.Node) -> bool:
-    """Whether a node selects rows by data from a tensor that has none."""
-    if node.target not in (aten.nonzero.default, aten.argwhere.default, aten.masked_select.default, aten.index.Tensor):
-        return False
-    indices: Any = node.args[1] if node.target is aten.index.Tensor else ()
-    by_mask = any(item is not None and val(item).dtype is torch.bool for item in indices)
-    return not is_dynamic(node) and 0 in val(node).shape and (by_mask or node.target is not aten.index.Tensor)
-
-
-def _unknown_dims(value: Any) -> list[int]:
-    if not isinstance(value, torch.Tensor):
-        return []
-    return [i for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt) and free_unbacked_symbols(size)]
 
 
 @dataclass
@@ -73,7 +49,8 @@ class BoundingWalk:
 
     def __post_init__(self) -> None:
         self.inline = _Inline(self)
-        self._promises = promises_of(self.rewriter.graph)
+        self.ranges = Ranges(self.constants)
+        self._told = Ranges(self.constants, promises_of(self.rewriter.graph))
 
     def run(self) -> None:
         """Rewrites the nodes in order."""
@@ -87,11 +64,10 @@ class BoundingWalk:
 
     def _visit(self, node: fx.Node) -> None:
         if selects_nothing(node):
-            shape, dtype = list(val(node).shape), val(node).dtype
-            self.rewriter.replace(node, self.inline(lambda: aten.full.default(shape, 0, dtype=dtype)))
+            self._empty(node)
             return
         known = any(arg in self.rows or arg in self.numbers for arg in node.all_input_nodes)
-        if not known and not is_dynamic(node):
+        if node in self.numbers or (not known and not is_dynamic(node)):
             return
         if node.target is aten._assert_scalar.default:
             self._assert(node)
@@ -102,18 +78,27 @@ class BoundingWalk:
         else:
             self._tensor(node)
 
+    def _empty(self, node: fx.Node) -> None:
+        """In place of what selects nothing, tensors without elements."""
+        results = val(node) if isinstance(val(node), (tuple, list)) else (val(node),)
+        kinds = [(list(result.shape), result.dtype) for result in results]
+        made = self.inline(lambda: tuple(aten.full.default(shape, 0, dtype=dtype) for shape, dtype in kinds))
+        if isinstance(val(node), (tuple, list)):
+            self.rewriter.replace_outputs(node, made)
+        else:
+            self.rewriter.replace(node, made[0])
+
     # -- numbers ---------------------------------------------------------------------------------------------------
 
     def _number(self, node: fx.Node) -> Any:
         args = [self._operand(arg) for arg in node.args]
-        if node.target in _READS:
-            low, high = range_of(args[0], self.constants)
-            return Number(
-                self.inline(lambda x: aten.reshape.default(x, []), args[0]),
-                low,
-                high,
-                min(_promised(node), self._told(args[0])),
-            )
+        if node.target in READS:
+            source = args[0]
+            if not isinstance(source, fx.Node):
+                raise Refused("a number is read from a tensor of unknown length")
+            most = min(_promised(node), self._told.of(source).high)
+            held = self.inline(lambda x: aten.reshape.default(x, []), source)
+            return Number(held, *self.ranges.of(source), most)
         if node.target is aten.sym_size.int and isinstance(args[0], Rows):
             rows: Rows = args[0]
             is_length = args[1] % val(rows.value).dim() == rows.dim
@@ -130,10 +115,6 @@ class BoundingWalk:
             (low, high), (low2, high2) = map(_ends, args[1:])
             return Number(held, min(low, low2), max(high, high2))
         raise Refused("it has no form on a number read from a tensor")
-
-    def _told(self, source: Any) -> float:
-        """The most that the user says a tensor holds."""
-        return range_of(source, self.constants, self._promises)[1]
 
     def _size(self, tensor: fx.Node, dim: int) -> Any:
         """A size that no data decides."""
@@ -155,14 +136,16 @@ class BoundingWalk:
             made = (low * low2, high * high2)
         nodes = list(map(_held, args))
         if None in nodes:
-            raise Refused("the offset of a view is used")
+            return Number(None, *made)
         form = NUMBERS[function]
         return Number(self.inline(lambda *t: form(*map(_as_tensor, t)), *nodes), *made, _promised(self.node))
 
     def _assert(self, node: fx.Node) -> None:
         """A condition that torch checks at run time: dropped where it always holds, otherwise a flag."""
-        condition = True if _too_tight(node.args[0]) else self._operand(node.args[0])
-        if isinstance(condition, Number):
+        condition = True if too_tight(node.args[0]) else self._operand(node.args[0])
+        if isinstance(condition, Number) and condition.node is None:
+            pass  # of where a view begins, which the op that makes the view has demanded
+        elif isinstance(condition, Number):
             error = RuntimeError(str(node.args[1]))
             failed = self.inline(lambda c: aten.eq.Scalar(c, 0), condition.node)
             own = "Runtime assertion failed" in str(error)  # torch's, where what is eager may raise another exception
@@ -178,20 +161,24 @@ class BoundingWalk:
         if node in self.rows:  # an item of an op with several results
             return
         result = val(node)
-        dims = _unknown_dims(result if isinstance(result, torch.Tensor) else result[0])
-        if len(dims) > 1 or not isinstance(node.target, torch._ops.OpOverload):
+        shape = (result if isinstance(result, torch.Tensor) else result[0]).shape
+        dims = unknown_dims(shape)
+        if any(isinstance(arg, Number) and arg.node is None for arg in args):
+            raise Refused("the offset of a view is used")
+        if not isinstance(node.target, torch._ops.OpOverload) or not takes(node, shape):
             raise Refused("it has several lengths that only data knows")
-        dim = dims[0] if dims else None
+        dim = dims[-1] if dims else None
         form = FORMS.get(node.target)
         if form is None and pointwise(node.target):
             result = self._pointwise(node, args, kwargs, dim)
         elif form is None:
             raise Refused("it has no form on tensors of unknown length")
         else:
-            shape = result.shape if isinstance(result, torch.Tensor) else result[0].shape
-            self.inline.length = 0 if dim is None else shape[dim]
+            self.inline.shape, self.inline.length = shape, 0 if dim is None else shape[dim]
             self.inline.promised = INF if dim is None else ends(shape[dim])[1]
             result = form(self.inline, args, kwargs, dim)
+            if isinstance(result, Rows) and dim is None:
+                result = self._as_long_as(result, shape[result.dim])
         if isinstance(result, Rows):
             self.rows[node] = replace(result, symbol=str(val(node).shape[result.dim]))
             self.bounded += 1
@@ -208,6 +195,17 @@ class BoundingWalk:
             self.rewriter.graph.erase_node(node)
         else:
             self.rewriter.replace(node, result)
+
+    def _as_long_as(self, rows: Rows, size: Any) -> fx.Node:
+        """What data chooses, where the program goes on only if it is so long; the host raises where it is not."""
+        if not isinstance(size, int) or not isinstance(rows.bound, int) or size > rows.bound:
+            raise Refused(f"the program only goes on if it is {size}")
+        differs = self.inline(lambda n: aten.ne.Scalar(n, size), rows.length)
+        self.inline.demand(differs, RuntimeError(f"what is selected has to be {size} long"))
+        sizes = [user for user in self.node.users if user.target is aten.sym_size.int and user.args[1] == rows.dim]
+        self.numbers.update(dict.fromkeys(sizes, size))  # what torch asserts of it
+        node: fx.Node = self.inline(lambda t: aten.slice.Tensor(t, rows.dim, 0, size), rows.value)
+        return node
 
     def _pointwise(self, node: fx.Node, args: Any, kwargs: Any, dim: int | None) -> Any:
         op: Any = node.target
@@ -244,6 +242,7 @@ class _Inline:
     walk: BoundingWalk
     promised: float = INF
     length: Any = 0
+    shape: Sequence[Any] = ()
 
     def __call__(self, function: Any, *args: Any) -> Any:
         return self.walk.rewriter.inline(function, *args, like=self.walk.node)
@@ -252,7 +251,7 @@ class _Inline:
         return statically_known_true(self.length <= size)
 
     def range_of(self, node: fx.Node) -> tuple[float, float]:
-        return range_of(node, self.walk.constants)
+        return self.walk.ranges.of(node)
 
     def demand(self, failed: fx.Node, error: Exception) -> None:
         self.walk.flags.append((Raise(error, source_of(self.walk.node) or ""), failed))
@@ -260,20 +259,6 @@ class _Inline:
 
 def _depends_on_data(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and bool(free_unbacked_symbols(size))
-
-
-def _too_tight(condition: Any) -> bool:
-    """Whether torch takes a tensor's own size for the most that a mask selects of it, and the mask widens the tensor."""
-    if not isinstance(condition, fx.Node) or condition.target is not operator.le:
-        return False
-    length, most = condition.args
-    chosen: Any = length.args[0] if isinstance(length, fx.Node) and length.target is aten.sym_size.int else None
-    if not isinstance(chosen, fx.Node) or chosen.target is not aten.masked_select.default:
-        return False
-    x, mask = (val(arg) for arg in chosen.args)  # type: ignore[arg-type]
-    sizes = torch.broadcast_shapes(x.shape, mask.shape)
-    known = all(isinstance(size, int) for size in (most, *x.shape, *sizes))
-    return known and bool(most == x.numel() < math.prod(sizes))
 
 
 def _promised(node: fx.Node) -> float:

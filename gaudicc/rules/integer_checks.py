@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from gaudicc.nodes import val
-from gaudicc.rules.integer_ranges import CASTS
+from gaudicc.rules.interval_calls import CASTS
 
 aten = torch.ops.aten
 LOW = torch.iinfo(torch.int32).min

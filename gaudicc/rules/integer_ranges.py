@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import zip_longest
@@ -15,20 +15,19 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from gaudicc.nodes import body_of, call_loop, call_region, operands_of, outputs_of, val
 from gaudicc.program import InputKind, Program
-from gaudicc.rules.interval_forms import FORMS, MOVES
-from gaudicc.rules.intervals import ALL, FLAG, INF, INT32, Interval, add, exactly, hull, multiply, whole
+from gaudicc.rules.interval_calls import CASTS, IntervalCall, Known, entries, held_by
+from gaudicc.rules.interval_forms import MOVES
+from gaudicc.rules.intervals import ALL, FLAG, INF, INT32, Interval, add, exactly, hull
 
 aten = torch.ops.aten
-CASTS = (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default, aten.to.other)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # What an index reads, whole: an index out of range is an error in eager, so a call that is valid keeps to it.
 _WHOLE = (
     aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.expand.default, aten.permute.default,
     aten.transpose.int, aten.clone.default, aten.alias.default, aten._unsafe_view.default, aten.flatten.using_ints,
 )  # fmt: skip
+_FILLS = (aten.full.default, aten.full_like.default, aten.new_full.default)
 _READS = {aten.embedding.default: (1, 0, None), aten.index_select.default: (2, 0, 1), aten.gather.default: (2, 0, 1)}
-
-Known = Any  # an Interval, or one for each of several results
 
 
 @dataclass
@@ -39,12 +38,14 @@ class IntegerRanges:
         program: whose dimensions bound the sizes.
         declared: path of an argument or a buffer -> what its values are said to be.
         open: op -> the interval of its true values, where 32 bits may not hold them; None where nothing is known.
+        held: tensor of the root -> what its values are, once they are computed or checked.
         seen: how many int64 results were looked at.
     """
 
     program: Program
     declared: Mapping[str, Interval] = field(default_factory=dict)
     open: dict[fx.Node, Interval | None] = field(default_factory=dict)
+    held: dict[fx.Node, Known] = field(default_factory=dict)
     seen: int = 0
 
     def run(self) -> None:
@@ -57,8 +58,8 @@ class IntegerRanges:
         if not isinstance(value, torch.Tensor):
             return self.size(value)
         held = range_of_dtype(value.dtype).cut(INT32) if value.dtype in _INTEGERS else range_of_dtype(value.dtype)
-        if spec.kind is InputKind.CONSTANT and (tensor := self.program.tensors[spec.source]).numel():
-            return held if tensor.is_meta or tensor.is_complex() else _ends(tensor).cut(held)
+        if spec.kind is InputKind.CONSTANT:
+            return held_by(self.program.tensors[spec.source]).cut(held)
         if spec.kind is InputKind.LENGTH:
             return hull(Interval(dim.low, dim.high) for dim in self.program.dimensions if dim.name == spec.source)
         if value.dtype is torch.int64:
@@ -104,11 +105,7 @@ class IntegerRanges:
     def entries(self, node: fx.Node) -> Interval:
         """Of how many entries the operands of a node have together, and so of how many one result may be a sum."""
         shapes = [value.shape for value in map(val, node.all_input_nodes) if isinstance(value, torch.Tensor)]
-        return reduce(add, map(self.count, shapes), exactly(0))
-
-    def count(self, sizes: Iterable[Any]) -> Interval:
-        """Of the product of sizes."""
-        return reduce(multiply, map(self.size, sizes), exactly(1))
+        return reduce(add, (entries(shape, self.size) for shape in shapes), exactly(0))
 
     # -- graphs ----------------------------------------------------------------------------------------------------
 
@@ -120,6 +117,8 @@ class IntegerRanges:
                 known[node] = next(feed)
             elif node.op == "call_function":
                 known[node] = self._node(module, node, known)
+        if module is self.program.root:
+            self.held = known
         return tuple(known.get(value, ALL) for value in outputs_of(module.graph))
 
     def _node(self, module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Known]) -> Known:
@@ -132,7 +131,7 @@ class IntegerRanges:
         value = val(node)
         if not isinstance(value, (torch.Tensor, tuple, list)):
             return self.size(value)
-        found = self._form(node, known)
+        found = IntervalCall(node, lambda arg: known.get(arg, ALL), self.size).result()
         if isinstance(value, torch.Tensor):
             return self._settled(node, found, value.dtype)
         results = (found,) * len(value) if found is None or isinstance(found, Interval) else found
@@ -162,13 +161,6 @@ class IntegerRanges:
         last = [hull(pair) for pair in zip(widened, results[:carried], strict=True)]
         return [*last, *(hull((exactly(0), row)) for row in results[carried:])]
 
-    def _form(self, node: fx.Node, known: dict[fx.Node, Known]) -> Any:
-        if node.target in CASTS:
-            source = known.get(node.args[0], ALL)  # type: ignore[arg-type]
-            return whole(source) if val(node.args[0]).is_floating_point() and not _floats(node) else source  # type: ignore[arg-type]
-        form = FORMS.get(node.target)
-        return None if form is None else form(_Call(self, node, known))
-
     def _settled(self, node: fx.Node, found: Interval | None, dtype: torch.dtype) -> Interval:
         """What a result holds once it is computed, or checked."""
         holds = range_of_dtype(dtype)
@@ -178,46 +170,17 @@ class IntegerRanges:
         self.seen += 1
         if found is not None and found.within(INT32):
             return found
-        if node.target not in MOVES:  # which only hand on what was checked, or refused as a constant, before
+        if node.target not in MOVES or fills_beyond(node):  # which else only hand on what was checked before
             self.open[node] = found
         return INT32 if found is None else found.cut(INT32)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """See `interval_forms.Call`."""
-
-    ranges: IntegerRanges
-    node: fx.Node
-    known: Mapping[fx.Node, Known]
-
-    def literal(self, name: str) -> Any:
-        arguments = self.node.target._schema.arguments  # type: ignore[union-attr]
-        for place, argument in enumerate(arguments):
-            if argument.name == name:
-                given = self.node.args[place] if place < len(self.node.args) else self.node.kwargs.get(name)
-                return argument.default_value if given is None and argument.has_default_value() else given
-        return None
-
-    def of(self, name: str) -> Interval:
-        value = self.literal(name)
-        return hull(map(self._of, value)) if isinstance(value, (list, tuple)) else self._of(value)
-
-    def _of(self, value: Any) -> Interval:
-        if isinstance(value, fx.Node):
-            known = self.known.get(value, ALL)
-            return hull(known) if isinstance(known, list) else known
-        return exactly(value) if isinstance(value, (bool, int, float)) and value == value else ALL
-
-    def size(self, name: str, dim: int) -> Interval:
-        shape = val(self.literal(name)).shape
-        return self.ranges.size(shape[dim]) if shape else exactly(1)
-
-    def entries(self, name: str, dims: Any = None) -> Interval:
-        shape = val(self.literal(name)).shape
-        chosen = [dims] if isinstance(dims, int) else dims
-        sizes = [shape[dim] for dim in chosen] if chosen and shape else list(shape)
-        return self.ranges.count(sizes)
+def fills_beyond(node: fx.Node) -> bool:
+    """Whether a node fills a tensor with a number that does not fit 32 bits; where one is an operand, the device's host looks."""
+    if node.target not in _FILLS:
+        return False
+    number = node.args[-1]
+    return type(number) is int and not exactly(number).within(INT32)
 
 
 def range_of_dtype(dtype: torch.dtype) -> Interval:
@@ -227,15 +190,6 @@ def range_of_dtype(dtype: torch.dtype) -> Interval:
     if dtype in _INTEGERS:
         return Interval(torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     return ALL
-
-
-def _ends(tensor: torch.Tensor) -> Interval:
-    low, high = (end.item() for end in tensor.detach().aminmax()) if tensor.dtype is not torch.bool else (0, 1)
-    return Interval(low, high) if low == low else ALL
-
-
-def _floats(node: fx.Node) -> bool:
-    return bool(val(node).is_floating_point())
 
 
 def _size_of(size: Any) -> Any:

@@ -1,31 +1,24 @@
-"""The range of the values of a tensor, as far as the op that made it says."""
+"""The range of the values of a tensor, as far as the ops that made it say; asked for one tensor at a time."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import fx
 
-from gaudicc.nodes import val
 from gaudicc.rules.bounded import ends
+from gaudicc.rules.interval_calls import CASTS, IntervalCall, Known, held_by
+from gaudicc.rules.interval_forms import FORMS
+from gaudicc.rules.intervals import ALL, FLAG, INF, Interval
 
 aten = torch.ops.aten
-INF = float("inf")
-_MOVES = (
-    aten.reshape.default, aten.view.default, aten.select.int, aten._to_copy.default, aten.to.dtype, aten.clone.default,
-    aten.lift_fresh_copy.default, aten.detach.default, aten.alias.default, aten.squeeze.default, aten.slice.Tensor,
-    aten.contiguous.default, aten.expand.default, aten.flatten.using_ints, aten.index_select.default, aten.permute.default,
-    aten.squeeze.dim, aten.t.default, aten.transpose.int, aten.unsqueeze.default, aten.max.default, aten.min.default,
-    aten.amax.default, aten.amin.default,
-)  # fmt: skip
 _CONDITIONS = (operator.ge, operator.eq, torch.sym_ite, aten.item.default, aten._local_scalar_dense.default)
 """What stands between a bool tensor and the check that it holds: `ite(item(t), 1, 0) >= 1`."""
 _AT_MOST = {aten.le.Tensor: 0, aten.lt.Tensor: 1, aten.le.Scalar: 0, aten.lt.Scalar: 1}
-_PARTS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
 
 
 def promises_of(graph: fx.Graph) -> dict[fx.Node, float]:
@@ -43,51 +36,55 @@ def promises_of(graph: fx.Graph) -> dict[fx.Node, float]:
     return found
 
 
-def range_of(
-    node: Any, constants: Mapping[str, torch.Tensor], promised: Mapping[fx.Node, float] = MappingProxyType({})
-) -> tuple[float, float]:
-    """The smallest and the largest value that a tensor can hold, NaN apart.
+@dataclass
+class Ranges:
+    """The smallest and the largest value that tensors of a graph can hold, NaN apart.
 
-    Args:
-        node: the tensor.
+    Attributes:
         constants: placeholder name -> tensor, for what never changes.
         promised: tensor -> the most that the user says it holds.
     """
-    if not isinstance(node, fx.Node):
-        return -INF, INF
-    if node in promised:
-        least, most = range_of(node, constants)
-        return least, min(most, promised[node])
-    args = node.args
-    if node.name in constants and constants[node.name].numel():
-        return float(constants[node.name].min()), float(constants[node.name].max())
-    if node.op != "call_function" or val(node).dtype is torch.bool:
-        return (0, 1) if val(node).dtype is torch.bool else (-INF, INF)
-    if node.target is operator.getitem:
-        parts: Any = args[0]
-        return range_of(parts.args[0], constants, promised) if parts.target in _PARTS else (-INF, INF)
-    if node.target in (aten.zeros_like.default, aten.full_like.default, aten.full.default, aten.scalar_tensor.default):
-        fill = {aten.zeros_like.default: 0, aten.scalar_tensor.default: args[0]}.get(node.target, args[-1])
-        return (fill, fill) if isinstance(fill, (int, float)) else (-INF, INF)
-    if node.target in (aten.sum.default, aten.sum.dim_IntList) and _is_bool(args[0]):
-        return 0, ends(val(args[0]).numel())[1]  # type: ignore[arg-type]
-    if node.target is aten.clamp.default:
-        low, high = (*args[1:], None, None)[:2]
-        below, above = range_of(args[0], constants, promised)
-        return max(below, _number(low, -INF)), min(above, _number(high, INF))
-    if node.target is aten.where.self:
-        (a, b), (c, d) = (range_of(arg, constants, promised) for arg in args[1:])
-        return min(a, c), max(b, d)
-    if node.target in (aten.add.Tensor, aten.sub.Tensor) and isinstance(args[1], int) and not node.kwargs:
-        low, high = range_of(args[0], constants, promised)
-        by = args[1] if node.target is aten.add.Tensor else -args[1]
-        return low + by, high + by
-    return range_of(args[0], constants, promised) if node.target in _MOVES else (-INF, INF)
+
+    constants: Mapping[str, torch.Tensor]
+    promised: Mapping[fx.Node, float] = field(default_factory=dict)
+    _known: dict[fx.Node, Known] = field(default_factory=dict)
+
+    def of(self, node: fx.Node) -> Interval:
+        """Of one tensor; operands first, without recursion: graphs are deep."""
+        waiting = [node]
+        while waiting:
+            missing = [arg for arg in self._read(waiting[-1]) if arg not in self._known]
+            if missing:
+                waiting += missing
+                continue
+            known = waiting.pop()
+            self._known[known] = self._result(known)
+        found: Interval = self._known[node]
+        return found
+
+    def _read(self, node: fx.Node) -> list[fx.Node]:
+        followed = node.target in FORMS or node.target in CASTS or node.target is operator.getitem
+        return node.all_input_nodes if followed else []
+
+    def _result(self, node: fx.Node) -> Known:
+        value, found = node.meta.get("val"), None
+        if not isinstance(value, (torch.Tensor, tuple, list)):
+            return _extent(value)
+        if node.op != "call_function":
+            found = held_by(self.constants[node.name]) if node.name in self.constants else None
+        elif node.target is operator.getitem:
+            whole, place = cast(tuple[fx.Node, int], node.args)
+            source = self._known[whole]
+            found = source if isinstance(source, Interval) else source[place]
+        else:
+            found = IntervalCall(node, lambda arg: self._known.get(arg, ALL), _extent).result()
+        if found is None:
+            found = ALL
+        if isinstance(value, torch.Tensor) and isinstance(found, Interval):
+            found = found.cut(FLAG) if value.dtype is torch.bool else found
+            found = Interval(found.low, min(found.high, self.promised.get(node, INF)))
+        return found
 
 
-def _is_bool(node: Any) -> bool:
-    return bool(val(node).dtype is torch.bool)
-
-
-def _number(value: Any, otherwise: float) -> float:
-    return value if isinstance(value, (int, float)) else otherwise
+def _extent(size: Any) -> Interval:
+    return Interval(*ends(size)) if isinstance(size, (int, torch.SymInt)) else ALL

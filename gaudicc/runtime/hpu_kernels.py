@@ -110,6 +110,12 @@ def _addcmul(x: Tensor, left: Tensor, right: Tensor, *, value: float = 1) -> Ten
     return x + value * (left * right)
 
 
+def _one_hot(classes: Tensor, num_classes: int) -> Tensor:
+    """`hpu_backend` decomposes `aten::one_hot`, and later PyTorch's parts assert on the host that each class is in range."""
+    numbers = torch.arange(num_classes, device=classes.device, dtype=classes.dtype)
+    return (classes.unsqueeze(-1) == numbers).to(torch.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """A function that stands for one op in a piece.
@@ -147,7 +153,7 @@ The vendor's softmax kernels have no sink and give NaN in rows that are masked t
 """
 
 COMPILE_KERNELS: dict[Any, Kernel] = {_aten.index.Tensor: Kernel(plain_index, ("hpu::plain_index",))}
-COMPILE_PLAIN: dict[Any, Callable[..., Any]] = {_aten.addcmul.default: _addcmul}
+COMPILE_PLAIN: dict[Any, Callable[..., Any]] = {_aten.addcmul.default: _addcmul, _aten.one_hot.default: _one_hot}
 """What `hpu_backend` would place in eager mode. Source: `dynamo/compile_backend/shared_layer.py`, `passes.py`."""
 
 

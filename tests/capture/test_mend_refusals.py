@@ -110,22 +110,12 @@ def int_dict(x):
     n = 0
     if x.sum() > 0:
         n = 1
-    return {0: x, 1: -x}[n]  # refused
-
-
-@refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
-def genexp_next(x):
-    return next((v for v in x if v > 0), x[2]) + x  # refused
+    return {n: x, 1: -x}[1]  # refused
 
 
 @refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
 def filter_(x):
     return sum(filter(lambda v: v > 0, x)) + x  # refused
-
-
-@refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
-def max_key(x):
-    return max(x, key=lambda v: abs(v)) + x  # refused
 
 
 @refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
@@ -265,12 +255,6 @@ def slice_list(x):
 def sum_gen(x):
     n = int(x[0].nan_to_num(posinf=9.0).clamp(0, 2))
     return x * sum(i for i in range(n))  # refused
-
-
-@refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
-def bool_arith(x):
-    n = bool(x[0] > 0)
-    return x * (n + 1) + n * 2 + (not n)  # refused
 
 
 @refused("Python decides on the value of a tensor", "let the decision stay on tensors (torch.where")
@@ -526,15 +510,6 @@ def recursion(x):
     if x.sum() > 0:
         return recursion(x + 1)
     return x
-
-
-@refused("Python decides on the value of a tensor", "let the decision stay on tensors")
-def matched(x):
-    match int(x[0]):
-        case 1:  # refused
-            return x
-        case _:
-            return -x
 
 
 @refused("an operation that needs to know which elements there are", "use torch.stack")

@@ -200,3 +200,13 @@ def test_a_seed_inside_the_model() -> None:
     assert "torch.manual_seed" in error.what
     assert "test_refusals.py:" in str(error.where.source)
     assert torch.manual_seed.__module__ == "torch.random"
+
+
+def test_an_op_of_which_torch_has_no_form_for_sizes_that_data_decides() -> None:
+    def loss(chances: torch.Tensor, targets: torch.Tensor, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return nn.functional.ctc_loss(chances, targets, inputs, lengths)
+
+    chances, targets = torch.randn(8, 2, 5).log_softmax(-1), torch.randint(1, 5, (2, 3))
+    error = refusal(loss, chances, targets, torch.tensor([8, 8]), torch.tensor([3, 2]))
+    assert error.what == "the size of what aten._ctc_loss.Tensor gives depends on the values of a tensor"
+    assert "test_refusals.py:" in str(error.where.source)

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 import gaudicc
 from gaudicc.errors import GaudiccError
+from tests.capture.stranger_decoders import FAST, SLOW
 from tests.capture.stranger_modules import MODULES
 from tests.capture.stranger_searches import CASES
 from tests.capture.strangers import REFUSED
@@ -21,9 +22,12 @@ def outcome(call: Any, args: tuple[Tensor, ...]) -> list[Any]:
         return pytree.tree_leaves(call(*(arg.clone() for arg in args)))
 
 
-@pytest.mark.parametrize("name", [*CASES, *MODULES])
+SWEEP = [pytest.param(name, marks=pytest.mark.sweep) for name in SLOW]
+
+
+@pytest.mark.parametrize("name", [*CASES, *MODULES, *FAST, *SWEEP])
 def test_as_in_eager_on_every_path(name: str) -> None:
-    function, example, calls = {**CASES, **MODULES}[name]
+    function, example, calls = {**CASES, **MODULES, **FAST, **SLOW}[name]
     torch.manual_seed(1)
     model = function.eval() if isinstance(function, torch.nn.Module) else function
     compiled = gaudicc.compile(model, example())

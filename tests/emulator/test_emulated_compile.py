@@ -132,10 +132,10 @@ def test_without_eager_fallback_a_node_that_needs_it_raises() -> None:
     from habana_frameworks.torch.dynamo.compile_backend.shared_layer import hpu_fallback_op_list
 
     x = torch.ones(3, device="hpu")
-    for function in (lambda t: torch.histc(t, 2), lambda t: torch.addcmul(t, t, t)):
-        with pytest.raises(Exception, match="eager fallback is off"):
-            compiled(function, options={"use_eager_fallback": False})(x)
-        compiled(lambda t, f=function: f(t) + 1)(x)
+    with pytest.raises(Exception, match="eager fallback is off"):
+        compiled(lambda t: torch.histc(t, 2), options={"use_eager_fallback": False})(x)
+    compiled(lambda t: torch.histc(t, 2) + 1)(x)
+    assert compiled(torch.addcmul, options={"use_eager_fallback": False})(x, x, x).tolist() == [2, 2, 2], "decomposed"
     config.use_eager_fallback = False
     assert not config.configuration_flags["use_eager_fallback"]
     compiled(lambda t: t * 3)(x)
@@ -225,6 +225,16 @@ def test_branches_of_cond_are_compiled() -> None:
         for sign in (1, -1):
             torch.testing.assert_close(run(x * sign).cpu(), function(x.cpu() * sign))
     assert {"cos", "sin", "add", "sub"} <= ops_in_log()[0]
+
+
+def test_branches_need_no_eager_fallback() -> None:
+    def function(x: Tensor) -> Any:
+        return torch.cond(x.sum() > 0, lambda t: (t.cos(), t + 1), lambda t: (t.sin(), t - 1), (x,))
+
+    run, x = compiled(function, options={"use_eager_fallback": False}), torch.ones(3, device="hpu")
+    with torch.no_grad():
+        assert run(x)[1].tolist() == [2, 2, 2]
+        assert run(-x)[1].tolist() == [-2, -2, -2]
 
 
 def test_inputs_are_mutated_and_graph_breaks_survive() -> None:

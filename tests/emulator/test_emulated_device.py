@@ -92,6 +92,15 @@ def test_custom_op_with_a_cpu_kernel_falls_back() -> None:
         assert counts("FALLBACK") == 1
 
 
+def test_a_dtype_that_the_vendors_tests_run_does_not_fall_back() -> None:
+    small = torch.tensor([3, 200, 7], dtype=torch.uint8).to("hpu")
+    assert small.clamp(5, 100).tolist() == [5, 100, 7]
+    assert torch.tensor([-1, 2], dtype=torch.int32).to("hpu").abs().tolist() == [1, 2]
+    assert counts("FALLBACK") == 0
+    torch.tensor([1, 2], dtype=torch.uint8).to("hpu").erfinv()
+    assert counts("FALLBACK") == 1, "no test of the vendor's speaks of this one"
+
+
 # rule 10
 def test_lazy_mode_copies_cpu_tensors_silently() -> None:
     x = torch.ones(3)
@@ -220,6 +229,10 @@ def test_dtype_views_keep_bits() -> None:
     assert flags.view(torch.uint8).tolist() == [1, 0, 1, 1]
     expected = torch.tensor([True, False, True, True]).view(torch.uint8).view(torch.float32)
     assert torch.equal(flags.view(torch.uint8).view(torch.float32).cpu(), expected)
+    floats = torch.tensor([1.5, -2.0])
+    bits = floats.view(torch.bool).to("hpu")
+    assert torch.equal(bits.view(torch.float32).view(-1).cpu(), floats), "a bool's byte crosses as it is"
+    assert torch.equal(bits.cpu().view(torch.float32), floats)
 
 
 # rule 46

@@ -178,6 +178,54 @@ def test_plain_index_and_masked_product() -> None:
     torch.testing.assert_close(found.cpu(), 2 * a @ b)
 
 
+def test_four_bit_weights_in_groups() -> None:
+    packed, scale = torch.zeros(4, 1, dtype=torch.int32).to("hpu"), torch.tensor([[2.0] * 8, [3.0] * 8]).to("hpu")
+    ones = torch.full((2, 1), 0x11111111, dtype=torch.int32).to("hpu")
+    found = ops().convert_from_uint4(packed, scale, ones, torch.float32)
+    assert found[:, 0].tolist() == [-2, -2, -3, -3], "a row of scales and of zero points for each two rows"
+
+
+def test_fused_attention_gives_weights_and_dropout_mask() -> None:
+    from habana_frameworks.torch.hpex.kernels import FusedSDPA
+
+    q = torch.randn(1, 2, 4, 8)
+    x = q.to("hpu")
+    weights = torch.softmax(q @ q.transpose(-2, -1) / math.sqrt(8), -1)
+    out, found = FusedSDPA.apply(x, x, x, None, 0.0, False, None, "None", True, None, "left", False, True)
+    torch.testing.assert_close(found.cpu(), weights)
+    torch.testing.assert_close(out.cpu(), weights @ q)
+    out, found, kept = FusedSDPA.apply(x, x, x, None, 0.5, False, None, "None", False, None, "left", True, True)
+    torch.testing.assert_close(found.cpu(), weights)
+    torch.testing.assert_close(out.cpu(), (found.cpu() * kept.cpu() * 2) @ q)
+    with pytest.raises(AssertionError, match="recompute mode"):
+        FusedSDPA.apply(x, x, x, None, 0.5, False, None, "None", True, None, "left", True)
+
+
+def test_older_fp8_ops_and_fast_functions() -> None:
+    a, b = torch.randint(-4, 4, (4, 3)).float(), torch.randint(-4, 4, (4, 2)).float()
+    out = torch.ones(3, 2).to("hpu")
+    given = (a.to(E4M3).to("hpu"), True, b.to(E4M3).to("hpu"), False, out, torch.float32, None, None, None, True, out)
+    assert ops().fp8_gemm(*given) is out
+    assert torch.equal(out.cpu(), a.t() @ b + 1)
+    cast, top = torch.empty(2, dtype=E4M3).to("hpu"), torch.empty(()).to("hpu")
+    ops().cast_to_fp8(torch.tensor([1.0, -500.0]).to("hpu"), None, False, cast, top)
+    assert (cast.float().tolist(), top.item()) == ([1, -240], 500)
+    x = torch.tensor([0.25, 4.0])
+    for name in ("exp", "sqrt", "rsqrt"):
+        torch.testing.assert_close(getattr(ops(), f"{name}_fast_math")(x.to("hpu")).cpu(), getattr(torch, name)(x))
+    scales = [torch.tensor(value).to("hpu") for value in (2.0, 0.5)]
+    product = th._scaled_mm(given[0].t(), given[2], *scales, scale_result=torch.tensor(3.0).to("hpu"), out_dtype=E4M3)
+    assert torch.equal(product.float().cpu(), ((a.t() @ b) * 3).clamp(-240, 240).to(E4M3).float())
+
+
+def test_groups_of_elements_are_permuted() -> None:
+    from habana_frameworks.torch.hpex.kernels.fbgemm import expand_into_jagged_permute
+
+    permute, before, after = torch.tensor([2, 0, 1]), torch.tensor([0, 2, 2, 5]), torch.tensor([0, 3, 5, 5])
+    found = expand_into_jagged_permute(permute.to("hpu"), before.to("hpu"), after.to("hpu"), 5)
+    assert found.tolist() == [2, 3, 4, 0, 1]
+
+
 def test_ops_can_be_captured() -> None:
     graph, x, w = th.hpu.HPUGraph(), torch.ones(1, 4, device="hpu"), torch.ones(4, device="hpu")
     with th.hpu.graph(graph):

@@ -26,7 +26,16 @@ def test_streams_and_events() -> None:
         assert th.hpu.current_stream() == stream
         stream.wait_stream(th.hpu.default_stream())
     assert th.hpu.current_stream() == th.hpu.default_stream()
-    assert torch.Stream("hpu").stream_id == th.hpu.default_stream().stream_id
+    generic = torch.Stream("hpu")
+    assert isinstance(generic, torch.Stream)
+    assert generic.stream_id not in (stream.stream_id, th.hpu.default_stream().stream_id)
+    assert generic == th.hpu.Stream(stream_id=generic.stream_id)
+    marks = [torch.Event("hpu", enable_timing=True) for _ in range(2)]
+    assert marks[0].event_id != marks[1].event_id
+    marks[0].record(generic)
+    marks[1].record()
+    assert marks[0].elapsed_time(marks[1]) > 0
+    assert torch.Stream(stream_id=3, device_index=0, device_type=1).stream_id == 3, "any other is torch's own"
 
 
 # rule 31
@@ -39,6 +48,12 @@ def test_seeds() -> None:
     torch.nn.functional.dropout(torch.ones(4, device="hpu"))
     th.hpu.seed()
     assert torch.equal(torch.get_rng_state(), before), "the CPU's sequence is its own"
+    dropped = []
+    for seed in (5, 6):  # of the host's generator, which is not asked
+        torch.default_generator.manual_seed(seed)
+        th.hpu.manual_seed(3)
+        dropped.append(torch.nn.functional.dropout(torch.ones(64, device="hpu")).cpu())
+    assert torch.equal(*dropped)
     torch.manual_seed(7)
     first = torch.randn(3, device="hpu").cpu()
     assert not torch.equal(first, torch.randn(3, device="hpu").cpu())

@@ -17,18 +17,20 @@ import gaudicc
 from gaudicc.kernels import attention, merge_parts, softmax_part
 from gaudicc.kernels.split import plain_merge_parts, sliced_attention
 from gaudicc.machine import Engine, list_schedule, load_chip, vendor_schedule
-from gaudicc.machine.attention import AttentionShape, Split, tiles
+from gaudicc.machine.attention import AttentionShape, Split, body_heads, head_blocks, tiles
 from gaudicc.machine.attention_cost import Costs
 from gaudicc.machine.fx import op_name
 from gaudicc.machine.fx_program import ProgramTasks
 from gaudicc.machine.fx_tasks import tasks_of
 from gaudicc.machine.split import choose_split, fused_seconds, limits_of, schedule_split
-from gaudicc.passes import DEFAULT_PIPELINE, split_attention
+from gaudicc.nodes import call_region
+from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
 from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.pipeline import Pass
 from gaudicc.program import Program
+from gaudicc.rules import masks
 from gaudicc.targets import load_target
 
 LOWEST = torch.finfo(torch.float32).min
@@ -224,7 +226,7 @@ def test_a_mask_is_looked_at_some_rows_at_a_time(
         out: Tensor = attention(q, k, v, mask, False, 0.25)
         return out
 
-    monkeypatch.setattr(split_attention, "_MASK_BLOCK", 512 * 60)
+    monkeypatch.setattr(masks, "_MASK_BLOCK", 512 * 60)
     program = capture_of(masked, *qkv(512))
     after = SplitAttention(force=Split(4, 128)).run(program).program
     expected = AttentionShape(1, 4, 4, 512, 512, 16, 16, ahead=ahead, window=window)
@@ -362,3 +364,48 @@ def test_a_merge_costs_what_its_nodes_cost() -> None:
     (last,) = [cost for cost, _ in costs.counted(Split(2, 128, 128)) if cost.merge is not None]
     assert last.merge is not None
     assert round(last.merge.seconds / 1e-3) == len(nodes)
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    out: Tensor = attention(q, k, v, mask, False, 0.25)
+    return out
+
+
+def calls_of(program: Program) -> list[str]:
+    return [str(node.args[0].target) for node in program.root.graph.nodes if node.target is call_region]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("split", "most"), [(Split(1, 128), 2), (Split(1, 128, 128), 6), (Split(2, 128), 2), (Split(4, 128), 2)]
+)
+def test_a_graph_of_calls_computes_the_same(
+    capture_of: Any, alone: Any, batch: int, kv_heads: int, split: Split, most: int
+) -> None:
+    operands = (random(batch, 4, 256, 16), *(random(batch, kv_heads, 256, 16, seed=i) for i in (1, 2)))
+    step = SplitAttention(force=split, body_slices=most)
+    shape = AttentionShape(batch, 4, kv_heads, 256, 256, 16, 16, ahead=0)
+    blocks = list(head_blocks(shape, body_heads(shape, split, most)))
+    after, _ = alone(step, capture_of(attend, *operands))
+    assert "gaudicc.attention" not in after.count_ops()
+    assert calls_of(after) == (["attention_of_heads"] * len(blocks) if len(blocks) > 1 else [])
+
+
+@pytest.mark.parametrize(
+    "sizes", [(256, 256), (4, 256, 256), (1, 1, 256), (2, 1, 256, 256), (2, 4, 1, 256), (2, 4, 256, 256)]
+)
+def test_masks_are_cut_with_their_heads(capture_of: Any, alone: Any, sizes: tuple[int, ...]) -> None:
+    operands = (random(2, 4, 256, 16), *(random(2, 2, 256, 16, seed=i) for i in (1, 2)), random(*sizes, seed=3) > -1)
+    after, _ = alone(SplitAttention(force=Split(1, 128), body_slices=2), capture_of(attend_masked, *operands))
+    assert len(calls_of(after)) == 8
+
+
+def test_two_attentions_have_bodies_of_different_names(capture_of: Any, alone: Any) -> None:
+    def twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(attend(q, k, v), q, q)
+
+    operands = (random(1, 4, 256, 16), *(random(1, 4, 256, 16, seed=i) for i in (1, 2)))
+    after, _ = alone(SplitAttention(force=Split(1, 128), body_slices=2), capture_of(twice, *operands))
+    assert calls_of(after) == ["attention_of_heads"] * 4 + ["attention_of_heads_2"] * 4
+    assert set(after.bodies) == {"attention_of_heads", "attention_of_heads_2"}

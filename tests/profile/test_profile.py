@@ -106,6 +106,8 @@ def test_lanes_are_told_by_what_is_in_their_names(lane: str, kind: str | None) -
         ("a.csv", "Unit,Node Name,Op Type,Start,End\nhost lane,n,gemm,1,2\n", None),
         ("a.csv", "Unit,Node Name,Op Type,Start,End\n", "no row"),
         ("a.csv", "Name,Engine,Event type,Timestamp[usec]\ng,MME,END,1\n", "never began"),
+        ("a.csv", "Name,Engine,Event type,Timestamp[usec]\ng,MME,BEGIN,1\n", "never ends"),
+        ("a.json", "[" * 100_000, "as JSON"),
     ],
 )  # fmt: skip
 def test_a_broken_trace_is_refused_with_a_reason(tmp_path: Path, name: str, text: str, what: str | None) -> None:
@@ -128,6 +130,8 @@ LANE = '{"ph":"M","name":"thread_name","pid":1,"tid":1,"args":{"name":"MME 0"}}'
         ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":1,"dur":null}', "has dur = None"),
         ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":5,"dur":-1}', "lasts from 5.0 to 4.0 us"),
         ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":NaN,"dur":1}', "lasts from nan"),
+        ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":1%s}' % ("0" * 400), "which is no time"),
+        ('{"ph":"B","name":"x","pid":1,"tid":1,"ts":1},{"ph":"X","name":"y","pid":1,"tid":1,"ts":5}', "x begins on MME 0 and"),
         ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":1}', None),
         ('{"ph":"X","name":"x","pid":"1","tid":"1","ts":"1","dur":"2"}', None),
         ('{"ph":"X","name":"x","pid":1,"tid":1,"ts":1,"dur":2,"args":[1]}', None),

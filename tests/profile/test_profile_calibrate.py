@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,12 @@ def test_the_command_fits_writes_and_shows(
     chip = load_chip("gaudi2")
     assert chip.memory.hbm_efficiency != CHIP.memory.hbm_efficiency
     assert "--calibrate trace.json" in chip.sources["memory.hbm_efficiency"].text
+
+
+def test_what_is_left_of_a_window_by_rounding_is_no_time() -> None:
+    trace = profile_of(traced(1), "trace", modelled=False)
+    rounded = replace(trace, idle=1e-19)
+    assert [each.constants for each in observations(WORKS, rounded)] == [("memory.hbm_efficiency",), ("mme.sustained",)]
 
 
 @pytest.mark.parametrize("arguments", [(), ("llama", "--runs", "0")])

@@ -95,3 +95,16 @@ def test_a_bucket_of_what_varies(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing_to_profile_is_a_users_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile"]) == 1
     assert "nothing to profile" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [(("--node-us", "-1"), "cannot start"), (("--node-us", "nan"), "cannot start"), (("--runs", "2"), "--calibrate")],
+)
+def test_options_without_meaning_are_refused(
+    options: tuple[str, ...], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "llama", *options]) == 1
+    said = capsys.readouterr().err
+    assert what in said
+    assert "compiling" not in said

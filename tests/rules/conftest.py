@@ -10,16 +10,19 @@ import torch
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
+from gaudicc.calls import unflatten as give_back
 from gaudicc.capture import capture
 from gaudicc.interpreter import interpret
 from gaudicc.invariants import SHAPES_GUARDED
-from gaudicc.passes import CleanUp, Decompose, LegalizeDtypes, LegalizeOps, Specialize
+from gaudicc.passes import DEFAULT_PIPELINE, CleanUp, Decompose, LegalizeDtypes, LegalizeOps, Specialize
 from gaudicc.passes.legalize_ops import ALL_RULES
 from gaudicc.pipeline import CAPTURED, Numerics, Pipeline
 from gaudicc.rules.rule import Rule
 from gaudicc.targets import load_target
-from gaudicc.verify import differs
+from gaudicc.verify import Level, differs
 
+# What is not finite becomes any integer, in eager too.
+_CASTS = {"aten::_to_copy", "aten::to.dtype"}
 PASSES = (Decompose(), CleanUp(), Specialize(), LegalizeDtypes(), LegalizeOps())
 
 
@@ -99,3 +102,30 @@ def _tensors(
 def tensors() -> Callable[..., st.SearchStrategy[torch.Tensor]]:
     """`tensors(dtypes, rank=(low, high), sizes=(low, high), wild=True)`: a strategy."""
     return _tensors
+
+
+@pytest.fixture(scope="session")
+def agrees() -> Callable[..., None]:
+    """`agrees(function, *tensors)`: the whole pipeline and the rule interpreter give what eager gives, on evidence."""
+
+    def check(function: Callable[..., Any], *inputs: torch.Tensor) -> None:
+        expected = [leaf for leaf in pytree.tree_leaves(function(*map(torch.clone, inputs))) if _is_tensor(leaf)]
+        program = capture(function, inputs)
+        program.target = target = load_target("gaudi3")
+        program, _ = Pipeline(DEFAULT_PIPELINE).run(program, level=Level.STRUCTURE)
+        result = interpret(program.root, *program.feed(program.example), target=target)
+        assert result.legal, result.presumed
+        assert result.overflowed.keys() <= _CASTS, result.overflowed
+        returned: Any = result.outputs
+        given_back = give_back(program, returned, [])  # raises what a flag says
+        ours = [leaf for leaf in pytree.tree_leaves(given_back) if _is_tensor(leaf)]
+        assert len(ours) == len(expected)
+        for left, right in zip(ours, expected, strict=True):
+            close = 1e-2 if right.dtype in (torch.float16, torch.bfloat16) else 1e-4 if right.is_floating_point() else 0
+            torch.testing.assert_close(left, right, rtol=close, atol=close, equal_nan=True)
+
+    return check
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor)

@@ -13,7 +13,7 @@ from gaudicc.capture import capture
 from gaudicc.errors import LoweringError
 from gaudicc.kernels import attention, merge_parts, rms_norm, softmax_part, softmax_tile
 from gaudicc.runtime.device import Segment
-from gaudicc.runtime.hpu_kernels import fused_attention, fused_rms_norm
+from gaudicc.runtime.hpu_kernels import _one_hot, fused_attention, fused_rms_norm
 from gaudicc.runtime.hpu_pieces import DeviceProgram, split
 from gaudicc.runtime.hpu_prepare import COLLECTIVES, Preparer, refuse_host_reads
 from gaudicc.targets import Mode, load_target
@@ -146,6 +146,14 @@ def test_what_hpu_backend_leaves_outside_its_clusters_is_replaced(mode: Mode, ke
     call = next(iter(graph.graph.find_nodes(op="call_function", target=aten.addcmul.default)))
     call.args = (call.args[0],) * 3
     assert (aten.addcmul.default in targets(prepared(graph, mode))) is kept
+
+
+@pytest.mark.parametrize(("mode", "kept"), [(Mode.LAZY, True), (Mode.COMPILE, False)])
+def test_classes_are_compared_where_hpu_backend_would_assert_on_the_host(mode: Mode, kept: bool) -> None:
+    graph = by_hand(aten.one_hot.default, torch.zeros(3, dtype=torch.int64, device="meta"), 4)
+    assert (aten.one_hot.default in targets(prepared(graph, mode))) is kept
+    classes = torch.tensor([[3, 0], [1, 1]])
+    assert torch.equal(_one_hot(classes, 4), torch.nn.functional.one_hot(classes, 4))
 
 
 def test_factories_move_to_the_device_and_views_do_not_trust_strides() -> None:

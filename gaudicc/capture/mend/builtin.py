@@ -14,17 +14,18 @@ import torch
 from gaudicc.capture.mend.containers import positions
 from gaudicc.capture.mend.context import Context, active
 from gaudicc.capture.mend.control import choose, given
-from gaudicc.capture.mend.internals import SYMBOLIC, is_constant, is_data_dependent, is_fixed
+from gaudicc.capture.mend.internals import SYMBOLIC, is_data_dependent, is_fixed
 from gaudicc.capture.mend.iteration import Enumerated, SymbolicRange, as_items, has_dynamic_rows, has_unknown_length
 from gaudicc.capture.mend.merge import is_number
-from gaudicc.capture.mend.operators import all_of, any_of, binary, fail, test_compare
+from gaudicc.capture.mend.operators import all_of, any_of, binary, fail
 from gaudicc.capture.mend.partial import condition, on_each
+from gaudicc.capture.mend.picking import max_, min_, reads
 from gaudicc.capture.mend.pieces import zip_
 from gaudicc.capture.mend.rows import length_of
 from gaudicc.capture.mend.size_lists import SizeList
 from gaudicc.capture.mend.trips import SizeRange
 from gaudicc.capture.mend.truth import fresh_test, truth
-from gaudicc.capture.mend.values import Choice, Maybe, Missing, Rows, distribute, holds_missing, refuse_partial
+from gaudicc.capture.mend.values import Choice, Maybe, Missing, Rows, by_key, distribute, holds_missing, refuse_partial
 
 _SYMBOL_TYPES = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
 
@@ -42,13 +43,6 @@ def function(original: Any, owner: str, name: str) -> Any:
     return _HELPERS.get((owner, name), original)
 
 
-def _reads(value: Any) -> bool:
-    """Whether converting a value to a Python number would read a tensor."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() == 1 and not is_constant(value)
-    return is_data_dependent(value)
-
-
 def _context() -> Context:
     context = active()
     assert context is not None
@@ -61,7 +55,7 @@ def _scalar(value: Any) -> torch.Tensor:
 
 def int_(*args: Any) -> Any:
     """`int(x)`."""
-    if len(args) != 1 or not _reads(args[0]):
+    if len(args) != 1 or not reads(args[0]):
         return distribute(int_, args, {}) if args and isinstance(args[0], Choice) else int(*args)
     value = _scalar(args[0])
     if isinstance(args[0], torch.SymInt):
@@ -75,7 +69,7 @@ def int_(*args: Any) -> Any:
 
 def float_(*args: Any) -> Any:
     """`float(x)`."""
-    if len(args) != 1 or not _reads(args[0]):
+    if len(args) != 1 or not reads(args[0]):
         return distribute(float_, args, {}) if args and isinstance(args[0], Choice) else float(*args)
     return _context().numbers.read(_scalar(args[0]).to(torch.float64))
 
@@ -138,7 +132,7 @@ def sum_(items: Any, start: Any = 0) -> Any:
         if isinstance(item, Maybe):
             total = choose(_context(), item.present, partial(operator.add, total, item.value), given(total), None)
         else:
-            total = total + item
+            total = binary(operator.add, total, item)
     return total
 
 
@@ -162,23 +156,6 @@ def _tests(items: Any, *, absent: bool) -> list[Callable[[], Any]]:
         return lambda: choose(_context(), item.present, lambda: _scalar(bool_(item.value)), lambda: otherwise, None)
 
     return [test(item) for item in items]
-
-
-def _extreme(better: Callable[[Any, Any], Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    def extreme(*args: Any, **kwargs: Any) -> Any:
-        items = list(args[0]) if len(args) == 1 else list(args)
-        if kwargs or not any(_reads(item) for item in items):
-            return plain(*args, **kwargs)
-        best = items[0]
-        for item in items[1:]:
-            decision = truth(test_compare(better, item, best))
-            if isinstance(decision, torch.Tensor):
-                best = choose(_context(), decision, given(item), given(best), None)
-            else:
-                best = item if decision else best
-        return best
-
-    return extreme
 
 
 def abs_(value: Any) -> Any:
@@ -211,6 +188,8 @@ def isinstance_(value: Any, kinds: Any) -> Any:
 
 def hasattr_(owner: Any, name: str) -> Any:
     """`hasattr(x, name)`: also of an attribute that is set on some paths only."""
+    if isinstance(name, Choice):
+        return by_key(hasattr_, owner, key=name)
     if not hasattr(owner, name):
         return False
     value = getattr(owner, name)
@@ -219,6 +198,8 @@ def hasattr_(owner: Any, name: str) -> Any:
 
 def getattr_(owner: Any, name: str, *default: Any) -> Any:
     """`getattr(x, name)` and `getattr(x, name, default)`."""
+    if isinstance(name, Choice):
+        return by_key(lambda found: getattr_(owner, found, *default), key=name)
     value = getattr(owner, name, *default)
     if not default or not holds_missing(value):
         return value
@@ -243,7 +224,7 @@ def _of_float(plain: Callable[[float], Any], traced: Callable[[torch.Tensor], to
     """A function of `math` that is exact, and whose tensor form is exact too."""
 
     def apply(value: Any) -> Any:
-        if not _reads(value):
+        if not reads(value):
             return plain(value)
         result = _context().numbers.read(traced(_scalar(value).to(torch.float64)))
         return int_(result) if plain in (math.floor, math.ceil, math.trunc) else result
@@ -252,7 +233,7 @@ def _of_float(plain: Callable[[float], Any], traced: Callable[[torch.Tensor], to
 
 
 def _sqrt(value: Any) -> Any:
-    if not _reads(value):
+    if not reads(value):
         return math.sqrt(value)
     wide = _scalar(value).to(torch.float64)
     fail(fresh_test(wide < 0), ValueError("math domain error"))
@@ -272,8 +253,8 @@ _HELPERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "sum"): sum_,
     ("builtins", "any"): any_,
     ("builtins", "all"): all_,
-    ("builtins", "min"): _extreme(operator.lt, min),
-    ("builtins", "max"): _extreme(operator.gt, max),
+    ("builtins", "min"): min_,
+    ("builtins", "max"): max_,
     ("builtins", "abs"): abs_,
     ("builtins", "round"): round_,
     ("builtins", "isinstance"): isinstance_,

@@ -13,23 +13,32 @@ from gaudicc.capture.mend.control import choose, given
 from gaudicc.capture.mend.internals import is_data_dependent
 from gaudicc.capture.mend.operators import all_of, any_of, fail, not_, test_compare
 from gaudicc.capture.mend.partial import on_each, operate
+from gaudicc.capture.mend.picking import is_key, look_up
 from gaudicc.capture.mend.rows import last_of
 from gaudicc.capture.mend.truth import fresh_test
-from gaudicc.capture.mend.values import Maybe, Rows
+from gaudicc.capture.mend.values import Choice, Maybe, Rows, by_key, first_choice
 
 
 def contains(item: Any, container: Any) -> Any:
     """`item in container`."""
+    if active() is not None and first_choice(item) is not None and not isinstance(container, (torch.Tensor, Choice)):
+        return by_key(_holds, container, key=item)
     if active() is None or (isinstance(container, (str, range)) and not is_data_dependent(item)):
         return item in container
     if isinstance(container, torch.Tensor):
         return (container == item).any()
     if isinstance(container, dict):
+        if is_data_dependent(item):
+            return is_key(container, item)
         return operate(operator.contains, container, item)
     dynamic = isinstance(item, torch.Tensor) or is_data_dependent(item) or _is_partial(container)
     if not dynamic and not any(isinstance(entry, torch.Tensor) or is_data_dependent(entry) for entry in container):
         return item in container
     return any_of(None, *(lambda entry=entry: _equals(item, entry) for entry in container))
+
+
+def _holds(container: Any, item: Any) -> Any:
+    return contains(item, container)
 
 
 def _equals(item: Any, entry: Any) -> Any:
@@ -58,8 +67,12 @@ def _reads_tensor(index: Any) -> bool:
 def getitem(container: Any, index: Any) -> Any:
     """`container[index]`, also of a Python list by an index that depends on data."""
     context = active()
+    if context is not None and first_choice(index) is not None and not isinstance(container, (torch.Tensor, Choice)):
+        return by_key(getitem, container, key=index)
     if isinstance(container, list) and any(isinstance(item, Rows) for item in container):
         return last_of(container, index)
+    if context is not None and isinstance(container, dict) and is_data_dependent(index):
+        return look_up(context, container, index)
     if context is None or not _is_sequence(container) or isinstance(index, slice):
         return operate(operator.getitem, container, index)
     if not _is_partial(container) and not _reads_tensor(index):
@@ -97,6 +110,9 @@ def positions(context: Context, items: list[Any]) -> tuple[list[Any], torch.Tens
 def store(value: Any, container: Any, index: Any) -> None:
     """`container[index] = value`, also into a Python list by an index that depends on data."""
     context = active()
+    if context is not None and first_choice(index) is not None and not isinstance(container, (torch.Tensor, Choice)):
+        by_key(store, value, container, key=index)
+        return
     if _is_partial(container) and context is not None:
         on_each(context, container, lambda: store(value, container, index))
         return

@@ -152,6 +152,7 @@ class Context:
         self.merged: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.tests: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.safe_sizes: dict[tuple[str, int], Any] = {}
+        self.known_sizes: dict[int, tuple[torch.Tensor, int, Any]] = {}  # tensor -> (itself, its version, its number)
         self.flags: dict[tuple[str, type, str], tuple[Flag, torch.Tensor]] = {}
         self.listed: dict[int, tuple[Any, torch.Tensor]] = {}  # result of tolist -> (result, what it was read from)
         self.splits: dict[int, tuple[Any, Split]] = {}  # pieces by such a list -> (pieces, what was split)

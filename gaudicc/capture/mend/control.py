@@ -218,7 +218,7 @@ def invoke(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     run = None if rewritten else on_containers(context, function, args, kwargs)
     if run is not None:
         return run()
-    if rewritten or not is_undecided((args, kwargs)) or _can_take_undecided(function):
+    if rewritten or not is_undecided((args, kwargs)) or _can_take_undecided(function, args):
         return function(*args, **kwargs)
     return distribute(function, args, kwargs)
 
@@ -230,11 +230,16 @@ def _user_function(function: Any) -> FunctionType | None:
     return target if isinstance(target, FunctionType) and is_user_file(target.__code__.co_filename) else None
 
 
-def _can_take_undecided(function: Any) -> bool:
-    """Whether a callable is Python code of torch or mending, or a container method that only stores its arguments."""
+_STORES = {list: {"append": 0, "extend": 0, "insert": 1}, dict: {"get": 1, "pop": 1, "setdefault": 1, "update": 0}}
+"""Methods of containers -> the first argument that they only store or hand on; those before it are looked up."""
+
+
+def _can_take_undecided(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a callable is Python code of torch or mending, or a container method that only stores what is undecided."""
     target = getattr(function, "__func__", function)
     if isinstance(target, BuiltinMethodType) and isinstance(target.__self__, (list, dict, set)):
-        return True
+        first = _STORES.get(type(target.__self__), {}).get(target.__name__)
+        return first is not None and not is_undecided(args[:first])
     code = getattr(target, "__code__", None)
     return code is not None and not is_user_file(code.co_filename)
 

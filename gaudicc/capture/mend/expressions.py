@@ -9,30 +9,10 @@ from typing import Any, TypeVar
 MARK = "\0gaudicc.runtime"
 """A constant that compilation replaces by the module `gaudicc.capture.mend.runtime`."""
 ACCESS = "_gaudicc_access"
-_BUILTINS = frozenset(
-    [
-        "int",
-        "float",
-        "bool",
-        "len",
-        "range",
-        "enumerate",
-        "list",
-        "zip",
-        "sum",
-        "any",
-        "all",
-        "min",
-        "max",
-        "abs",
-        "round",
-        "isinstance",
-        "type",
-        "hasattr",
-        "getattr",
-        "divmod",
-    ]
-)
+_BUILTINS = frozenset((
+    "int", "float", "bool", "len", "range", "enumerate", "list", "zip", "sum", "any", "all", "min", "max", "abs", "round",
+    "isinstance", "type", "hasattr", "getattr", "divmod",
+))  # fmt: skip
 _EAGER_CONSUMERS = frozenset(["list", "tuple", "set", "sum", "any", "all", "min", "max", "sorted"])
 _COMPARISONS = {ast.Is: "is_", ast.IsNot: "is_not", ast.In: "contains", ast.NotIn: "contains_not"}
 _OPERATORS = {
@@ -183,14 +163,17 @@ class ExpressionLowering(ast.NodeTransformer):
         if isinstance(function, ast.Name) and function.id == "super" and not node.args and self.first_argument:
             node.args = [load("__class__"), load(self.first_argument)]
             return at(node, node)
-        if len(node.args) == 1 and isinstance(node.args[0], ast.GeneratorExp) and _consumes(function):
+        if node.args and isinstance(node.args[0], ast.GeneratorExp):
             generator = node.args[0]
-            node.args = [ast.copy_location(ast.ListComp(generator.elt, generator.generators), generator)]
+            if isinstance(function, ast.Name) and function.id == "next":
+                return self._first(generator, node.args[1:])
+            if len(node.args) == 1 and _consumes(function):
+                node.args = [ast.copy_location(ast.ListComp(generator.elt, generator.generators), generator)]
         self.generic_visit(node)
         owner, name = _well_known(function)
         if name:
             node.func = at(function, helper("function", node.func, ast.Constant(owner), ast.Constant(name)))
-        elif isinstance(function, ast.Attribute) and function.attr in ("tolist", "unbind"):
+        elif isinstance(function, ast.Attribute) and function.attr in ("tolist", "unbind", "get"):
             node.func = at(function, helper("method", node.func))
         if isinstance(function, ast.Name) and function.id == "super":
             return node
@@ -211,22 +194,40 @@ class ExpressionLowering(ast.NodeTransformer):
         self.hoisted.append(self.define(at(node, ast.FunctionDef(name, node.args, body, []))))
         return at(node, load(name))
 
-    def _comprehension(self, node: Any, start: ast.expr, add: ast.stmt, finish: str | None = None) -> ast.expr:
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.expr:  # noqa: D102
+        names, values = list[str](), list[ast.expr]()
+        for part in (part for part in node.values if isinstance(part, ast.FormattedValue)):
+            names.append(self.unique("part"))
+            values.append(self.visit(part.value))
+            part.value = load(names[-1])
+            for inner in ast.walk(part.format_spec) if part.format_spec else ():
+                if isinstance(inner, ast.FormattedValue):
+                    inner.value = self.visit(inner.value)
+        return at(node, helper("text", ast.Lambda(arguments(*names), node), *values)) if names else node
+
+    def _comprehension(self, node: Any, start: ast.expr, add: ast.stmt) -> ast.expr:
         """A comprehension as a function with a loop: its tests then are `if` statements like any other."""
-        body: list[ast.stmt] = [add]
-        for index, generator in reversed(list(enumerate(node.generators))):
-            for test in reversed(generator.ifs):
-                body = [at(test, ast.If(test, body, []))]
-            items = load("_gaudicc_items") if index == 0 else generator.iter
-            body = [at(node, ast.For(generator.target, items, body, []))]
-        result: ast.expr = load("_gaudicc_out")
-        body = [ast.Assign([ast.Name("_gaudicc_out", ast.Store())], start), *body, ast.Return(result)]
+        begin = ast.Assign([ast.Name("_gaudicc_out", ast.Store())], start)
+        body = [begin, *_loops(node, load("_gaudicc_items"), add), ast.Return(load("_gaudicc_out"))]
+        return self._looped(node, body, self.visit(node.generators[0].iter))
+
+    def _first(self, node: ast.GeneratorExp, default: list[ast.expr]) -> ast.expr:
+        """`next` of a generator expression, as a function that returns the first item."""
+        end = ast.Return(load("_gaudicc_default")) if default else ast.Raise(load("StopIteration"))
+        items = ast.Call(load("_gaudicc_items"), [], [])  # an iterator that is a variable may not move in a branch
+        body = [*_loops(node, items, ast.Return(node.elt)), end]
+        first = ast.Lambda(arguments(), self.visit(node.generators[0].iter))
+        return self._looped(node, body, first, *map(self.visit, default))
+
+    def _looped(self, node: Any, body: list[ast.stmt], *given: ast.expr) -> ast.expr:
+        """A call of a function with a body, on what the expression is over and, with a default, on that."""
         walrus = {child.target.id for child in ast.walk(node) if isinstance(child, ast.NamedExpr)}
         if walrus:
             body.insert(0, ast.Nonlocal(sorted(walrus)))
         name = self.unique("comprehension")
-        self.hoisted.append(self.define(at(node, ast.FunctionDef(name, arguments("_gaudicc_items"), body, []))))
-        return at(node, ast.Call(load(name), [self.visit(node.generators[0].iter)], []))
+        params = arguments(*("_gaudicc_items", "_gaudicc_default")[: len(given)])
+        self.hoisted.append(self.define(at(node, ast.FunctionDef(name, params, body, []))))
+        return at(node, ast.Call(load(name), list(given), []))
 
     def _add(self, method: str, *values: ast.expr) -> ast.stmt:
         return ast.Expr(ast.Call(ast.Attribute(load("_gaudicc_out"), method, ast.Load()), list(values), []))
@@ -244,6 +245,17 @@ class ExpressionLowering(ast.NodeTransformer):
     def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.expr:  # noqa: D102
         node.generators[0].iter = self.visit(node.generators[0].iter)  # only this runs in the function itself
         return node
+
+
+def _loops(node: Any, first: ast.expr, innermost: ast.stmt) -> list[ast.stmt]:
+    """The loops and tests of a comprehension around a statement; `first`: what the outermost is over."""
+    body = [innermost]
+    for index, generator in reversed(list(enumerate(node.generators))):
+        for test in reversed(generator.ifs):
+            body = [at(test, ast.If(test, body, []))]
+        items = first if index == 0 else generator.iter
+        body = [at(node, ast.For(generator.target, items, body, []))]
+    return body
 
 
 def _index(node: ast.expr) -> ast.expr:

@@ -9,6 +9,7 @@ import torch
 
 from gaudicc.capture.mend.context import Context
 from gaudicc.capture.mend.internals import is_data_dependent
+from gaudicc.capture.mend.size_tensors import safe_number
 from gaudicc.capture.mend.trip_index import places
 from gaudicc.capture.mend.values import replace
 
@@ -43,9 +44,7 @@ def safe_arguments(
     """
 
     def number(leaf: Any) -> Any:
-        if isinstance(leaf, torch.SymInt) and is_data_dependent(leaf) and context.numbers.was_read(leaf):
-            return _safe_number(context, pred, leaf)
-        return leaf
+        return safe_number(context, leaf) if isinstance(leaf, torch.SymInt) else leaf
 
     def index(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor) and leaf.dtype in _INTEGERS:
@@ -98,12 +97,3 @@ def _picked(name: str, args: Any, kwargs: Any) -> dict[int, int]:
         pairs = list(zip(parts, dims, strict=True))
     plain = [(index, dim) for index, dim in pairs if type(index) is int]
     return {dim: index + 1 if index >= 0 else -index for index, dim in plain}
-
-
-def _safe_number(context: Context, pred: Any, number: torch.SymInt) -> Any:
-    """`number` where `pred` holds, else 0; one symbol for each number and predicate, so that equal sizes stay equal."""
-    key = (str(number.node.expr), id(pred))
-    if key not in context.safe_sizes:
-        value = context.numbers.tensor(number)
-        context.safe_sizes[key] = (context.numbers.read(torch.where(pred, value, torch.zeros_like(value))), pred)
-    return context.safe_sizes[key][0]

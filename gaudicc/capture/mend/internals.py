@@ -62,6 +62,11 @@ def is_constant(tensor: torch.Tensor) -> bool:
     return getattr(tensor, "constant", None) is not None
 
 
+def number_read_from(tensor: torch.Tensor) -> Number | None:
+    """The number that was read from a traced tensor of no dims, if it has not changed since."""
+    return getattr(tensor, "item_memo", None)
+
+
 def shares_storage(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether writing one tensor can change the other."""
     return bool(torch._C._is_alias_of(left, right))  # type: ignore[attr-defined]

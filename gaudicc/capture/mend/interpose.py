@@ -25,6 +25,7 @@ from gaudicc.capture.mend.pieces import Listed, join_pieces, split
 from gaudicc.capture.mend.recurrent import by_steps
 from gaudicc.capture.mend.rows import join_rows
 from gaudicc.capture.mend.size_lists import SizeList
+from gaudicc.capture.mend.size_tensors import note_size, with_sizes
 from gaudicc.capture.mend.trip_index import holds_numbers, trip_call, with_tensors, write_through
 from gaudicc.capture.mend.truth import fresh_test
 from gaudicc.capture.mend.values import Lost, Maybe, Pieces, Rows, distribute, first_choice, replace
@@ -87,7 +88,9 @@ class Interpose(TorchFunctionMode):
             return self._store(*args)
         if (pieces := split(self.context, name, func, args, kwargs)) is not None:
             return pieces
+        args, kwargs = with_sizes(self.context, name, args, kwargs)
         result = self._run(func, name, args, kwargs)
+        note_size(self.context, name, args, kwargs, result)
         self._note(func, name, args, kwargs, result)
         return result
 

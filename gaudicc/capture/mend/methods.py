@@ -1,8 +1,10 @@
-"""Capture, mending: methods of tensors that give Python lists."""
+"""Capture, mending: methods of tensors that give Python lists, and of dicts by what data decides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from types import BuiltinMethodType
 from typing import Any
 
 import torch
@@ -10,16 +12,24 @@ import torch
 from gaudicc.capture.mend.context import Context, active
 from gaudicc.capture.mend.internals import is_constant
 from gaudicc.capture.mend.iteration import as_items, has_dynamic_rows, has_unknown_length
+from gaudicc.capture.mend.picking import get
 from gaudicc.capture.mend.pieces import Listed, listed
 from gaudicc.capture.mend.values import Maybe
 
 
 def method(bound: Any) -> Any:
-    """What a rewritten function calls in place of `tolist` or `unbind`: of a tensor of dynamic length they are ours."""
+    """What a rewritten function calls in place of `tolist`, `unbind` of a tensor or `get` of a dict: ours where data decides."""
     owner = getattr(bound, "__self__", None)
     if getattr(bound, "__name__", "") == "unbind" and isinstance(owner, torch.Tensor):
         return lambda dim=0: rows if has_dynamic_rows(rows := owner.movedim(dim, 0)) else bound(dim)
     context = active()
+    if (
+        isinstance(bound, BuiltinMethodType)
+        and isinstance(owner, dict)
+        and bound.__name__ == "get"
+        and context is not None
+    ):
+        return partial(get, owner)
     if getattr(bound, "__name__", "") == "tolist" and isinstance(owner, torch.Tensor) and context is not None:
         return lambda: _to_list(context, owner, bound)
     return bound

@@ -17,6 +17,7 @@ from gaudicc.capture.mend.internals import is_data_dependent, known_true
 from gaudicc.capture.mend.merge import is_number
 from gaudicc.capture.mend.outcomes import here, refuse_if_caught
 from gaudicc.capture.mend.partial import operate
+from gaudicc.capture.mend.size_tensors import with_known
 from gaudicc.capture.mend.truth import fresh_test, truth
 from gaudicc.capture.mend.values import Choice, Maybe, Undefined, distribute, refuse_partial
 
@@ -54,11 +55,20 @@ def binary(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
         zero = numbers.tensor(right).eq(0)
         right = numbers.read(torch.where(zero, torch.ones_like(numbers.tensor(right)), numbers.tensor(right)))
     if not is_float and function is not operator.truediv:
-        return function(left, right)
+        return function(*(_counted(context, value) for value in (left, right)))
     # torch simplifies symbolic floats like reals (a - b + b -> a); 0-d tensors keep every rounding.
     wide = [numbers.tensor(value).to(torch.float64) for value in (left, right)]
     function = torch.remainder if function is operator.mod else function
     return numbers.read(function(*wide))
+
+
+def _counted(context: Context, value: Any) -> Any:
+    """A number to compute with: a bool that depends on data counts as 0 or 1."""
+    return (
+        context.numbers.read(context.numbers.tensor(value).to(torch.int64))
+        if isinstance(value, torch.SymBool)
+        else value
+    )
 
 
 def _refuse_zero(context: Context, function: Callable[[Any, Any], Any], divisor: Any, is_float: bool) -> None:
@@ -92,8 +102,10 @@ def inplace(function: Callable[[Any, Any], Any], target: Any, value: Any) -> Any
 def compare(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """A comparison whose value is kept."""
     context = active()
-    if context is None or not _symbolic(left, right):
-        return operate(function, left, right)
+    if context is None:
+        return function(left, right)
+    if not _symbolic(left, right):
+        return operate(function, *with_known(context, left, right))
     return _as_value(context, _compare_numbers(context, function, left, right))
 
 
@@ -103,7 +115,7 @@ def test_compare(function: Callable[[Any, Any], Any], left: Any, right: Any) -> 
     if context is not None and _symbolic(left, right):
         result = _compare_numbers(context, function, left, right)
     else:
-        result = operate(function, left, right)
+        result = operate(function, *(with_known(context, left, right) if context else (left, right)))
     return fresh_test(result) if isinstance(result, torch.Tensor) else result
 
 

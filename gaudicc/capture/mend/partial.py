@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import BuiltinMethodType
 from typing import Any
 
@@ -17,7 +18,16 @@ import torch
 
 from gaudicc.capture.mend.context import Access, Context, active
 from gaudicc.capture.mend.heap import contents, refill
-from gaudicc.capture.mend.values import Choice, Maybe, Missing, holds_missing, refuse_partial
+from gaudicc.capture.mend.values import (
+    Choice,
+    Maybe,
+    Missing,
+    by_key,
+    distribute,
+    first_choice,
+    holds_missing,
+    refuse_partial,
+)
 
 _LIMIT = 4
 _KEEPS: dict[type, frozenset[str]] = {
@@ -147,10 +157,21 @@ def operate(function: Callable[..., Any], *operands: Any) -> Any:
     """An operator on values of which some may be containers with conditional elements."""
     context = active()
     if context is not None:
+        fills_in = function is operator.mod and isinstance(operands[0], str) and first_choice(operands) is not None
+        if fills_in or (function in _COMPARISONS and any(map(_holds_choice, operands))):
+            return distribute(partial(operate, function), operands, {})
         for container in operands:
             if condition(container) is not None and not _concatenates(function, operands):
                 return on_each(context, container, lambda: operate(function, *operands), *operands)
     return function(*operands)
+
+
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+
+
+def _holds_choice(operand: Any) -> bool:
+    """Whether a list or tuple has an item that differs from path to path, which Python would ask whether it is equal."""
+    return isinstance(operand, (list, tuple)) and first_choice(operand) is not None
 
 
 def _concatenates(function: Callable[..., Any], operands: tuple[Any, ...]) -> bool:
@@ -165,6 +186,11 @@ def unpack(value: Any) -> Any:
     return on_each(context, value, lambda: tuple(value))
 
 
+def text(function: Callable[..., str], *parts: Any) -> Any:
+    """A formatted string of some parts: one for each value that they can have."""
+    return function(*parts) if active() is None else distribute(function, parts, {})
+
+
 def spread(value: Any) -> Any:
     """A dict whose entries become part of another."""
     if active() is not None and condition(value) is not None:
@@ -174,7 +200,10 @@ def spread(value: Any) -> Any:
 
 def delete(container: Any, index: Any) -> None:
     """`del container[index]`."""
-    operate(operator.delitem, container, index)
+    if active() is not None and first_choice(index) is not None:
+        by_key(operator.delitem, container, key=index)
+    else:
+        operate(operator.delitem, container, index)
 
 
 def delete_attribute(owner: Any, name: str) -> None:

@@ -31,7 +31,7 @@ from gaudicc.capture.mend.operators import (
     test_compare,
     test_not,
 )
-from gaudicc.capture.mend.partial import delete, delete_attribute, spread, unpack
+from gaudicc.capture.mend.partial import delete, delete_attribute, spread, text, unpack
 from gaudicc.capture.mend.values import Undefined, undefined_local
 
 
@@ -47,5 +47,5 @@ __all__ = [
     "Access", "Return", "Signal", "all_of", "and_", "any_of", "binary", "bound", "call", "chain", "compare", "contains",
     "contains_not", "delete", "delete_attribute", "finally_", "for_", "function", "getitem", "if_", "ifexp", "inplace",
     "invoke", "is_", "is_not", "manager", "method", "not_", "operator", "or_", "read_name", "slice", "spread", "store",
-    "test_compare", "test_not", "undefined_local", "unpack", "while_",
+    "test_compare", "test_not", "text", "undefined_local", "unpack", "while_",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from gaudicc.capture.mend.expressions import (
     operator_of,
     runtime,
 )
+from gaudicc.capture.mend.matching import as_ifs
 from gaudicc.capture.mend.names import Names, maybe_unbound, names_of
 
 PREFIX = "_gaudicc_"
@@ -273,7 +274,10 @@ class StatementLowering(ExpressionLowering):
         node.body, node.orelse = self.block(node.body), self.block(node.orelse)
         return node
 
-    def visit_Match(self, node: ast.Match) -> ast.stmt:  # noqa: D102
+    def visit_Match(self, node: ast.Match) -> Any:  # noqa: D102
+        subject = self.unique("subject")
+        if (plain := as_ifs(node, subject)) is not None:
+            return [_assign(subject, self.visit(node.subject)), *self.block([plain])]
         node.subject = self.visit(node.subject)
         for case in node.cases:
             case.guard = self.visit(case.guard) if case.guard else None

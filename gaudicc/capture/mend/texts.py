@@ -14,6 +14,7 @@ from unittest.mock import patch
 from gaudicc.capture.mend.internals import SYMBOLIC, is_data_dependent
 from gaudicc.capture.mend.outcomes import is_user_file, place
 from gaudicc.capture.mend.source import parsed_file
+from gaudicc.capture.mend.values import Choice
 from gaudicc.errors import DynamicControlFlowError, Where
 
 _MENDING = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -23,9 +24,9 @@ UNKNOWN = "<a number read from a tensor>"
 
 @contextmanager
 def no_frozen_text() -> Iterator[None]:
-    """Refuses the user's code the text and the hash of a number that depends on data; in a `raise` it gets `UNKNOWN`."""
+    """Refuses the user's code the text and the hash of what depends on data; in a `raise` it gets `UNKNOWN`."""
     with ExitStack() as stack:
-        for kind in SYMBOLIC:
+        for kind in (*SYMBOLIC, Choice):
             stack.enter_context(patch.object(kind, "__repr__", _text_of(kind.__repr__)))
             stack.enter_context(patch.object(kind, "__hash__", _hash_of(kind.__hash__)))
         yield
@@ -34,12 +35,12 @@ def no_frozen_text() -> Iterator[None]:
 def _text_of(plain: Callable[[Any], str]) -> Callable[[Any], str]:
     def text(self: Any) -> str:
         frame = _reader(sys._getframe(1))
-        if not is_user_file(frame.f_code.co_filename) or not is_data_dependent(self):
+        if not is_user_file(frame.f_code.co_filename) or _decided(self):
             return plain(self)
         if _raises(frame):
             return UNKNOWN
         raise DynamicControlFlowError(
-            "a number read from a tensor becomes text",
+            f"{_kind(self)} becomes text",
             where=Where(source=place(frame, frame.f_lineno)),
             hint="leave the text out, or write it from the model's outputs after the call",
         )
@@ -50,15 +51,23 @@ def _text_of(plain: Callable[[Any], str]) -> Callable[[Any], str]:
 def _hash_of(plain: Callable[[Any], int]) -> Callable[[Any], int]:
     def hashed(self: Any) -> int:
         frame = _reader(sys._getframe(1))
-        if not is_user_file(frame.f_code.co_filename) or not is_data_dependent(self):
+        if not is_user_file(frame.f_code.co_filename) or _decided(self):
             return plain(self)
         raise DynamicControlFlowError(
-            "a number read from a tensor is the key of a dict or an element of a set",
+            f"{_kind(self)} is the key of a dict or an element of a set",
             where=Where(source=place(frame, frame.f_lineno)),
             hint="look it up in a list, or in a tensor by indexing",
         )
 
     return hashed
+
+
+def _kind(value: Any) -> str:
+    return "a value that another path does not have" if isinstance(value, Choice) else "a number read from a tensor"
+
+
+def _decided(value: Any) -> bool:
+    return not isinstance(value, Choice) and not is_data_dependent(value)
 
 
 def _reader(frame: FrameType) -> FrameType:

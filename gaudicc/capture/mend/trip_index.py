@@ -23,9 +23,11 @@ from gaudicc.capture.mend.internals import (
     unbacked_symbols,
 )
 from gaudicc.capture.mend.operators import fail
+from gaudicc.capture.mend.outcomes import here
 from gaudicc.capture.mend.size_lists import SizeList
 from gaudicc.capture.mend.trip_changes import refuse_loop
 from gaudicc.capture.mend.truth import fresh_test
+from gaudicc.errors import DynamicControlFlowError, Where
 
 _ARITHMETIC = {
     *(f"__{side}{name}__" for side in ("", "r") for name in ("add", "sub", "mul", "truediv", "pow", "mod", "floordiv")),
@@ -86,6 +88,12 @@ def with_tensors(context: Context, index: Any) -> Any:
             return part.tensor()
         if not _holds_undecided(part):
             return part
+        if any(n is None for n in part):
+            raise DynamicControlFlowError(
+                "an index is a list of a number that data decides and a None",
+                where=Where(source=here()),
+                hint="use the index only where it is not None, in the branch that sets it",
+            )
         return torch.stack([n if isinstance(n, torch.Tensor) else context.numbers.tensor(n) for n in part])
 
     parts = tuple(map(tensor, _listed(index)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
@@ -258,8 +259,13 @@ def distribute(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     from gaudicc.capture.mend.context import Access
 
     # What the operation may change: the arguments, and what the function itself can reach.
-    access = Access(lambda: (function, args, kwargs), lambda _: None)
+    access = Access(lambda: (function, getattr(function, "__self__", None), args, kwargs), lambda _: None)
     return choice._context.choose(pred, on("_then"), on("_orelse"), access)
+
+
+def by_key(function: Callable[..., Any], *containers: Any, key: Any) -> Any:
+    """`function(*containers, key)`, once for each key that an undecided one can be; what they hold may be undecided too."""
+    return distribute(partial(function, *containers), (key,), {})
 
 
 def _forward_operators() -> None:

@@ -35,16 +35,17 @@ def _valid(found: Tensor, lengths: Tensor | None, padding: str) -> Tensor:
 
 
 def _attend(found: Tensor, v: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Result, weights, dropout mask, and maximum and 1 / sum of each row."""
+    """Result, weights before dropout, dropout mask, and maximum and 1 / sum of each row."""
     top = found.amax(-1, keepdim=True)
     raised = torch.exp(found - top)
     inverse = raised.sum(-1, keepdim=True).reciprocal()
     weights = raised * inverse
     kept = torch.ones_like(weights)
+    used = weights
     if p > 0 and not found.is_meta:
         kept = torch.empty_like(weights).bernoulli_(1 - p, generator=hpu_generator())
-        weights = weights * kept / (1 - p)
-    return torch.matmul(weights, v.to(torch.float32)), weights, kept, top, inverse
+        used = weights * kept / (1 - p)
+    return torch.matmul(used, v.to(torch.float32)), weights, kept, top, inverse
 
 
 def sdpa_recomp_fwd(

@@ -116,6 +116,31 @@ def fp8_gemm_v2(
     return product.to(out_dtype)
 
 
+def cast_to_fp8(
+    input: Tensor, scale: Tensor | None, stochastic_rounding: bool, out: Tensor, amax: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The cast of older programs: writes values and largest magnitude."""
+    values, largest_magnitude = cast_to_fp8_v2(input, scale, stochastic_rounding, True, out.dtype)
+    return out.copy_(values), amax.copy_(largest_magnitude)
+
+
+def fp8_gemm(
+    A: Tensor,
+    trans_A: bool,
+    B: Tensor,
+    trans_B: bool,
+    D: Tensor,
+    out_dtype: torch.dtype,
+    A_scale_inv: Tensor | None,
+    B_scale_inv: Tensor | None,
+    bias: Tensor | None,
+    accumulate: bool,
+    out: Tensor,
+) -> Tensor:
+    """The product of older programs: writes it."""
+    return out.copy_(fp8_gemm_v2(A, trans_A, B, trans_B, D, out_dtype, A_scale_inv, B_scale_inv, bias, accumulate))
+
+
 def conv2d_fp8(
     input: Tensor,
     weight: Tensor,
@@ -231,5 +256,9 @@ OPS: dict[str, Callable[..., Any]] = {
         ),
         softmax_fp8,
     ),
+    "cast_to_fp8(Tensor input, Tensor? scale, bool stochastic_rounding, Tensor(a!) out, Tensor(b!) amax) -> "
+    "(Tensor(a!), Tensor(b!))": cast_to_fp8,
+    f"fp8_gemm({_GEMM.replace('?', '')}Tensor? A_scale_inv, Tensor? B_scale_inv, Tensor? bias, bool accumulate, "
+    "Tensor(a!) out) -> Tensor(a!)": fp8_gemm,
     "sum_fp8(Tensor self, int[1]? dim=None, bool keepdim=False, ScalarType? out_dtype=None) -> Tensor": sum_fp8,
 }

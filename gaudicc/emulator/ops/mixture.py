@@ -40,8 +40,15 @@ def mixture_of_experts(
         experts_min: number of the first expert given.
         experts_max: number of the last one; choices outside are left out.
     """
-    rest = (permuted_weights, activation, experts_min, experts_max)
-    return mixture_measured(hidden_states, expert_routing_table, router_weights, w1, w2, w3, *rest)[0]
+    act = _ACTIVATIONS[activation]
+    total = torch.zeros_like(hidden_states, dtype=torch.float32)
+    wide = hidden_states.to(torch.float32)
+    for expert in range(experts_min, experts_max + 1):
+        weights = [each[expert - experts_min].to(torch.float32) for each in (w1, w2, w3)]
+        gate, up, down = (weight.t() if permuted_weights else weight for weight in weights)
+        share = (router_weights.to(torch.float32) * (expert_routing_table == expert)).sum(-1, keepdim=True)
+        total += share * (act(wide @ gate) * (wide @ up)) @ down
+    return total.to(hidden_states.dtype)
 
 
 def mixture_measured(
@@ -57,20 +64,14 @@ def mixture_measured(
     experts_max: int,
     measurement_mode: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The same, and per expert the largest magnitude that enters w3 for a token that chose it, 0 if none did."""
-    act = _ACTIVATIONS[activation]
-    total = torch.zeros_like(hidden_states, dtype=torch.float32)
-    wide = hidden_states.to(torch.float32)
+    """The same, and per expert the largest value that would enter w3 for any token, in the input's dtype."""
+    rest = (permuted_weights, activation, experts_min, experts_max)
+    result = mixture_of_experts(hidden_states, expert_routing_table, router_weights, w1, w2, w3, *rest)
     largest = []
-    for expert in range(experts_min, experts_max + 1):
-        weights = [each[expert - experts_min].to(torch.float32) for each in (w1, w2, w3)]
-        gate, up, down = (weight.t() if permuted_weights else weight for weight in weights)
-        chosen = expert_routing_table == expert
-        share = (router_weights.to(torch.float32) * chosen).sum(-1, keepdim=True)
-        inner = act(wide @ gate) * (wide @ up)
-        total += share * inner @ down
-        largest.append((inner * chosen.any(-1, keepdim=True)).abs().amax())
-    return total.to(hidden_states.dtype), torch.stack(largest).to(hidden_states.dtype)
+    for gate, up in zip(w1, w2, strict=True):
+        inner = [hidden_states @ (weight.t() if permuted_weights else weight) for weight in (gate, up)]
+        largest.append((_ACTIVATIONS[activation](inner[0]) * inner[1]).amax())
+    return result, torch.stack(largest)
 
 
 def mixture_fused(
@@ -85,8 +86,9 @@ def mixture_fused(
     experts_max: int,
 ) -> Tensor:
     """The same with w1 and w2 in one matrix."""
+    w1, w2 = _halves(w12, permuted_weights)
     rest = (permuted_weights, activation, experts_min, experts_max)
-    return mixture_fused_measured(hidden_states, expert_routing_table, router_weights, w12, w3, *rest)[0]
+    return mixture_of_experts(hidden_states, expert_routing_table, router_weights, w1, w2, w3, *rest)
 
 
 def mixture_fused_measured(
@@ -102,10 +104,14 @@ def mixture_fused_measured(
     measurement_mode: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Both at once."""
-    halves = [weight.chunk(2, 0 if permuted_weights else 1) for weight in w12]
-    w1, w2 = [half[0] for half in halves], [half[1] for half in halves]
+    w1, w2 = _halves(w12, permuted_weights)
     rest = (permuted_weights, activation, experts_min, experts_max, measurement_mode)
     return mixture_measured(hidden_states, expert_routing_table, router_weights, w1, w2, w3, *rest)
+
+
+def _halves(w12: Sequence[Tensor], permuted: bool) -> tuple[list[Tensor], list[Tensor]]:
+    halves = [weight.chunk(2, 0 if permuted else 1) for weight in w12]
+    return [half[0] for half in halves], [half[1] for half in halves]
 
 
 def masked_batch_gemm(a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor, trans_a: bool, trans_b: bool) -> Tensor:

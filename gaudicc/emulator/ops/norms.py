@@ -37,10 +37,10 @@ def _triangular(scores: Tensor) -> Tensor:
 def scaled_triangular_softmax_retain(self: Tensor, inv_scale_attn: float) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax over the lower triangle, with 1 / sum and maximum of each row."""
     scores = _triangular(self.to(torch.float32) * inv_scale_attn)
-    top = scores.amax(-1, keepdim=True)
-    weights = torch.exp(scores - top)
+    top = scores.amax(-1, keepdim=True).to(self.dtype)
+    weights = torch.exp(scores - top.to(torch.float32))
     inverse = weights.sum(-1, keepdim=True).reciprocal()
-    return (weights * inverse).to(self.dtype), inverse, top.to(self.dtype)
+    return (weights * inverse).to(self.dtype), inverse, top
 
 
 def scaled_triangular_softmax(
@@ -111,6 +111,9 @@ def rotary_pos_embedding(
 _RMS = "(Tensor data_in, Tensor gamma, float epsilon) -> (Tensor, Tensor)"
 
 OPS: dict[str, Callable[..., Any]] = {
+    "exp_fast_math(Tensor self) -> Tensor": torch.exp,
+    "sqrt_fast_math(Tensor self) -> Tensor": torch.sqrt,
+    "rsqrt_fast_math(Tensor self) -> Tensor": torch.rsqrt,
     f"rms_norm{_RMS}": rms_norm,
     f"rms_norm_fast{_RMS}": rms_norm,
     "custom_softmax(Tensor input, int flavor) -> Tensor": custom_softmax,

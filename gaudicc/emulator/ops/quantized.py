@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaudicc.emulator.ops.fp8 import FP8
+
 
 def _unpack(packed: Tensor, signed: bool) -> Tensor:
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
@@ -17,11 +19,23 @@ def _unpack(packed: Tensor, signed: bool) -> Tensor:
 
 
 def _converted(input: Tensor, scale: Tensor, zero_point: Tensor | None, out_dtype: torch.dtype, signed: bool) -> Tensor:
-    values = _unpack(input, signed).to(torch.float32)
-    if zero_point is not None:
-        packed = zero_point.dtype is torch.int32 and zero_point.shape == input.shape
-        values = values - (_unpack(zero_point, signed) if packed else zero_point).to(torch.float32)
-    return (values * scale.to(torch.float32)).to(out_dtype)
+    """A packed zero point is taken off as an integer, any other in the output's dtype, in which the scale is applied too."""
+    wide = torch.float32 if out_dtype in FP8 else out_dtype
+    values = _unpack(input, signed)
+    if zero_point is None:
+        shifted = values.to(wide)
+    elif zero_point.dtype is torch.int32:
+        shifted = (values - _for_rows(_unpack(zero_point, signed), values)).to(wide)
+    else:
+        shifted = values.to(wide) - _for_rows(zero_point, values).to(wide)
+    return (shifted * _for_rows(scale, values).to(wide)).to(out_dtype)
+
+
+def _for_rows(factors: Tensor, values: Tensor) -> Tensor:
+    """Factors with fewer rows than the values hold for groups of as many rows each."""
+    if factors.dim() < 2 or factors.shape[-2] in (1, values.shape[-2]):
+        return factors
+    return factors.repeat_interleave(values.shape[-2] // factors.shape[-2], -2)
 
 
 def convert_from_int4(input: Tensor, scale: Tensor, zero_point: Tensor | None, out_dtype: torch.dtype) -> Tensor:

@@ -13,34 +13,17 @@ import torch
 from torch import fx
 
 from gaudicc.emulator.placement import FALLBACK_OPS as hpu_fallback_op_list
+from gaudicc.emulator.surface.logs import Logger
 from gaudicc.emulator.tensor import DEVICE
 from gaudicc.targets.calls import tensors_in
 
 __all__ = ["FxGraphAnalyzer", "get_compile_backend_logger", "hpu_fallback_op_list", "logger"]
 
 
-class _Logger:
-    """Keeps messages when asked to; prints none."""
-
-    def __init__(self) -> None:
-        self.data: list[str] = []
-        self._store = False
-
-    def set_store_data(self, store: bool) -> None:
-        """Keep messages from now on, or forget all."""
-        self._store = store
-        self.data.clear()
-
-    def info(self, message: str) -> None:
-        """Takes in a message."""
-        if self._store:
-            self.data.append(message)
+logger = Logger("PT_COMPILE")
 
 
-logger = _Logger()
-
-
-def get_compile_backend_logger() -> _Logger:
+def get_compile_backend_logger() -> Logger:
     """The logger."""
     return logger
 

@@ -26,6 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 _RECOMPUTE = [False]
+_LENGTHS = "Valid sequence length is supported only in inference with is_causal(triangular) mask case"
+_FAST = "Optimized softmax mode is supported in recompute training mode only in causal(triangular) mask case"
 
 CTCLoss = refused("hpex.kernels.CTCLoss", "it serves training; torch.nn.functional.ctc_loss runs on the host")
 fp8_fused_sdpa = refused("hpex.kernels.fp8_fused_sdpa", "the scales inside the kernel have no public reference")
@@ -71,32 +73,47 @@ class FusedSDPA:
         recompute_mode: bool | None = None,
         valid_sequence_lengths: Tensor | None = None,
         padding_side: str = "left",
-    ) -> Tensor:
+        return_dropout_mask: bool = False,
+        return_attn_probs: bool = False,
+    ) -> Any:
         """softmax(q k^T * scale + mask) v, with fewer key/value heads than query heads if need be.
 
+        Returns:
+            The result, then what was asked for of the weights and the dropout mask.
+
         Raises:
-            AssertionError: lengths are given together with a mask, without causality, or where gradients are wanted.
+            AssertionError: lengths are given together with a mask, without causality, or where gradients are wanted; weights
+                or a dropout mask are wanted from a kernel that does not keep them.
         """
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         with_grad = _needs_grad(query, key, value)
-        if valid_sequence_lengths is not None and (not is_causal or with_grad or attn_mask is not None):
-            raise AssertionError(
-                "Valid sequence length is supported only in inference with is_causal(triangular) mask case"
-            )
+        recompute = (recompute_sdp_enabled() if recompute_mode is None else recompute_mode) and not return_attn_probs
+        lengths = valid_sequence_lengths is not None
+        for wrong, what in (
+            (return_attn_probs and with_grad, "return_attn_probs is supported only for inference mode"),
+            (recompute and with_grad and softmax_mode.lower() == "fast" and not is_causal, _FAST),
+            (lengths and (not is_causal or with_grad or attn_mask is not None), _LENGTHS),
+            (recompute and return_dropout_mask, "Return_dropout_mask is not supported in recompute mode"),
+        ):
+            if wrong:
+                raise AssertionError(what)
         grouped = is_gqa(query, key)
         if grouped:
             query, key, value, attn_mask = gqa_input_reshape_fwd(query, key, value, attn_mask)
         if with_grad:
             weights = torch.softmax(attention.scores(query, key, attn_mask, factor, is_causal), -1)
-            weights = torch.nn.functional.dropout(weights, dropout_p)
-            out = torch.matmul(weights, value.to(torch.float32)).to(query.dtype)
+            kept = torch.nn.functional.dropout(torch.ones_like(weights), dropout_p)
+            out = torch.matmul(weights * kept, value.to(torch.float32)).to(query.dtype)
+            parts = [out, weights, (kept > 0).to(torch.uint8)]
         else:
             head: tuple[Any, ...] = (query, key, value, attn_mask, dropout_p, factor, is_causal)
             tail = (softmax_mode.lower(), valid_sequence_lengths, padding_side.lower())
-            recompute = recompute_sdp_enabled() if recompute_mode is None else recompute_mode
             ops: Any = torch.ops.hpu
-            out = ops.sdpa_recomp_fwd(*head, False, *tail)[0] if recompute else ops.sdpa_fwd(*head, *tail)[0]
-        return gqa_output_reshape(out) if grouped else out
+            parts = list(ops.sdpa_recomp_fwd(*head, False, *tail) if recompute else ops.sdpa_fwd(*head, *tail))
+        wanted = [True, return_attn_probs, return_dropout_mask]
+        results = [part for part, want in zip(parts, wanted, strict=False) if want]
+        results = [gqa_output_reshape(part) if grouped else part for part in results]
+        return results[0] if len(results) == 1 else tuple(results)
 
 
 class PySDPA:
@@ -164,12 +181,17 @@ class RotaryPosEmbeddingMode(Enum):
 def apply_rotary_pos_emb(
     p: Tensor,
     cos: Tensor,
-    sin: Tensor,
+    sin: Tensor | None = None,
     position_ids: Tensor | None = None,
     offset: int = 0,
     mode: RotaryPosEmbeddingMode = RotaryPosEmbeddingMode.BLOCKWISE,
 ) -> Tensor:
-    """Rotary embedding; operands of different dtypes meet in float32, if one of them is, else in p's dtype."""
+    """Rotary embedding; operands of different dtypes meet in float32, if one of them is, else in p's dtype.
+
+    Without `sin`, `cos` is ChatGLM's cache of both.
+    """
+    if sin is None:
+        return RotaryPosEmbeddingHelperV3.apply(p, cos)
     dtype = torch.float32 if torch.float32 in (p.dtype, cos.dtype, sin.dtype) else p.dtype
     operands = p.to(dtype), sin.to(dtype), cos.to(dtype)
     if _needs_grad(p, cos, sin):

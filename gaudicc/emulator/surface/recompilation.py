@@ -21,7 +21,7 @@ from gaudicc.emulator.ledger import Kind
 from gaudicc.emulator.surface.core import mark_step
 from gaudicc.emulator.wrapping import input_hash
 
-__all__ = ["const_shape_dataloader", "data_dynamicity", "detect_recompilation_auto_model"]
+__all__ = ["const_shape_dataloader", "data_dynamicity", "detect_recompilation_auto_model", "get_shape"]
 
 _TAG = "[DETECT_RECOMPILE_AUTO]"
 _NEW_INPUT = "Recompiled due to new input shape"
@@ -148,7 +148,7 @@ def data_dynamicity(dl: Iterable[Any]) -> dict[Any, int]:
     Returns:
         Shape, as nested tuples -> how often.
     """
-    found = Counter(_shape(batch) for batch in dl)
+    found = Counter(get_shape(batch) for batch in dl)
     _show(("Shape", "Count"), found.most_common(), None)
     print("Number of unique shapes: ", len(found))
     return dict(found)
@@ -158,7 +158,7 @@ def const_shape_dataloader(dl: Iterable[Any], maxlen: int) -> DataLoader[Any]:
     """A loader of at most `maxlen` batches of one shape: the first of which there are that many, else the most frequent."""
     by_shape: dict[Any, list[Any]] = {}
     for batch in dl:
-        group = by_shape.setdefault(_shape(batch), [])
+        group = by_shape.setdefault(get_shape(batch), [])
         if len(group) == maxlen:
             break
         group.append(batch)
@@ -168,13 +168,14 @@ def const_shape_dataloader(dl: Iterable[Any], maxlen: int) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=None, collate_fn=None)
 
 
-def _shape(value: object) -> Any:
+def get_shape(value: object) -> Any:
+    """The shapes of the tensors in nested containers, as nested tuples; any other value as its hash."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, (list, tuple)):
-        return tuple(_shape(item) for item in value)
+        return tuple(get_shape(item) for item in value)
     if isinstance(value, dict):
-        return tuple((_shape(key), _shape(item)) for key, item in value.items())
+        return tuple((get_shape(key), get_shape(item)) for key, item in value.items())
     return hash(value)
 
 
