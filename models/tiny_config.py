@@ -94,6 +94,7 @@ _SIZES_IF_NONE = {
 } | {"num_key_value_heads": 4}
 # What a family needs besides, and no rule gives. A tuple is repeated over the layers.
 _FAMILY_NEEDS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
     },
@@ -104,6 +105,7 @@ _FAMILY_NEEDS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ("conv", "full_attention")},
     "mamba2": {"num_heads": 8},
     "perceiver": {"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 2},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"is_decoder": True, "attn_layers": ("local", "lsh"), "axial_pos_embds": False},
     "vibevoice_asr": {
         f"{kind}_tokenizer_encoder_config": {
@@ -115,6 +117,7 @@ _FAMILY_NEEDS: dict[str, dict[str, Any]] = {
         for kind, size in (("acoustic", 64), ("semantic", 128))
     },
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ("hybrid",), "attention_hidden_size": 128, "attention_head_dim": 32},
     "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
     "zaya": {"num_experts_per_tok": 1},
 }

@@ -30,7 +30,7 @@ from gaudicc.capture.shapes import check_dims, dims_by_size, grow_ones, separate
 from gaudicc.capture.sides import Raising, export_every_side
 from gaudicc.capture.signature import CallForm, FunctionModule, register_types
 from gaudicc.capture.source_lines import every_frame, user_line
-from gaudicc.capture.surroundings import attention_in_parts, cast, no_seeds, output_types, quiet
+from gaudicc.capture.surroundings import attention_in_parts, cast, no_grad_modes, no_seeds, output_types, quiet
 from gaudicc.errors import (
     CaptureError,
     DynamicControlFlowError,
@@ -221,6 +221,7 @@ def _export(
         torch.no_grad(),
         quiet(),
         no_seeds(),
+        no_grad_modes(),
         attention_in_parts(module, args, kwargs),
         every_frame(),
         exact_sizes(),

@@ -22,7 +22,7 @@ from gaudicc.capture.shapes import bounds_of, settled
 from gaudicc.errors import CaptureError, DynamicControlFlowError, WeightChangedError
 from gaudicc.nodes import output_of, outputs_of, where
 from gaudicc.program import Dimension, InputKind, InputSpec, OutputKind, OutputSpec, Program
-from gaudicc.rewriter import Rewriter, drop_dead_nodes
+from gaudicc.rewriter import drop_dead_nodes
 
 _KINDS = {
     TorchInput.PARAMETER: InputKind.WEIGHT,
@@ -58,7 +58,7 @@ def from_exported(
     root = fx.GraphModule(dict(exported.graph_module.named_children()), _copy(exported.graph))
     _settle_sizes(root.graph)
     outline_higher(root)
-    _inline_grad_mode(root)
+    _refuse_higher_order(root)
     _drop_assertions_on_types(root.graph)
     _drop_detach(root.graph)
     mutated = _mutated_buffers(exported)
@@ -124,18 +124,11 @@ def _settle_sizes(graph: fx.Graph) -> None:
             node.meta["val"] = settled(value)
 
 
-def _inline_grad_mode(root: fx.GraphModule) -> None:
-    """Inlines `with torch.no_grad():` blocks, which mean nothing to inference."""
-    rewriter = Rewriter(root)
-    for node in list(root.graph.nodes):
-        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
-            body = getattr(root, node.args[1].target)
-            _inline_grad_mode(body)
-            result = rewriter.splice(body, node.args[2:], like=node, keep_provenance=True)
-            rewriter.replace_outputs(node, result)
-        elif isinstance(node.target, torch._ops.HigherOrderOperator):
+def _refuse_higher_order(root: fx.GraphModule) -> None:
+    """Refuses operators of torch's that take functions and have no form here; drops the bodies of those that had one."""
+    for node in root.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise DynamicControlFlowError(f"the graph holds {node.target.name()}", where=where(node))
-    rewriter.finish()
     read = {node.target for node in root.graph.nodes if node.op == "get_attr"}
     for name in [name for name, _ in root.named_children() if name not in read]:
         delattr(root, name)

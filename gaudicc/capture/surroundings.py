@@ -1,4 +1,4 @@
-"""Capture: what surrounds an export: autocast, silence, the types that the model returns, attention kept in one piece."""
+"""Capture: what surrounds an export: autocast, grad modes, silence, types that the model returns, attention in one piece."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ def cast(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
             del module.forward
         else:
             module.forward = own
+
+
+@contextmanager
+def no_grad_modes() -> Iterator[None]:
+    """Keeps `with torch.no_grad():` out of the graph: it means nothing to inference, and torch.export cuts a graph there."""
+    switch = torch._C._set_grad_enabled
+
+    def unseen(enabled: bool) -> None:
+        with torch._C.DisableTorchFunction():
+            switch(enabled)
+
+    with patch.object(torch._C, "_set_grad_enabled", unseen):
+        yield
 
 
 # These log the traceback of an error that is raised besides.

@@ -48,3 +48,24 @@ def test_vmap_is_what_it_maps(rows: object) -> None:
         x = torch.randn(size, 4)
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_grad_modes_are_no_part_of_a_program() -> None:
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return x * 2
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y = x + 1
+        with torch.enable_grad():
+            y = y * x
+        return torch.cond(x.sum() > 0, twice, torch.neg, (y,))
+
+    compiled = gaudicc.compile(model, (torch.ones(3),))
+    assert not [
+        node for _, module in compiled.program.graphs() for node in module.graph.nodes if "grad" in str(node.target)
+    ]
+    for x in (torch.ones(3), -torch.ones(3)):
+        torch.testing.assert_close(compiled(x), model(x))
+        assert torch.is_grad_enabled()
