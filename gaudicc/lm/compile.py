@@ -31,6 +31,7 @@ def compile_lm(
     target: str = "gaudi3",
     device: str = "auto",
     release: bool = False,
+    native: bool = False,
 ) -> CompiledLM:
     """Compiles a causal language model for generation.
 
@@ -48,6 +49,8 @@ def compile_lm(
         release: on the CPU, hold each weight once: what runs best by columns is moved into that layout in place (the model's
             parameters keep their values and shapes and get other strides), and there is no packed copy beside it. Half
             the memory; prefill is slower.
+        native: on the CPU, use kernels in C for norms, rotary embedding, gates and attention of one token. This machine's own
+            C compiler makes them, once, beside the first answers, which do not wait for them.
 
     Raises:
         GaudiccError: a subclass that says what is wrong, where, and what to do.
@@ -70,10 +73,11 @@ def compile_lm(
         )
     chip = load_target(target)
     opened, chosen = open_device(device)
-    if release:
-        if not isinstance(opened, CpuDevice):
-            raise InputError("release is for weights on the CPU", hint="leave release out, or pass device='cpu'")
-        opened = CpuDevice(release=True)
+    for name, asked in (("release", release), ("native", native)):
+        if asked and not isinstance(opened, CpuDevice):
+            raise InputError(f"{name} is for the CPU", hint=f"leave {name} out, or pass device='cpu'")
+    if release or native:
+        opened = CpuDevice(release=release, native=native)
     defaults = defaults_of(model)
     limits = Limits(max_batch, max_context, max(max_stop_ids, len(defaults.stop)))
     place = next((weight.device for weight in model.parameters()), torch.device("cpu"))

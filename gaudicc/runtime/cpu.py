@@ -7,6 +7,7 @@ Recording, in the order of the steps: `cpu_flatten` inlines regions into one gra
 
 from __future__ import annotations
 
+import ctypes
 import threading
 
 import torch
@@ -20,6 +21,7 @@ from gaudicc.runtime.cpu_flatten import byte_extent, flatten
 from gaudicc.runtime.cpu_fuse import fuse
 from gaudicc.runtime.cpu_linear import lower_linears
 from gaudicc.runtime.cpu_loop import Loop
+from gaudicc.runtime.cpu_native import Kernels, join_gates, settle_native
 from gaudicc.runtime.cpu_plan import plan
 from gaudicc.runtime.cpu_semantic import lower_semantic
 from gaudicc.runtime.cpu_tidy import drop_copies, join_rotations
@@ -34,20 +36,27 @@ class CpuDevice:
     Attributes:
         name: `cpu`.
         weights: what was derived from weights, shared by all recordings; `weights.bytes_held` says what it costs.
+        kernels: in C; None: not asked for.
 
     Args:
         release: hold each weight once: weights that run best by columns are moved into that layout in place (same
             values and shapes, other strides) and no second layout is made for other row counts.
+        native: use kernels in C for what ATen has several calls for, in what is recorded from when they are compiled.
+
+    Raises:
+        InputError: `native` without a C compiler.
     """
 
     name = "cpu"
 
-    def __init__(self, *, release: bool = False) -> None:
+    def __init__(self, *, release: bool = False, native: bool = False) -> None:
         self.weights = PackedWeights(release=release)
+        self.kernels = Kernels() if native else None
 
     def record(self, segment: Segment, *, borrow: bool = False) -> CpuRecording:
         """Records one segment; see `Device.record`."""
-        return CpuRecording(segment, self.weights, borrow=borrow)
+        native = self.kernels.library() if self.kernels is not None else None
+        return CpuRecording(segment, self.weights, borrow=borrow, native=native)
 
     def eager_ops(self) -> EagerOps:
         """Counts, while entered, the torch ops outside of replays that touch what this device holds."""
@@ -69,11 +78,13 @@ class CpuRecording:
         source: the generated function, readable.
     """
 
-    def __init__(self, segment: Segment, weights: PackedWeights, *, borrow: bool) -> None:
+    def __init__(
+        self, segment: Segment, weights: PackedWeights, *, borrow: bool, native: ctypes.CDLL | None = None
+    ) -> None:
         _check_bound(segment)
         with below_autograd():
             flat = flatten(segment)
-            editor = Editor(flat, self)
+            editor = Editor(flat, self, native)
             lower_semantic(editor, weights)
             editor.finish()
             fuse(editor, weights)
@@ -81,14 +92,16 @@ class CpuRecording:
             editor.finish()
             lower_linears(editor, weights)
             editor.finish()
+            join_gates(editor)
             drop_copies(editor)
             join_rotations(editor)
             editor.finish()
+            settle_native(editor)
             editor.collapse_views()
             loops = [node for node in flat.graph.nodes if isinstance(node.target, Loop)]
             for node in loops:
                 known = {i: flat.bound[arg] for i, arg in enumerate(node.args[1:]) if arg in flat.bound}
-                node.target.record(lambda body: CpuRecording(body, weights, borrow=True), known)
+                node.target.record(lambda body: CpuRecording(body, weights, borrow=True, native=native), known)
             planned = plan(flat, borrow=borrow)
             self._emitter = Emitter(flat, planned)
             self._emitter.emit()

@@ -19,6 +19,7 @@ from torch import fx
 
 from gaudicc.runtime.cpu_calls import can_pack, packed_linear
 from gaudicc.runtime.cpu_edit import Editor, has_view, is_call
+from gaudicc.runtime.cpu_native import native_attention
 
 _aten = torch.ops.aten
 _TILE = 256  # queries of one tile
@@ -112,6 +113,10 @@ def _one_query(editor: Editor, call: _Attention, seen: dict[fx.Node, fx.Node]) -
     joint = all(has_view(node.meta["val"], (folded, keys, width)) for node in (call.key, call.value))
     if queries != 1 or call.causal or call.query.meta["val"].dtype != torch.float32 or not joint:
         return None
+    if call.mask is not None:
+        operands = (call.query, call.key, call.value, call.mask)
+        if (made := native_attention(editor, editor.point, operands, call.scale)) is not None:
+            return made
     query = editor.flat_view(call.query, [folded, heads // groups, width])
     key, value = (editor.flat_view(node, [folded, keys, width]) for node in (call.key, call.value))
     if call.mask is None:

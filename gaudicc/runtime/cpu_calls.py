@@ -149,6 +149,8 @@ def callee(target: Any) -> Callee:
     """The fastest way to call `target`; falls back to the overload itself."""
     known = _CALLEES.get(target)
     if known is None:
+        if getattr(target, "takes_out", False):
+            return Callee(target)
         return Callee(target._op if isinstance(target, torch._ops.OpOverload) else target, out=False)
     return known
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -23,14 +24,17 @@ class Editor:
         flat: the graph.
         prepared: placeholder -> the derived tensor it stands for.
         held: derived tensors that weights live in, kept for other recordings to find.
+        native: compiled kernels; None: ATen's calls alone.
 
     Args:
         flat: the graph.
         holder: the recording to be; bound tensors stay where they are while it lives.
+        native: see above.
     """
 
-    def __init__(self, flat: Flat, holder: Any) -> None:
+    def __init__(self, flat: Flat, holder: Any, native: ctypes.CDLL | None = None) -> None:
         self.flat = flat
+        self.native = native
         self._holder = holder
         self.held: list[Prepared] = []
         self.prepared: dict[fx.Node, Prepared] = {}

@@ -13,6 +13,7 @@ from torch import fx
 
 from gaudicc.kernels import attention, rms_norm, rotary
 from gaudicc.runtime.cpu_edit import Editor
+from gaudicc.runtime.cpu_native import native_norm, native_rotary
 from gaudicc.runtime.cpu_weights import PackedWeights
 
 _aten = torch.ops.aten
@@ -38,6 +39,9 @@ def _lower_norm(editor: Editor, weights: PackedWeights, node: fx.Node) -> None:
     value, width = x.meta["val"], x.meta["val"].shape[-1]
     if {value.dtype, gain.meta["val"].dtype} != {torch.float32} or eps < 0 or not value.numel():
         return
+    if (made := native_norm(editor, node, x, gain, eps)) is not None:
+        editor.replace(node, made)
+        return
     length = editor.before(node).call(_aten.linalg_vector_norm.default, x, 2, [-1], True)
     floor = editor.number(math.sqrt(width * eps), "eps")
     unit = editor.call(_aten.div.Tensor, x, editor.call(_aten.hypot.default, length, floor))
@@ -61,6 +65,9 @@ def _lower_attention(editor: Editor, node: fx.Node) -> None:
 
 
 def _lower_rotary(editor: Editor, node: fx.Node) -> None:
+    if (made := native_rotary(editor, node)) is not None:
+        editor.replace(node, made)
+        return
     x, cos, sin, interleaved = node.args
     value = x.meta["val"]  # type: ignore[union-attr]
     last, width = value.dim() - 1, value.shape[-1]

@@ -1,0 +1,222 @@
+"""Kernels in C: equal to ATen's calls on every layout, compiled once, and never waited for."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import gaudicc
+from gaudicc.errors import InputError
+from gaudicc.kernels import attention, rms_norm, rotary
+from gaudicc.models import load
+from gaudicc.runtime.cpu import CpuDevice
+from gaudicc.runtime.cpu_native import Kernels
+from tests.runtime.test_cpu_models import segment_of
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+SIZES = st.integers(1, 9)
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CpuDevice]:
+    """One whose kernels are compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        device = CpuDevice(native=True)
+        assert device.kernels is not None
+        device.kernels.library(wait=True)
+        yield device
+
+
+def same(device: CpuDevice, kernel: str, model: nn.Module, *inputs: torch.Tensor) -> None:
+    """Records with and without the kernel; compares, on the inputs and with infinities and NaN among them."""
+    segment = segment_of(model, *inputs)
+    native, plain = device.record(segment), CpuDevice().record(segment)
+    assert f"cpu_{kernel}" in native.source
+    assert f"cpu_{kernel}" not in plain.source
+    first = inputs[0].flatten()
+    for odd in (None, torch.inf, -torch.inf, torch.nan):
+        if odd is not None:
+            first[len(first) // 2] = odd
+        given = (first.view(inputs[0].shape), *inputs[1:])
+        torch.testing.assert_close(
+            native.replay(*given),
+            plain.replay(*given),
+            equal_nan=True,
+            atol=1e-5,
+            rtol=1e-5,
+            msg=lambda m, o=odd: f"{o}: {m}",
+        )
+
+
+class Norm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = rms_norm(x, self.weight, 1e-5, False)
+        return result
+
+
+@settings(max_examples=12)
+@given(rows=SIZES, width=st.integers(1, 70))
+def test_norm(device: CpuDevice, rows: int, width: int) -> None:
+    torch.manual_seed(0)
+    same(device, "rms_norm", Norm(width), torch.randn(2, rows, width))
+
+
+class Rotate(nn.Module):
+    def __init__(self, *, turned: bool) -> None:
+        super().__init__()
+        self.turned = turned
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = rotary(x.transpose(1, 2) if self.turned else x, cos, sin, False)
+        return result
+
+
+@settings(max_examples=12)
+@given(heads=SIZES, length=SIZES, half=SIZES, turned=st.booleans(), shared=st.booleans())
+def test_rotation(device: CpuDevice, heads: int, length: int, half: int, turned: bool, shared: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, length, heads, 2 * half) if turned else torch.randn(2, heads, length, 2 * half)
+    cos, sin = (torch.randn(1 if shared else 2, 1, length, 2 * half) for _ in range(2))
+    same(device, "rotate", Rotate(turned=turned), x, cos, sin)
+
+
+class Gate(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.both = nn.Linear(width, 2 * width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.both(x).chunk(2, -1)
+        return torch.nn.functional.silu(gate) * up
+
+
+@settings(max_examples=12)
+@given(rows=SIZES, width=st.integers(1, 70))
+def test_gate(device: CpuDevice, rows: int, width: int) -> None:
+    torch.manual_seed(0)
+    same(device, "gated", Gate(width), torch.randn(2, rows, width) * 5)
+
+
+class Attend(nn.Module):
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = attention(q, k, v, mask, False, 0.3)
+        return result
+
+
+@settings(max_examples=12)
+@given(
+    groups=st.sampled_from([1, 2, 4]),
+    keys=SIZES,
+    width=st.integers(1, 70),
+    added=st.booleans(),
+    heads=st.sampled_from([1, 4]),
+)
+def test_attention_of_one_token(device: CpuDevice, groups: int, keys: int, width: int, added: bool, heads: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 1, width)
+    k, v = (torch.randn(2, groups, keys + 3, width)[:, :, :keys] for _ in range(2))
+    mask = torch.rand(2, heads, 1, keys) > 0.4
+    mask[0, 0] = False  # a query that sees nothing gives zeros
+    given_mask = torch.where(mask, torch.randn(mask.shape), -torch.inf) if added else mask
+    same(device, "attend_one", Attend(), q, k, v, given_mask)
+
+
+def test_an_operand_that_was_moved_is_copied(device: CpuDevice) -> None:
+    """A norm of a part of a joined product is laid out otherwise than the norm of the product alone."""
+
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.norm = nn.Linear(16, 16, bias=False), nn.Linear(16, 32, bias=False), Norm(16)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.norm(self.left(x)), torch.relu(self.right(x))
+
+    torch.manual_seed(0)
+    same(device, "rms_norm", Moved(), torch.randn(3, 5, 16))
+
+
+def test_more_threads_keep_what_they_share(device: CpuDevice) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        large = device.record(segment_of(Norm(512), torch.randn(1, 64, 512)))
+        small = device.record(segment_of(Norm(512), torch.randn(1, 1, 512)))
+    finally:
+        torch.set_num_threads(before)
+    assert "cpu_rms_norm" not in large.source
+    assert "cpu_rms_norm" in small.source
+
+
+def test_kernels_are_compiled_once_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = subprocess.Popen
+    started: list[Any] = []
+
+    def slow(command: list[str], **options: Any) -> Any:
+        started.append(command)
+        wait = f"import subprocess, sys; sys.stdin.read(); sys.exit(subprocess.call({command!r}))"
+        return real([sys.executable, "-c", wait], stdin=subprocess.PIPE, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    device = CpuDevice(native=True)
+    assert device.kernels is not None
+    segment, x = segment_of(Norm(8), torch.randn(1, 8)), torch.randn(1, 8)
+    early = device.record(segment)
+    assert "cpu_rms_norm" not in early.source
+    assert device.kernels.library(wait=True) is not None
+    late = device.record(segment)
+    assert "cpu_rms_norm" in late.source
+    torch.testing.assert_close(early.replay(x), late.replay(x))
+    before = len(started)
+    assert Kernels().library() is not None
+    assert len(started) == before
+    assert [path.suffix for path in (tmp_path / "gaudicc").iterdir()] == [".so"]
+
+
+def test_a_compiler_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho no such flag\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="no such flag"):
+        Kernels().library(wait=True)
+    gc.collect()
+    assert not list((tmp_path / "gaudicc").iterdir())
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="no C compiler"):
+        CpuDevice(native=True)
+
+
+def test_a_language_model_generates_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Kernels().library(wait=True)
+    model, _ = load("llama")
+    ids = torch.randint(5, 90, (2, 5), generator=torch.Generator().manual_seed(0))
+    tokens, sources = [], []
+    for native in (False, True):
+        lm = gaudicc.compile_lm(model, max_batch=2, max_context=64, device="cpu", native=native)
+        tokens.append(torch.as_tensor(lm.generate(ids, max_new_tokens=8)))
+        entry = lm._graphs.entry("decode", False)
+        recording: Any = entry.runner(entry.buckets[-1])._only
+        sources.append(recording.source)
+    assert torch.equal(*tokens)
+    for kernel in ("rms_norm", "rotate", "gated", "attend_one"):
+        assert [f"cpu_{kernel}" in source for source in sources] == [False, True]
