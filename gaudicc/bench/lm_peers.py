@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -37,18 +37,23 @@ class Contender(Protocol):
 
 def contenders(model: Any, peers: Sequence[str], options: BenchLmOptions) -> list[Any]:
     """The peers asked for, behind gaudicc, on the same weights."""
-    known = {"eager": Eager, "inductor": Inductor, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
+    known = {"native": Native, "eager": Eager, "inductor": Inductor, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
     return [Gaudicc(model, options), *(known[peer](model, options) for peer in peers)]
 
 
 def installed(peer: str) -> bool:
-    """Whether a peer can run here: Inductor needs a C++ compiler, the others their packages."""
-    needs = {"onnxruntime": OnnxRuntime.installed, "openvino": OpenVino.installed, "inductor": _has_compiler}
+    """Whether a peer can run here: our own kernels need a C compiler, Inductor one for C++, the others their packages."""
+    needs = {
+        "native": partial(_has, "cc", "gcc", "clang"),
+        "inductor": partial(_has, "g++", "clang++", "c++"),
+        "onnxruntime": OnnxRuntime.installed,
+        "openvino": OpenVino.installed,
+    }
     return peer not in needs or needs[peer]()
 
 
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+def _has(*compilers: str) -> bool:
+    return any(map(shutil.which, compilers))
 
 
 class Gaudicc:
@@ -94,6 +99,17 @@ class Gaudicc:
             return min(timed(step).wall_s for _ in range(_REPEATS)) * 1e6
         finally:
             recording._run = calls
+
+
+class Native(Gaudicc):
+    """With `native=True`: kernels in C for what ATen has several calls for."""
+
+    name = "gaudicc, native"
+
+    @cached_property
+    def lm(self) -> CompiledLM:
+        """Compiled on first use, and so are the kernels if this machine never did."""
+        return compile_lm(self._model, max_batch=1, max_context=2 * self._options.context, native=True)
 
 
 class Eager:

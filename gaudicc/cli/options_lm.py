@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-Peer = Literal["eager", "inductor", "onnxruntime", "openvino"]
+Peer = Literal["native", "eager", "inductor", "onnxruntime", "openvino"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class BenchLmOptions:
         prompt: tokens of the prefill that is timed.
         requests: prompts of the stream, each of another length up to twice the context.
         rounds: turns of everything that is timed; medians are printed.
-        peers: what to measure beside gaudicc; inductor needs a C++ compiler, the last two `pip install gaudicc[peers]`.
+        peers: what to measure beside gaudicc; native (its own kernels in C) needs a C compiler, inductor one for C++, the last two `pip install gaudicc[peers]`.
         save: also write the JSON to this file.
         json: print JSON instead of the Markdown table.
     """
@@ -70,6 +70,6 @@ class BenchLmOptions:
     prompt: int = 128
     requests: int = 40
     rounds: int = 15
-    peers: tuple[Peer, ...] = ("eager", "inductor", "onnxruntime", "openvino")
+    peers: tuple[Peer, ...] = ("native", "eager", "inductor", "onnxruntime", "openvino")
     save: Path | None = None
     json: bool = False
