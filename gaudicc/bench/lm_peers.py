@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ def contenders(model: Any, peers: Sequence[str], options: BenchLmOptions) -> lis
 
 def installed(peer: str) -> bool:
     """Whether a peer can run here: our own kernels need a C compiler, Inductor one for C++, the others their packages."""
-    needs = {
+    needs: dict[str, Callable[[], bool]] = {
         "native": partial(_has, "cc", "gcc", "clang"),
         "inductor": partial(_has, "g++", "clang++", "c++"),
         "onnxruntime": OnnxRuntime.installed,

@@ -59,7 +59,8 @@ class BenchLmOptions:
         prompt: tokens of the prefill that is timed.
         requests: prompts of the stream, each of another length up to twice the context.
         rounds: turns of everything that is timed; medians are printed.
-        peers: what to measure beside gaudicc; native (its own kernels in C) needs a C compiler, inductor one for C++, the last two `pip install gaudicc[peers]`.
+        peers: what to measure beside gaudicc; native (its kernels in C) needs a C compiler, inductor one for C++, the last two
+            `pip install gaudicc[peers]`.
         save: also write the JSON to this file.
         json: print JSON instead of the Markdown table.
     """

@@ -60,7 +60,8 @@ def test_grad_modes_are_no_part_of_a_program() -> None:
             y = x + 1
         with torch.enable_grad():
             y = y * x
-        return torch.cond(x.sum() > 0, twice, torch.neg, (y,))
+        result: torch.Tensor = torch.cond(x.sum() > 0, twice, torch.neg, (y,))
+        return result
 
     compiled = gaudicc.compile(model, (torch.ones(3),))
     assert not [
