@@ -1,8 +1,9 @@
 # Every target sets up .venv by itself; a fresh machine needs only python3 (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-# Test processes side by side; each of them runs torch on one thread.
-WORKERS ?= $(shell nproc)
+# Test processes side by side; each of them runs torch on one thread. `nproc` would count what OMP_NUM_THREADS says, which
+# `make check` has set by the time that it makes `test`.
+WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
