@@ -22,6 +22,7 @@ from gaudicc.errors import (
     DynamicControlFlowError,
     ModelFileError,
     ModelRaisedError,
+    WeightChangedError,
 )
 from gaudicc.nodes import source_of
 from gaudicc.program import InputKind, OutputKind
@@ -212,6 +213,21 @@ def test_a_failed_capture_leaves_buffers_inputs_and_loggers_as_they_were() -> No
 
 def scaled(x: Tensor) -> Tensor:
     return x * 2.5  # plain function
+
+
+def test_a_weight_that_forward_changes_is_refused() -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight.mul_(0.5)
+
+    model = Changing().eval()
+    with pytest.raises(WeightChangedError, match="weight"):
+        capture(model, (torch.ones(3),))
+    assert model.weight.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_nodes_of_plain_functions_and_helpers_carry_their_own_line() -> None:
