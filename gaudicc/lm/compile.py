@@ -49,7 +49,7 @@ def compile_lm(
         release: on the CPU, hold each weight once: what runs best by columns is moved into that layout in place (the model's
             parameters keep their values and shapes and get other strides), and there is no packed copy beside it. Half
             the memory; prefill is slower.
-        native: on the CPU, use kernels in C for norms, rotary embedding, gates and attention of one token. This machine's own
+        native: on the CPU, use kernels in C for norms, rotary embedding, gates and attention. This machine's own
             C compiler makes them, once, beside the first answers, which do not wait for them.
 
     Raises:

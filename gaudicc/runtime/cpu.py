@@ -1,8 +1,8 @@
 """The CPU device: records a static segment once and replays it with as little Python as can be.
 
 Recording, in the order of the steps: `cpu_flatten` inlines regions into one graph; `cpu_semantic`, `cpu_fuse`,
-`cpu_attention`, `cpu_linear`, `cpu_tidy` rewrite it to the fewest and fastest calls; `cpu_plan` decides where every value lives;
-`cpu_emit` writes one straight-line Python function.
+`cpu_attention`, `cpu_linear`, `cpu_tidy` rewrite it to the fewest and fastest calls, `cpu_native_calls` to kernels in C on
+request; `cpu_plan` decides where every value lives; `cpu_emit` writes one straight-line Python function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from gaudicc.runtime.cpu_flatten import byte_extent, flatten
 from gaudicc.runtime.cpu_fuse import fuse
 from gaudicc.runtime.cpu_linear import lower_linears
 from gaudicc.runtime.cpu_loop import Loop
-from gaudicc.runtime.cpu_native import Kernels, join_gates, settle_native
+from gaudicc.runtime.cpu_native import Kernels
+from gaudicc.runtime.cpu_native_calls import join_gates, settle_native
 from gaudicc.runtime.cpu_plan import plan
 from gaudicc.runtime.cpu_semantic import lower_semantic
 from gaudicc.runtime.cpu_tidy import drop_copies, join_rotations

@@ -4,6 +4,7 @@
   kernel (measured on CPU, 256 keys from memory).
 - Many queries that see what is before them: tiles of queries and one oneDNN product per head, which reaches twice the
   rate of the products inside the flash kernel (fp32; measured on CPU: 0.8 of its time at 256 tokens, 0.55 at 512).
+- With native kernels both of these are one call (`cpu_native_calls`).
 - Everything else is the flash kernel, called by itself; with keys once per query head where PyTorch's does not share them.
 """
 
@@ -19,7 +20,7 @@ from torch import fx
 
 from gaudicc.runtime.cpu_calls import can_pack, packed_linear
 from gaudicc.runtime.cpu_edit import Editor, has_view, is_call
-from gaudicc.runtime.cpu_native import native_attention
+from gaudicc.runtime.cpu_native_calls import native_attention, native_causal
 
 _aten = torch.ops.aten
 _TILE = 256  # queries of one tile
@@ -181,6 +182,10 @@ def attend_tiles(
 
 def _tiled(editor: Editor, call: _Attention) -> fx.Node | None:
     value, keys = call.query.meta["val"], call.key.meta["val"].shape[2]
+    if call.causal and call.mask is None:
+        made = native_causal(editor, editor.point, (call.query, call.key, call.value), call.scale)
+        if made is not None:
+            return made
     suits = call.causal and call.mask is None and value.dtype == torch.float32 and can_pack(torch.float32)
     if not suits or keys != value.shape[2] or keys < _TILED_FROM:
         return None

@@ -13,7 +13,7 @@ from torch import fx
 
 from gaudicc.kernels import attention, rms_norm, rotary
 from gaudicc.runtime.cpu_edit import Editor
-from gaudicc.runtime.cpu_native import native_norm, native_rotary
+from gaudicc.runtime.cpu_native_calls import native_norm, native_rotary
 from gaudicc.runtime.cpu_weights import PackedWeights
 
 _aten = torch.ops.aten

@@ -120,3 +120,69 @@ void attend_one(const float *q, const float *k, const float *v, const float *mas
                 for (i64 i = 0; i < width; i++) to[i] += scores[t] * share * value[i];
         }
 }
+
+enum { ROWS = 8, LANES = 16 };
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* c = a b, for ROWS rows of a, `depth` rows of b and `wide` vectors of its columns. */
+#define PRODUCT(name, wide)                                                                          \
+    static inline void name(const float *a, i64 lda, const float *b, i64 ldb, i64 depth, float *c, i64 ldc) { \
+        vector sum[ROWS][wide];                                                                      \
+        memset(sum, 0, sizeof sum);                                                                  \
+        for (i64 d = 0; d < depth; d++, b += ldb)                                                    \
+            for (int r = 0; r < ROWS; r++)                                                           \
+                for (int j = 0; j < wide; j++) sum[r][j] += a[r * lda + d] * *(const vector *)(b + j * LANES); \
+        for (int r = 0; r < ROWS; r++)                                                               \
+            for (int j = 0; j < wide; j++) *(vector *)(c + r * ldc + j * LANES) = sum[r][j];         \
+    }
+PRODUCT(product_1, 1)
+PRODUCT(product_2, 2)
+
+static inline void product(const float *a, i64 lda, const float *b, i64 ldb, i64 depth, float *c, i64 ldc, i64 columns) {
+    i64 j = 0;
+    for (; j + 2 * LANES <= columns; j += 2 * LANES) product_2(a, lda, b + j, ldb, depth, c + j, ldc);
+    for (; j < columns; j += LANES) product_1(a, lda, b + j, ldb, depth, c + j, ldc);
+}
+
+/* As many queries as keys, each of which sees those up to its own: ROWS queries at a time, whose scores are one product with
+   the turned keys, and whose results are one with the values. Rows of `turned` are an odd number of vectors apart, so that
+   they do not share a set of the cache.
+   sizes: batch, heads, heads of a group, tokens, width (in whole vectors), room; strides of q, k, v and y (batch, head, token). */
+void attend_causal(const float *q, const float *k, const float *v, float *y, float *work, const i64 *s, double scale) {
+    q += *s++, k += *s++, v += *s++;
+    i64 tokens = s[3], width = s[4], room = s[5];
+    float *turned = work, *scores = turned + width * room, *queries = scores + ROWS * room, *mixed = queries + ROWS * width;
+    for (i64 b = 0; b < s[0]; b++)
+        for (i64 h = 0; h < s[1]; h++) {
+            const float *key = k + b * s[9] + h / s[2] * s[10], *value = v + b * s[12] + h / s[2] * s[13];
+            if (h % s[2] == 0)
+                for (i64 t = 0; t < room; t++)
+                    for (i64 i = 0; i < width; i++) turned[i * room + t] = t < tokens ? key[t * s[11] + i] : 0.0f;
+            for (i64 start = 0; start < tokens; start += ROWS) {
+                i64 rows = tokens - start < ROWS ? tokens - start : ROWS, seen = start + rows;
+                for (i64 r = 0; r < ROWS; r++) {
+                    const float *from = q + b * s[6] + h * s[7] + (start + r) * s[8];
+                    for (i64 i = 0; i < width; i++) queries[r * width + i] = r < rows ? from[i] * (float)scale : 0.0f;
+                }
+                product(queries, width, turned, room, width, scores, room, (seen + LANES - 1) / LANES * LANES);
+                float shares[ROWS];
+                for (i64 r = 0; r < ROWS; r++) {
+                    float *row = scores + r * room, largest = -INFINITY, total = 0;
+                    i64 end = r < rows ? start + r + 1 : seen;
+                    for (i64 t = 0; t < end; t++) largest = row[t] > largest ? row[t] : largest;
+                    if (largest == -INFINITY) largest = 0; /* zeros, as PyTorch's kernel gives; NaN if a score is */
+                    for (i64 t = 0; t < end; t++) {
+                        row[t] = exponential(row[t] - largest);
+                        total += row[t];
+                    }
+                    for (i64 t = end; t < seen; t++) row[t] = 0;
+                    shares[r] = total == 0.0f ? 0.0f : 1.0f / total;
+                }
+                product(scores, room, value, s[14], seen, mixed, width, width);
+                for (i64 r = 0; r < rows; r++) {
+                    float *to = y + b * s[15] + h * s[16] + (start + r) * s[17];
+                    for (i64 i = 0; i < width; i++) to[i] = mixed[r * width + i] * shares[r];
+                }
+            }
+        }
+}

@@ -39,16 +39,19 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CpuDevice]:
         yield device
 
 
-def same(device: CpuDevice, kernel: str, model: nn.Module, *inputs: torch.Tensor) -> None:
-    """Records with and without the kernel; compares, on the inputs and with infinities and NaN among them."""
+ODD = (None, torch.inf, -torch.inf, torch.nan)
+
+
+def same(device: CpuDevice, kernel: str, model: nn.Module, *inputs: torch.Tensor, odd: tuple[Any, ...] = ODD) -> None:
+    """Records with and without the kernel; compares, on the inputs and with odd numbers among them."""
     segment = segment_of(model, *inputs)
     native, plain = device.record(segment), CpuDevice().record(segment)
     assert f"cpu_{kernel}" in native.source
     assert f"cpu_{kernel}" not in plain.source
     first = inputs[0].flatten()
-    for odd in (None, torch.inf, -torch.inf, torch.nan):
-        if odd is not None:
-            first[len(first) // 2] = odd
+    for number in odd:
+        if number is not None:
+            first[len(first) // 2] = number
         given = (first.view(inputs[0].shape), *inputs[1:])
         torch.testing.assert_close(native.replay(*given), plain.replay(*given), equal_nan=True, atol=1e-5, rtol=1e-5)
 
@@ -129,6 +132,30 @@ def test_attention_of_one_token(device: CpuDevice, groups: int, keys: int, width
     mask[0, 0] = False  # a query that sees nothing gives zeros
     given_mask = torch.where(mask, torch.randn(mask.shape), -torch.inf) if added else mask
     same(device, "attend_one", Attend(), q, k, v, given_mask)
+
+
+class AttendBefore(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = attention(q.transpose(1, 2), k, v, None, True, self.scale)
+        return result
+
+
+@settings(max_examples=12)
+@given(groups=st.sampled_from([1, 2, 4]), tokens=st.integers(2, 40), vectors=st.integers(1, 5), batch=st.integers(1, 2))
+def test_causal_attention(device: CpuDevice, groups: int, tokens: int, vectors: int, batch: int) -> None:
+    torch.manual_seed(0)
+    width = 16 * vectors
+    q = torch.randn(batch, tokens, 4, width)
+    k, v = (torch.randn(batch, groups, tokens + 3, width)[:, :, :tokens] for _ in range(2))
+    same(device, "attend_causal", AttendBefore(0.3), q, k, v, odd=ODD[:-1])
+    q[0, -1] = torch.nan  # PyTorch's kernel gives zeros
+    segment = segment_of(AttendBefore(0.3), q, k, v)
+    last = device.record(segment).replay(q, k, v)[0][0, :, -1]
+    assert last.isnan().all()
 
 
 def test_an_operand_that_was_moved_is_copied(device: CpuDevice) -> None:
