@@ -41,7 +41,7 @@ class Kernels:
     """The compiled kernels, in `gaudicc` in the user's cache folder.
 
     Raises:
-        InputError: there is no C compiler.
+        InputError: there is no C compiler, or the folder cannot be written.
     """
 
     def __init__(self) -> None:
@@ -53,9 +53,16 @@ class Kernels:
         self._file = home / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         self._library: ctypes.CDLL | None = None
         self._compiling: subprocess.Popen[bytes] | None = None
+        self._failure: InputError | None = None
         if not self._file.is_file():
-            home.mkdir(parents=True, exist_ok=True)
-            number, self._made = tempfile.mkstemp(suffix=".so", dir=home)
+            try:
+                home.mkdir(parents=True, exist_ok=True)
+                number, self._made = tempfile.mkstemp(suffix=".so", dir=home)
+            except OSError as error:
+                raise InputError(
+                    f"native kernels cannot be kept in {home}: {error.strerror}",
+                    hint="set XDG_CACHE_HOME to a folder that can be written, or leave native out",
+                ) from error
             os.close(number)
             command = [compiler, *_FLAGS, str(_SOURCE), "-o", self._made, "-lm"]
             self._compiling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -68,18 +75,21 @@ class Kernels:
             wait: until they are compiled.
 
         Raises:
-            InputError: the compiler failed.
+            InputError: the compiler failed; whoever asks again is told again.
         """
         if self._compiling is not None and (wait or self._compiling.poll() is not None):
             said, _ = self._compiling.communicate()
             if self._compiling.returncode:
-                raise InputError(
+                self._failure = InputError(
                     f"the C compiler failed: {said.decode(errors='replace').strip()}",
                     where=Where(stage="compiling native kernels"),
                     hint="leave native out",
                 )
-            os.replace(self._made, self._file)  # whoever else compiled it meanwhile made the same
+            else:
+                os.replace(self._made, self._file)  # whoever else compiled it meanwhile made the same
             self._compiling = None
+        if self._failure is not None:
+            raise self._failure
         if self._compiling is None and self._library is None:
             self._library = ctypes.CDLL(str(self._file))
             for name, (tensors, numbers) in _KERNELS.items():
