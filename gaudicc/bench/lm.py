@@ -108,7 +108,7 @@ def run(options: BenchLmOptions) -> int:
     """
     results = [_in_own_process(replace(options, threads=(threads,))) for threads in options.threads]
     data = {
-        "options": json.loads(json.dumps(asdict(options), default=str)),
+        "options": {name: value for name, value in asdict(options).items() if name != "save"},
         "torch": torch.__version__,
         "results": results,
     }
