@@ -63,9 +63,11 @@ class DeviceJudge(Judge):
         place: Where | None = None,
     ) -> object:
         """Judge and run an op; a read on the host inside the kernel of a composite is one, as anywhere."""
-        if not reads_host(op):
-            return super().call(op, args, kwargs, place)
-        call, name = OpCall(op, args, kwargs or {}), op_name(op)
+        return self.read(OpCall(op, args, kwargs or {})) if reads_host(op) else super().call(op, args, kwargs, place)
+
+    def read(self, call: OpCall) -> object:
+        """Run an op that turns values into a Python number: `item`, `equal`, `is_nonzero`."""
+        name = op_name(call.op)
         self._flush(f"{name} reads a value on the host")
         moved = sum(tensor.element_size() for tensor in call.tensors())
         self.ledger.add(Kind.HOST_READ, name, moved, self.clock.fetch(moved))

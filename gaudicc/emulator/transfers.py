@@ -13,11 +13,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from gaudicc.emulator.emulation import Emulation
-from gaudicc.emulator.kernels import execute
 from gaudicc.emulator.ledger import Kind
 from gaudicc.emulator.tensor import HpuTensor, raw_of
 from gaudicc.errors import UnsupportedOpError
-from gaudicc.targets import op_name
 from gaudicc.targets.calls import OpCall
 
 Compute = Callable[[Emulation, OpOverload, tuple[Any, ...], dict[str, Any]], Any]
@@ -76,12 +74,7 @@ def to_host(emulation: Emulation, source: HpuTensor, kwargs: dict[str, Any]) -> 
 
 def read(emulation: Emulation, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
     """An op that turns values into a Python number: `item`, `equal`, `is_nonzero`."""
-    name = op_name(op)
-    emulation.flush(f"{name} reads a value on the host")
-    raw = [raw_of(arg) for arg in args]
-    moved = sum(arg.element_size() for arg in raw if isinstance(arg, Tensor))
-    emulation.ledger.add(Kind.HOST_READ, name, moved, emulation.clock.fetch(moved))
-    return execute(OpCall(op, tuple(raw), kwargs))
+    return emulation.judge.read(OpCall(op, tuple(map(raw_of, args)), kwargs))
 
 
 def _bytes(tensor: Tensor) -> Tensor:

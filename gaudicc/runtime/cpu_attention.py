@@ -53,7 +53,7 @@ def lower_attention(editor: Editor) -> None:
                 masks[call.mask] = _additive(editor, call.mask, call.query.meta["val"].dtype)
             call = call._replace(mask=masks[call.mask])
         editor.before(node)
-        result = _one_query(editor, call, seen) or _tiled(editor, call) or _flash(editor, call)
+        result = _one_query(editor, call, seen) or _causal(editor, call) or _tiled(editor, call) or _flash(editor, call)
         editor.replace(node, result)
 
 
@@ -180,12 +180,14 @@ def attend_tiles(
     return result.transpose(1, 2)
 
 
+def _causal(editor: Editor, call: _Attention) -> fx.Node | None:
+    if not call.causal or call.mask is not None:
+        return None
+    return native_causal(editor, editor.point, (call.query, call.key, call.value), call.scale)
+
+
 def _tiled(editor: Editor, call: _Attention) -> fx.Node | None:
     value, keys = call.query.meta["val"], call.key.meta["val"].shape[2]
-    if call.causal and call.mask is None:
-        made = native_causal(editor, editor.point, (call.query, call.key, call.value), call.scale)
-        if made is not None:
-            return made
     suits = call.causal and call.mask is None and value.dtype == torch.float32 and can_pack(torch.float32)
     if not suits or keys != value.shape[2] or keys < _TILED_FROM:
         return None

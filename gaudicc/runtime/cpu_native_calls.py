@@ -32,13 +32,18 @@ def settle_native(editor: Editor) -> None:
         operands: Any = node.args
         sizes = node.target.layout(*(part.meta["val"] for part in operands))
         if sizes is None:
-            contiguous = {"memory_format": torch.contiguous_format}
-            operands = [editor.before(node).call(_aten.clone.default, part, **contiguous) for part in operands]
+            operands = [_contiguous(editor.before(node), part) for part in operands]
             sizes = node.target.layout(*(part.meta["val"] for part in operands))
             assert sizes is not None, "every kernel reads contiguous operands"
         roots, offsets = zip(*map(_part_of, operands), strict=True)
         node.args = roots
         node.target.settle([*offsets, *sizes], work)
+
+
+def _contiguous(editor: Editor, node: fx.Node) -> fx.Node:
+    if node.meta["val"].is_contiguous():
+        return node
+    return editor.call(_aten.clone.default, node, memory_format=torch.contiguous_format)
 
 
 def _part_of(node: fx.Node) -> tuple[fx.Node, int]:

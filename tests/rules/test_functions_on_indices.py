@@ -10,24 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_generator = torch.Generator().manual_seed(0)
-CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {}
+from tests.rules.cases import Cases
 
-
-def floats(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=_generator)
-
-
-def integers(low: int, high: int, *shape: int) -> Tensor:
-    return torch.randint(low, high, shape, generator=_generator)
-
-
-def case(*inputs: Tensor) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def keep(function: Callable[..., Any]) -> Callable[..., Any]:
-        CASES[function.__name__] = function, inputs
-        return function
-
-    return keep
+case = Cases()
+floats, integers = case.floats, case.integers
 
 
 @case(floats(4, 8))
@@ -247,7 +233,7 @@ def bool_ops(i: Tensor, m: Tensor) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", case.functions)
 def test_as_in_eager(name: str, agrees: Callable[..., None]) -> None:
-    function, inputs = CASES[name]
+    function, inputs = case.functions[name]
     agrees(function, *inputs)

@@ -11,25 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from gaudicc.errors import UnsupportedOpError
+from tests.rules.cases import Cases
 
-_generator = torch.Generator().manual_seed(0)
-CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {}
-
-
-def floats(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=_generator)
-
-
-def integers(low: int, high: int, *shape: int) -> Tensor:
-    return torch.randint(low, high, shape, generator=_generator)
-
-
-def case(*inputs: Tensor) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def keep(function: Callable[..., Any]) -> Callable[..., Any]:
-        CASES[function.__name__] = function, inputs
-        return function
-
-    return keep
+case = Cases()
+floats, integers = case.floats, case.integers
 
 
 @case(floats(2, 6, 2, 8))
@@ -261,9 +246,9 @@ def norms(x: Tensor) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", case.functions)
 def test_as_in_eager(name: str, agrees: Callable[..., None]) -> None:
-    function, inputs = CASES[name]
+    function, inputs = case.functions[name]
     agrees(function, *inputs)
 
 

@@ -164,13 +164,20 @@ def test_an_operand_that_was_moved_is_copied(device: CpuDevice) -> None:
     class Moved(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.left, self.right, self.norm = nn.Linear(16, 16, bias=False), nn.Linear(16, 32, bias=False), Norm(16)
+            self.left, self.right, self.norm = (
+                nn.Linear(256, 256, bias=False),
+                nn.Linear(256, 512, bias=False),
+                Norm(256),
+            )
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.norm(self.left(x)), torch.relu(self.right(x))
 
     torch.manual_seed(0)
-    same(device, "rms_norm", Moved(), torch.randn(3, 5, 16))
+    model, x = Moved(), torch.randn(3, 64, 256)
+    same(device, "rms_norm", model, x)
+    copies = [line for line in device.record(segment_of(model, x)).source.splitlines() if "= aten_clone(" in line]
+    assert len(copies) == 1
 
 
 def test_more_threads_keep_what_they_share(device: CpuDevice) -> None:
