@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,11 @@ from gaudicc.padding import Divisible, HostPadding, in_parts
 from gaudicc.plan import Plan, Record
 from gaudicc.program import InputKind, Program
 from gaudicc.runtime.device import Device, records_loops
-from gaudicc.runtime.runner import Counters, Runner
+from gaudicc.runtime.runner import Runner
+from gaudicc.stats import ModelledSeconds, Stats
 from gaudicc.trace import CompileTrace
 
 log = logging.getLogger("gaudicc")
-
-
-@dataclass
-class Stats(Counters):
-    """Counters of a compiled model.
-
-    Attributes:
-        calls: calls that ran.
-        misses: calls that no bucket fitted.
-        padded: elements of all user inputs that were launched.
-        real: elements of all user inputs that were given.
-        bytes_held: bytes that the recordings hold.
-        copied_caches: caches copied into state, since a call brought others than the one before had returned.
-    """
-
-    calls: int = 0
-    misses: int = 0
-    padded: int = 0
-    real: int = 0
-    bytes_held: int = 0
-    copied_caches: int = 0
 
 
 class CompiledModel:
@@ -58,7 +37,7 @@ class CompiledModel:
         program: the symbolic program, after its passes.
         buckets: the buckets it can serve.
         trace: one record per pass.
-        stats: counters.
+        stats: counters, and the modelled time of each bucket.
         notes: what capture and device selection have to say.
     """
 
@@ -80,9 +59,9 @@ class CompiledModel:
         self.program = program
         self.buckets = buckets
         self.trace = trace
-        self.stats = Stats()
         self.notes = notes
         self._programs = dict(programs)
+        self.stats = Stats(modelled_seconds=ModelledSeconds(self._programs))
         self._loops = records_loops(device)
         self._plans = {bucket: lower(static, bucket, loops=self._loops) for bucket, static in programs.items()}
         self._device = device

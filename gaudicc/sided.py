@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from gaudicc.certificate import Certificate
 from gaudicc.compiled import CompiledModel
 from gaudicc.errors import InputError, ModelRaisedError, ShapeError, Where
 from gaudicc.program import Program
+from gaudicc.stats import ModelledSeconds
 from gaudicc.trace import CompileTrace
 
 
@@ -52,6 +54,8 @@ class SidedModel(CompiledModel):
             others: the other sides.
         """
         self.sides = (CompiledSide(own, self), *others)
+        programs = ChainMap(*(side.model._programs for side in self.sides))
+        self.stats.modelled_seconds = ModelledSeconds(programs)
         for side in others:
             side.model.stats = self.stats
             side.model.share_state(self)

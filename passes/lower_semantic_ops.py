@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gaudicc.invariants import LOWERED, TYPED, WELL_FORMED, Invariant, verdict_of
-from gaudicc.kernels import attention, grouped_linear, merge_parts, moe, rms_norm, rotary, softmax_part, softmax_tile
-from gaudicc.kernels.attention import plain_attention
+from gaudicc.kernels import (
+    attention,
+    grouped_linear,
+    merge_parts,
+    moe,
+    rms_norm,
+    rotary,
+    sink_attention,
+    softmax_part,
+    softmax_tile,
+)
+from gaudicc.kernels.attention import plain_attention, plain_sink_attention
 from gaudicc.kernels.grouped import plain_grouped_linear
 from gaudicc.kernels.moe import plain_moe
 from gaudicc.kernels.norm import plain_rms_norm
@@ -18,6 +28,7 @@ from gaudicc.nodes import is_op, op_name
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
+from gaudicc.rules.experts import lower_mixtures
 from gaudicc.targets import Support
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
@@ -26,6 +37,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     moe: plain_moe,
     rms_norm: plain_rms_norm,
     rotary: plain_rotary,
+    sink_attention: plain_sink_attention,
     softmax_tile: plain_softmax_tile,
     softmax_part: plain_softmax_part,
     merge_parts: plain_merge_parts,
@@ -57,6 +69,8 @@ class LowerSemanticOps(GraphPass):
     def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
         """One decision per op; each is a note."""
         counts: dict[str, int] = {}
+        if mixtures := lower_mixtures(rewriter):
+            counts["mixtures of experts lowered to plain ATen, each whole"] = mixtures
         for node in [n for n in rewriter.graph.nodes if is_op(n) and n.target.namespace == "gaudicc"]:
             kept = self.fused and verdict_of(node, program).support is not Support.NO
             if not kept:

@@ -16,6 +16,7 @@ from gaudicc.nodes import val
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
+from gaudicc.rules.experts import copied_rows
 from gaudicc.rules.match import CASTS, RESHAPES, argument, aten, calls, only_user
 
 _NAMES = {op: name for name, op in ACTIVATIONS.items()}
@@ -71,7 +72,7 @@ class RecognizeMoe(GraphPass):
 
 def _match(product: fx.Node) -> _Found | str | None:
     inner, down, group = cast(Any, product.args)
-    if _copied(inner) is not None:
+    if copied_rows(inner) is not None:
         return None  # the first product of a mixture
     gated = _gate(inner)
     if gated is None:
@@ -80,7 +81,7 @@ def _match(product: fx.Node) -> _Found | str | None:
     rows, gate_up, other = cast(Any, first.args)
     if other is not group:
         return "its two products have different groups"
-    x = _copied(rows)
+    x = copied_rows(rows)
     if x is None:
         return "its rows are no copies of tokens"
     chosen = val(rows).shape[0] // max(val(x).shape[0], 1)
@@ -110,21 +111,6 @@ def _gate(inner: Any) -> tuple[fx.Node, str] | None:
     if not both or product.target is not grouped_linear or split.args[1] * 2 != val(product).shape[1]:
         return None
     return product, _NAMES[active.target]
-
-
-def _copied(rows: Any) -> fx.Node | None:
-    """The tokens of which each is copied so and so often: `x.unsqueeze(1).expand(-1, k, -1).reshape(-1, width)`."""
-    node, targets = rows, (RESHAPES, (aten.clone.default,), (aten.expand.default,))
-    for target in targets:
-        if node.target in target:
-            node = node.args[0]
-        elif target is not targets[1]:
-            return None
-    if node.target is not aten.unsqueeze.default or argument(node, 1, "dim") != 1:
-        return None
-    x: fx.Node = node.args[0]
-    kept = val(x).dim() == 2 and val(rows).dim() == 2 and val(rows).shape[1] == val(x).shape[1]
-    return x if kept else None
 
 
 def _weighted_sum(product: fx.Node, x: fx.Node, chosen: int) -> tuple[fx.Node, fx.Node] | None:

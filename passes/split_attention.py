@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from gaudicc.invariants import STATIC, TYPED, WELL_FORMED, Invariant, verdict_of
-from gaudicc.kernels import attention, merge_parts, softmax_part, softmax_tile
+from gaudicc.kernels import attention, merge_parts, sink_attention, softmax_part, softmax_tile
 from gaudicc.kernels.split import join_blocks, sliced_attention
 from gaudicc.machine import CHIPS, Chip, load_chip
-from gaudicc.machine.attention import AttentionShape, Split, body_heads, head_blocks, tiles, with_heads
+from gaudicc.machine.attention import AttentionShape, Split, Tile, body_heads, head_blocks, tiles, with_heads
 from gaudicc.machine.fx import attention_shape
 from gaudicc.machine.split import BODY_SLICES, MOST_SLICES, Choice, choose_split
 from gaudicc.nodes import val
@@ -27,6 +27,7 @@ from gaudicc.rules.masks import Masks, band, row_blocks
 from gaudicc.targets import Support
 
 aten = torch.ops.aten
+_ATTENTIONS = (attention, sink_attention)
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # Alternatives named in a note.
 _SHOWN = 5
@@ -41,7 +42,7 @@ class SplitAttention(GraphPass):
     it pipelines: a product, one vector node, a product. Blocks that causality, a window or a constant mask rules out are
     not computed. Where keys are cut, each slice brings its row maximum and row sum, and the merge is exact. The choice is
     made per bucket, under the graph compiler's own scheduling policy. Of many slices those of some heads are written down,
-    as a body that is called for all heads.
+    as a body that is called for all heads. A sink is given to the first slice of a row only, so it counts once.
 
         %26 = gaudicc.attention(%q, %k, %v, None, True, 0.25)
         ->
@@ -67,12 +68,12 @@ class SplitAttention(GraphPass):
 
     def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
         """One decision per attention; equal ones share theirs."""
-        for node in [n for n in rewriter.graph.nodes if n.target is attention]:
+        for node in [n for n in rewriter.graph.nodes if n.target in _ATTENTIONS]:
             _drop_copies(rewriter, node)
         chip = program.target.name if program.target else None
         decided: dict[tuple[AttentionShape, bool], Choice] = {}
         masks = Masks(program)
-        for node in [n for n in rewriter.graph.nodes if n.target is attention]:
+        for node in [n for n in rewriter.graph.nodes if n.target in _ATTENTIONS]:
             if chip not in CHIPS:
                 yield f"{node.name} left: the machine model does not know the target"
                 continue
@@ -111,7 +112,12 @@ def _shape_of(node: fx.Node, masks: Masks, module: fx.GraphModule) -> AttentionS
     shape = attention_shape(node)
     if not isinstance(mask, fx.Node):
         return shape
-    seen = ((rows, masks.may_attend(mask, module, rows)) for rows in row_blocks(mask, shape.queries))
+    floor = float("-inf")
+    if node.target is sink_attention and val(mask).dtype.is_floating_point:
+        floor = torch.finfo(
+            val(mask).dtype
+        ).min  # beside a sink as good as minus infinity; else it is a row's mean that counts
+    seen = ((rows, masks.may_attend(mask, module, rows, floor)) for rows in row_blocks(mask, shape.queries))
     ahead, window = band(seen, shape.keys, 0 if causal else None)
     return replace(shape, ahead=ahead, window=window)
 
@@ -133,10 +139,18 @@ def _drop_copies(rewriter: Rewriter, node: fx.Node) -> None:
 
 def _apply(rewriter: Rewriter, node: fx.Node, shape: AttentionShape, split: Split) -> None:
     before = set(rewriter.graph.nodes)
-    build = partial(sliced_attention, tiles=list(tiles(shape, split)))
+    build = partial(_sliced, tiles=list(tiles(shape, split)))
     new = rewriter.inline(build, *node.args, like=node)
     _mark_slices([made for made in rewriter.graph.nodes if made not in before])
     rewriter.replace(node, new)
+
+
+def _sliced(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, sink: Tensor | None = None,
+    *, tiles: list[Tile],
+) -> Tensor:  # fmt: skip
+    """`sliced_attention` of the arguments that an attention has, with or without a sink."""
+    return sliced_attention(q, k, v, mask, causal, scale, tiles, sink)
 
 
 def _apply_by_heads(
@@ -144,7 +158,8 @@ def _apply_by_heads(
 ) -> None:
     """The slices of so many heads as a body, called for each block of them."""
     blocks, groups = list(head_blocks(shape, heads)), shape.heads // shape.kv_heads
-    causal, scale = cast(Any, node.args[4:])
+    q, k, v, mask, causal, scale, *sinks = cast(Any, node.args)
+    masked = mask is not None
     known: dict[tuple[Any, ...], fx.Node] = {}
 
     def cut(arg: Any, *spans: tuple[int, int]) -> fx.Node:
@@ -156,14 +171,18 @@ def _apply_by_heads(
                 arg = known[key]
         return arg  # type: ignore[no-any-return]
 
-    def build(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return sliced_attention(q, k, v, mask, causal, scale, tiles=list(tiles(with_heads(shape, heads), split)))
+    def build(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Tensor:
+        mask = others[0] if masked else None
+        return _sliced(
+            q, k, v, mask, causal, scale, *others[masked:], tiles=list(tiles(with_heads(shape, heads), split))
+        )
 
     name, results = "", []
     for batch, (low, high) in blocks:
-        q, k, v, mask = node.args[:4]
         rows, shared = (batch, (low, high)), (batch, (low // groups, -(-high // groups)))
-        operands = [cut(q, *rows), cut(k, *shared), cut(v, *shared), *([cut(mask, *rows)] if mask is not None else [])]
+        operands = [cut(q, *rows), cut(k, *shared), cut(v, *shared)]
+        operands += [cut(mask, *rows)] if masked else []
+        operands += [cut(sink, *3 * ((0, 1),), (low, high)) for sink in sinks]  # its only dim is that of heads
         if not name:
             body, made = new_body(build, operands, node)
             _mark_slices(made)

@@ -28,11 +28,11 @@ from gaudicc.errors import CaptureError, GaudiccError, WeightChangedError
 from gaudicc.interpreter import Result, interpret
 from gaudicc.machine import load_chip
 from gaudicc.machine.fx import works_of
+from gaudicc.modelled import modelled_run
 from gaudicc.models.transformers_models import Task, build, example_inputs, model_types
 from gaudicc.nodes import call_region, is_op, val
 from gaudicc.passes import DEFAULT_PIPELINE, CleanUp, Decompose, InsertBucketGuards, LowerSemanticOps, Specialize
 from gaudicc.pipeline import Pass, Pipeline
-from gaudicc.profile.modelled import modelled_run
 from gaudicc.program import OutputKind, Program
 from gaudicc.targets import load_target
 from gaudicc.verify import Level

@@ -20,10 +20,10 @@ import gaudicc.emulator
 from gaudicc.compiled import CompiledModel
 from gaudicc.emulator.ledger import Kind
 from gaudicc.machine import CHIPS, load_chip
+from gaudicc.modelled import modelled_run
 from gaudicc.models import cuda_style_llm
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.split_attention import SplitAttention
-from gaudicc.profile.modelled import modelled_run
 from gaudicc.runtime.device import Device
 from gaudicc.runtime.hpu import HpuDevice
 from gaudicc.runtime.hpu_pieces import DeviceProgram, Name

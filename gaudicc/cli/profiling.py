@@ -14,19 +14,22 @@ from gaudicc.cli.source import open_source, parse_bucket_entries, parse_dynamic
 from gaudicc.errors import InputError
 from gaudicc.machine import Chip, load_chip
 from gaudicc.machine.fit import fit_observations, observed_error, save_chip
+from gaudicc.modelled import modelled_run
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.split_attention import SplitAttention
 from gaudicc.pipeline import Pass
 from gaudicc.profile import Activity, Profile, profile_of
 from gaudicc.profile.calibrate import observations
-from gaudicc.profile.chrome import write_chrome
+from gaudicc.profile.chrome import MODELLED, write_chrome
 from gaudicc.profile.files import read_trace
-from gaudicc.profile.modelled import modelled_run
+from gaudicc.profile.modelled import activities_of
 from gaudicc.profile.show import as_json, table
 from gaudicc.profile.svg import write_svg
 from gaudicc.program import Program
 from gaudicc.targets import load_target
 
+# Error of a fit from which on the trace is hardly one of the model.
+_POOR = 0.2
 _WHOLE, _SPLIT = "attention unsplit", "attention by cost"
 
 
@@ -56,8 +59,8 @@ def run(options: ProfileOptions) -> int:
             title = f"{form}, {options.dtype} projections" if options.dtype else form
             for place in modelled.branches:
                 say(f"note: {title}: the host decides the condition at {place}; the side that takes longer is shown")
-            runs.append((title, modelled.activities))
-            profiles.append(profile_of(modelled.activities, title, modelled=True, bound=modelled.bound))
+            runs.append((title + MODELLED, activities_of(modelled)))
+            profiles.append(profile_of(runs[-1][1], title, modelled=True, bound=modelled.bound))
     if not profiles:
         raise InputError("nothing to profile", hint="name a model, or give a trace with --read")
     _write(options, runs)
@@ -72,6 +75,8 @@ def _check(options: ProfileOptions) -> None:
     """Refuses options that mean nothing before a model is compiled for them."""
     if options.calibrate is not None and options.model is None:
         raise InputError("--calibrate needs the model that was traced", hint="name it, with its sizes")
+    if options.bucket is not None and not options.dynamic:
+        raise InputError("a bucket is named, but no size varies", hint="say which does: --dynamic sequence=MAX")
     if options.runs < 1:
         raise InputError("a trace holds one run or more", hint="give --runs 1 or more")
     if options.runs > 1 and options.calibrate is None:
@@ -91,6 +96,8 @@ def _calibrated(options: ProfileOptions, chip: Chip, program: Program, trace: Pr
         say(f"{name}: {chip.value(name):.4g} -> {fitted.value(name):.4g}")
     before, after = (observed_error(shown, each) for each in (chip, fitted))
     say(f"error on {len(shown)} times of the trace: {before:.1%} -> {after:.1%}; wrote {path}")
+    if after > _POOR:
+        say(f"note: no constants explain these times; is {trace.title} a trace of {options.model} at these sizes?")
     return fitted
 
 

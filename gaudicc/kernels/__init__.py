@@ -4,7 +4,7 @@ Each has a schema, a fake implementation and a CPU reference, so that every stag
 this package registers them.
 """
 
-from gaudicc.kernels.attention import attention
+from gaudicc.kernels.attention import attention, sink_attention
 from gaudicc.kernels.grouped import grouped_linear
 from gaudicc.kernels.moe import moe
 from gaudicc.kernels.norm import rms_norm
@@ -18,6 +18,7 @@ __all__ = [
     "moe",
     "rms_norm",
     "rotary",
+    "sink_attention",
     "softmax_part",
     "softmax_tile",
 ]

@@ -1,4 +1,4 @@
-"""`gaudicc::attention`: scaled dot-product attention with grouped key/value heads."""
+"""`gaudicc::attention` and `gaudicc::sink_attention`: scaled dot-product attention with grouped key/value heads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gaudicc.kernels.registry import define
+from gaudicc.kernels.split import plain_sink_softmax
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
@@ -73,3 +74,52 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal
     if q.dtype != torch.float32:
         weights = aten._to_copy(weights, dtype=q.dtype)
     return torch.matmul(weights, v)
+
+
+def _reference_sink(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, sink: Tensor
+) -> Tensor:
+    result = plain_sink_attention(q, k, v, mask, causal, scale, sink)
+    return result.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _fake_sink(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, sink: Tensor
+) -> Tensor:
+    return _fake(q, k, v, mask, causal, scale)
+
+
+def plain_sink_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, sink: Tensor
+) -> Tensor:
+    """The same in plain ATen: matmul, scale, mask, softmax over the keys and the sink, matmul. Softmax is float32."""
+    aten = torch.ops.aten
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = expand_heads(k, groups), expand_heads(v, groups)
+    scores = aten.matmul(q, aten.transpose.int(k, -2, -1))
+    weights = plain_sink_softmax(scores, mask, sink.view(1, -1, 1, 1), 0 if causal else None, scale)
+    return torch.matmul(weights, v)
+
+
+sink_attention = define(
+    "sink_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale, Tensor sink) -> Tensor",
+    _reference_sink,
+    _fake_sink,
+)
+"""`gaudicc::attention` in which each head has one more key, whose score is given and whose value is zero.
+
+It is an op of its own because no fused kernel takes a sink: what knows `gaudicc::attention` alone does not drop it unseen.
+
+Args:
+    q: as for `gaudicc::attention`, like the five that follow.
+    k: keys.
+    v: values.
+    mask: None or a mask; it does not hold for the sink.
+    causal: query i attends keys 0 .. i only, and the sink.
+    scale: factor on the scores; the sink is not scaled.
+    sink: `[heads]`, floating point.
+
+Returns:
+    As `gaudicc::attention`. A row whose keys are all masked is zero.
+"""

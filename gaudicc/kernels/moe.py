@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gaudicc.kernels.grouped import plain_grouped_linear
+from gaudicc.kernels.grouped import OfBlocks, multiplied, plain_experts
 from gaudicc.kernels.registry import define
 
 aten = torch.ops.aten
@@ -29,11 +30,16 @@ def plain_moe(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down
     """The same in plain ATen of static sizes, whatever the router chooses."""
     (tokens, chosen), width = experts.shape, x.shape[1]
     group = _laid(experts, [tokens * chosen])
-    rows = _laid(aten.expand.default(aten.unsqueeze.default(x, 1), [tokens, chosen, width]), [tokens * chosen, width])
-    inner = plain_grouped_linear(rows, gate_up, group)
     half = down.shape[2]
-    gate, up = aten.slice.Tensor(inner, 1, 0, half), aten.slice.Tensor(inner, 1, half, 2 * half)
-    result = plain_grouped_linear(aten.mul.Tensor(ACTIVATIONS[activation](gate), up), down, group)
+
+    def expert(blocks: Tensor, of: OfBlocks) -> Iterator[Tensor]:
+        inner = multiplied(blocks, of(gate_up))
+        yield inner
+        last = of(down)
+        gate, up = aten.slice.Tensor(inner, 2, 0, half), aten.slice.Tensor(inner, 2, half, 2 * half)
+        yield multiplied(aten.mul.Tensor(ACTIVATIONS[activation](gate), up), last)
+
+    result = plain_experts(x, group, gate_up.shape[0], expert) if tokens * chosen else x.new_zeros(0, width)
     weighted = aten.mul.Tensor(result, _laid(weights, [tokens * chosen, 1]))
     total: Tensor = aten.sum.dim_IntList(aten.view.default(weighted, [tokens, chosen, width]), [1])
     return total if total.dtype == x.dtype else aten._to_copy.default(total, dtype=x.dtype)

@@ -64,9 +64,18 @@ def _reference_tile(
     scores: Tensor, mask: Tensor | None, sink: Tensor | None, diagonal: int | None, scale: float
 ) -> Tensor:
     if sink is not None:
-        return plain_softmax_tile(scores, mask, sink, diagonal, scale)
+        return plain_sink_softmax(scores, mask, sink, diagonal, scale)
     wide = _masked_scores(scores, mask, diagonal, scale)
     return _cast(torch.ops.aten._safe_softmax.default(wide, -1), scores.dtype)  # one pass instead of six on a CPU
+
+
+def plain_sink_softmax(scores: Tensor, mask: Tensor | None, sink: Tensor, diagonal: int | None, scale: float) -> Tensor:
+    """`softmax_tile` with a sink as models write it: the sink is one more column, which the softmax sees and nothing else."""
+    wide = _masked_scores(scores, mask, diagonal, scale)
+    # A finite sink leaves no row without a maximum: one that is masked throughout gives it all and its keys zero.
+    column = _cast(sink, torch.float32).clamp(min=_LOWEST).expand(*wide.shape[:-1], 1)
+    weights = torch.ops.aten._softmax.default(torch.cat([wide, column], -1), -1, False)
+    return _cast(torch.ops.aten.slice.Tensor(weights, -1, 0, scores.shape[-1]), scores.dtype)
 
 
 def plain_merge_parts(

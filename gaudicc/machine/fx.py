@@ -28,6 +28,7 @@ _DTYPES = {
 }  # fmt: skip
 
 ATTENTION = "attention"
+_ATTENTIONS = (ATTENTION, "sink_attention")
 MIXTURE = "moe"
 _PRODUCTS = {"linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "convolution"}
 # Products whose third operand is added to the result; the MME has no input for it, so it costs a TPC node.
@@ -118,7 +119,7 @@ def workload_of(nodes: Iterable[fx.Node], repeats: int = 1) -> Workload:
 
 
 def attention_shape(node: fx.Node) -> AttentionShape:
-    """The shape of a `gaudicc::attention` node of static sizes.
+    """The shape of a `gaudicc::attention` node of static sizes, with or without sinks.
 
     What its mask rules out is in `meta["band"]`, (ahead, window), if split-attention has looked.
     """
@@ -135,7 +136,7 @@ def attention_shape(node: fx.Node) -> AttentionShape:
 
 def works_of(node: fx.Node) -> Iterator[OpWork]:
     """The work of one node in parts: what needs both engines is more than one."""
-    if op_name(node) == ATTENTION:
+    if op_name(node) in _ATTENTIONS:
         for op in unsplit_works(attention_shape(node)):
             yield replace(op, name=f"{node.name}_{op.name}")
         return

@@ -171,6 +171,12 @@ def _grouped(w: Walk, node: fx.Node) -> State:
     return states.pop()
 
 
+def _with_sinks(w: Walk, node: fx.Node) -> State:
+    if w.of(operand(node, 6)) is not None:
+        raise w.refuse(node, "the sinks have rows")
+    return _first_dim_only(w, node)
+
+
 _ALONG = (
     aten._softmax.default, aten.softmax.int, aten._log_softmax.default, aten.log_softmax.int, aten.cumsum.default,
     aten.cumprod.default, aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.any.dim,
@@ -190,6 +196,7 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.convolution.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), _weighted),
     **dict.fromkeys((aten.group_norm.default, aten.native_group_norm.default), _weighted),
     kernels.rms_norm: _normalised, kernels.attention: _first_dim_only,
+    kernels.sink_attention: _with_sinks,
     kernels.grouped_linear: _grouped, aten.linear.default: _linear,
     aten.index_select.default: _index_select, aten.embedding.default: _embedding,
     aten.constant_pad_nd.default: _filled_up,

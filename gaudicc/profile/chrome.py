@@ -17,6 +17,10 @@ from gaudicc.profile.activity import KINDS, Activity
 _MARKS = (("MME", "MME"), ("TPC", "TPC"), ("DMA", "DMA"), ("NIC", "NETWORK"), ("NETWORK", "NETWORK"), ("HOST", "HOST"))
 
 
+MODELLED = " (modelled)"
+"""Ends the title of a run that no device made: it is shown, and never read as a trace."""
+
+
 def kind_of(lane: str) -> str | None:
     """The kind of engine that a lane's name speaks of, or None."""
     return next((kind for mark, kind in _MARKS if mark in lane.upper()), None)
@@ -67,6 +71,8 @@ def parse_chrome(text: str, path: Path) -> list[Activity]:
         raise InputError(f"{path} holds no list of trace events", hint="give a Chrome trace, e.g. of torch.profiler")
     names = _names(events)
     found = list(_complete(events, names, path))
+    if not found and any(name.endswith(MODELLED) for name in names.values()):
+        raise InputError(f"{path} was modelled, no device made it", hint="give the trace that the profiler wrote")
     if not found:
         lanes = ", ".join(sorted(set(names.values()))) or "none"
         raise InputError(f"no lane of {path} is an engine of a Gaudi; lanes: {lanes}", hint="profile with activity HPU")
@@ -131,10 +137,11 @@ def _place(event: dict[str, Any]) -> Place:
 
 
 def _lane(event: dict[str, Any], names: dict[Place, str]) -> tuple[str, str]:
-    """(Kind of engine, name) of an event's lane; the kind is empty if it is no engine."""
+    """(Kind of engine, name) of an event's lane; the kind is empty if it is no engine of a device."""
     place = _place(event)
     thread, process = names.get(place, ""), names.get((place[0], None), "")
-    return kind_of(thread) or kind_of(process) or "", f"{process} {thread or place[1]}".strip()
+    kind = None if process.endswith(MODELLED) else kind_of(thread) or kind_of(process)
+    return kind or "", f"{process} {thread or place[1]}".strip()
 
 
 def _activity(event: dict[str, Any], kind: str, lane: str, start: float, end: float) -> Activity:

@@ -43,6 +43,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 128,
         },
     ),
+    "gpt-oss-20b": (
+        "gpt_oss",
+        {
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "sliding_window": 128,
+        },
+    ),
 }
 # What is compared besides rows that are staggered, and the passes that it leaves out.
 FORMS: tuple[tuple[str, tuple[type, ...]], ...] = (
@@ -115,12 +128,18 @@ def _rows(name: str, tokens: int, target: str) -> Iterator[str]:
         program = static_program(name, tokens, target, passes)
         runs[form] = layer_run(program, chip)
     staggered = StaggerRows().run(program.copy())
-    told = re.search(r"rows (in \d parts?[a-z, ]*|left whole)", staggered.notes[0]) if staggered.notes else None
-    runs[f"rows staggered, {told[1]}" if told else "rows staggered"] = layer_run(staggered.program, chip)
+    runs[_said(staggered.notes)] = layer_run(staggered.program, chip)
     bound = min(run.bound for run in runs.values())
     for form, run in runs.items():
         cells = [f"{tokens:,}", target, form, f"{run.seconds * 1e6:,.0f}", f"{run.seconds / bound:.3f}"]
         yield f"| {' | '.join([*cells, f'{run.exposed * 1e6:,.0f}', f'{run.memory * 1e6:,.0f}'])} |"
+
+
+def _said(notes: Sequence[str]) -> str:
+    """What became of the rows of a layer, and whether long ops were brought forward."""
+    told = re.search(r"rows (in \d parts?[a-z, ]*|left whole)", notes[0]) if notes else None
+    forward = ", long ops forward" if notes and "brought forward" in notes[0] else ""
+    return f"rows {told[1].replace('in ', 'staggered, in ')}{forward}" if told else "rows staggered"
 
 
 if __name__ == "__main__":

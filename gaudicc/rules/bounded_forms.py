@@ -19,7 +19,6 @@ from gaudicc.rules.bounded_counts import bincount, runs, unique
 from gaudicc.rules.bounded_indexing import (
     index,
     index_add,
-    index_put,
     masked_select,
     nonzero,
     picked,
@@ -31,6 +30,7 @@ from gaudicc.rules.bounded_indexing import (
 )
 from gaudicc.rules.bounded_order import (
     attended,
+    einsum,
     filled_by_extreme,
     flipped,
     last_but_one,
@@ -40,6 +40,7 @@ from gaudicc.rules.bounded_order import (
     product,
     topk,
 )
+from gaudicc.rules.bounded_places import written
 from gaudicc.rules.bounded_shapes import (
     counted,
     counted_from,
@@ -196,7 +197,7 @@ FORMS: dict[Any, Form] = {
     aten.nonzero.default: nonzero,
     aten.index.Tensor: index,
     aten.masked_select.default: masked_select,
-    aten.index_put.default: index_put,
+    aten.index_put.default: written,
     aten.index_add.default: index_add,
     **{op: scattered(op) for op in _SCATTERS},
     aten.split_with_sizes.default: pieces,
@@ -212,6 +213,7 @@ FORMS: dict[Any, Form] = {
     aten.mm.default: product(aten.mm.default, last_but_one),
     aten.addmm.default: product(aten.addmm.default, lambda place, rank: rank - 1 if place == 1 else 0),
     aten.matmul.default: product(aten.matmul.default, last_but_one),
+    aten.einsum.default: einsum,
     aten.bmm.default: product(aten.bmm.default, last_but_one),
     **{
         op: reduced(op._schema.name.removeprefix("aten::"), op)

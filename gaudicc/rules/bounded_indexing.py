@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from gaudicc.nodes import val
-from gaudicc.rules import compaction
-from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, ends, filled, first, fixed, mask, same_op
+from gaudicc.rules import bounded_places, compaction
+from gaudicc.rules.bounded import Form, Inline, Number, Refused, Rows, ends, filled, first, fixed, same_op
 
 aten = torch.ops.aten
 
@@ -41,16 +41,7 @@ def index(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
                 raise Refused("the mask and what it selects from have different unknown dims")
             return Rows(*to_rows(inline(compaction.selected, x.value, filled(inline, given[0], False))))
         return Rows(*to_rows(inline(compaction.selected, x, given[0])))
-    if (
-        isinstance(x, Rows)
-        or not all(isinstance(item, Rows) for item in given)
-        or any(_is_mask(item) for item in given)
-    ):
-        raise Refused("rows of unknown length are indexed, or indices of known and unknown length are mixed")
-    safe = [filled(inline, item, 0) if item is not None else None for item in indices]
-    if dim is None:
-        raise Refused("the length of its result is not that of an index")
-    return Rows(inline(lambda t, *parts: aten.index.Tensor(t, list(parts)), x, *safe), dim, given[0].length)
+    return bounded_places.read(inline, args, dim)
 
 
 def _is_mask(item: Any) -> bool:
@@ -63,27 +54,6 @@ def masked_select(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Ro
         raise Refused("rows of unknown length are selected from")
     flat = inline(lambda x, m: tuple(aten.reshape.default(t, [-1]) for t in torch.broadcast_tensors(x, m)), *args)
     return Rows(*to_rows(inline(compaction.selected, *flat)))
-
-
-def index_put(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
-    """`x[mask] = v` and `x[indices] = v`."""
-    x, indices, new, accumulate = args[0], list(args[1]), args[2], len(args) > 3 and args[3]
-    if isinstance(x, Rows) or len(indices) != 1 or indices[0] is None:
-        raise Refused("only a write by one mask or one index over the first dim has a static form")
-    if _is_mask(indices[0]):
-        if accumulate or isinstance(indices[0], Rows):
-            raise Refused("it adds up, or its mask is of unknown length")
-        return inline(compaction.written, x, indices[0], new.value if isinstance(new, Rows) else new)
-
-    def write(t: Tensor, at: Tensor, length: Tensor, v: Tensor) -> Tensor:
-        size: Any = t.shape[0]
-        at = aten.where.self(aten.lt.Scalar(at, 0), aten.add.Tensor(at, size), at)
-        at = aten.where.self(mask(at, length, 0), at, aten.full.default([], size, dtype=at.dtype))
-        dump = aten.cat.default([t, aten.full.default([1, *t.shape[1:]], 0, dtype=t.dtype)], 0)
-        result = aten.index_put.default(dump, [at], v, accumulate)
-        return aten.slice.Tensor(result, 0, 0, size)  # type: ignore[no-any-return]
-
-    return inline(write, x, indices[0].value, indices[0].length, new.value if isinstance(new, Rows) else new)
 
 
 def index_add(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:

@@ -10,7 +10,19 @@ from torch import Tensor, fx
 
 from gaudicc.kernels import attention
 from gaudicc.nodes import val
-from gaudicc.rules.bounded import Form, Inline, Refused, Rows, filled, first, mask, same_length, same_op, several
+from gaudicc.rules.bounded import (
+    Form,
+    Inline,
+    Refused,
+    Rows,
+    filled,
+    first,
+    mask,
+    same_length,
+    same_op,
+    several,
+    values,
+)
 
 aten = torch.ops.aten
 
@@ -187,3 +199,25 @@ def _valid_keys(mask: Tensor | None, k: Tensor, length: Tensor) -> Tensor:
 
 def _value(arg: Any) -> Any:
     return arg.value if isinstance(arg, Rows) else arg
+
+
+def einsum(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
+    """`einsum`: zeros behind the valid rows of operands whose unknown dim is summed over."""
+    equation, operands = args[0].replace(" ", ""), list(args[1])
+    if "..." in equation or "->" not in equation:
+        raise Refused("its equation has an ellipsis, or does not name its result")
+    taken, given = equation.split("->")
+    terms = taken.split(",")
+    found = first(operands)
+    label = next(t[o.dim] for t, o in zip(terms, operands, strict=True) if isinstance(o, Rows))
+    for term, operand in zip(terms, operands, strict=True):
+        unknown = term[operand.dim] if isinstance(operand, Rows) else None
+        if label in term and unknown != label:
+            raise Refused("its operands have known and unknown lengths")
+        if unknown not in (None, label) or term.count(label) > 1:
+            raise Refused("one unknown length has two names in it")
+    if label in given:
+        made = inline(lambda *t: aten.einsum.default(args[0], list(t)), *values(operands))
+        return Rows(made, given.index(label), found.length)
+    zeroed = [filled(inline, o, 0) if isinstance(o, Rows) else o for o in operands]
+    return inline(lambda *t: aten.einsum.default(args[0], list(t)), *zeroed)

@@ -67,23 +67,32 @@ class Masks:
         self.program = program
         self._known: dict[fx.Node, torch.Tensor | None] = {}
 
-    def may_attend(self, node: fx.Node, module: fx.GraphModule, rows: Rows) -> torch.Tensor | None:
-        """True wherever some rows of a mask may let a key through; None if nothing is known."""
+    def may_attend(
+        self, node: fx.Node, module: fx.GraphModule, rows: Rows, floor: float = float("-inf")
+    ) -> torch.Tensor | None:
+        """True wherever some rows of a mask may let a key through; None if nothing is known.
+
+        Args:
+            node: the mask.
+            module: the graph that it is in.
+            rows: which rows.
+            floor: numbers of an added mask that are no larger hide a key.
+        """
         exact = self._rows(node, module, rows)
         if exact is not None:
-            return exact if exact.dtype == torch.bool else exact != float("-inf")
+            return exact if exact.dtype == torch.bool else ~(exact <= floor)
         if node.op == "placeholder" and module is not self.program.root:
-            return self._at_call_sites(node, module, rows)
+            return self._at_call_sites(node, module, rows, floor)
         if node.target in _ANDS and val(node).dtype == torch.bool and not node.kwargs:
-            known = [self.may_attend(arg, module, rows) for arg in node.args if isinstance(arg, fx.Node)]
+            known = [self.may_attend(arg, module, rows, floor) for arg in node.args if isinstance(arg, fx.Node)]
             return _all_of([part for part in known if part is not None])
         if node.target in _VIEWS and isinstance(node.args[0], fx.Node):
-            inner = self.may_attend(node.args[0], module, rows)
+            inner = self.may_attend(node.args[0], module, rows, floor)
             fits = inner is not None and inner.shape == val(node.args[0]).shape
             return node.target(inner, *node.args[1:]) if fits else None
         return None
 
-    def _at_call_sites(self, node: fx.Node, module: fx.GraphModule, rows: Rows) -> torch.Tensor | None:
+    def _at_call_sites(self, node: fx.Node, module: fx.GraphModule, rows: Rows, floor: float) -> torch.Tensor | None:
         """A body's operand: whatever any of its callers may let through."""
         position = [n for n in module.graph.nodes if n.op == "placeholder"].index(node)
         found: dict[fx.Node, torch.Tensor | None] = {}
@@ -92,7 +101,7 @@ class Masks:
                 if call.target is call_region and getattr(caller, str(call.args[0].target)) is module:
                     operand = call.args[1 + position]
                     if operand not in found:
-                        found[operand] = self.may_attend(operand, caller, rows)
+                        found[operand] = self.may_attend(operand, caller, rows, floor)
         parts = [part for part in found.values() if part is not None]
         if len(parts) < len(found) or len({part.shape for part in parts}) != 1:
             return None

@@ -335,6 +335,16 @@ def reduce_(x):
     return functools.reduce(lambda a, b: a if a > b else b, list(x)) + x
 
 
+@case
+def rows_with_an_inferred_size(x):
+    """Of no rows torch cannot infer -1: only the taken branch may say so."""
+    y = torch.zeros(2)
+    if x.sum() > 0:
+        picked = torch.stack([x, -x], 1)[x > 2]
+        y = y + picked.view(len(picked), -1).sum(0)
+    return y
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_equal_to_eager(name: str) -> None:
     check(Wrap(CASES[name]), VECTORS)

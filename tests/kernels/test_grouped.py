@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaudicc.kernels import grouped_linear
-from gaudicc.kernels.grouped import block_of, plain_grouped_linear
+from gaudicc.kernels import grouped, grouped_linear
+from gaudicc.kernels.grouped import (
+    OfBlocks,
+    block_counts,
+    block_of,
+    multiplied,
+    plain_experts,
+    plain_grouped_linear,
+)
 
 
 @given(data=st.data(), groups=st.integers(1, 6), width=st.integers(0, 4), out=st.integers(0, 5))
@@ -33,7 +43,35 @@ def test_an_expert_that_no_row_asks_for_is_not_read() -> None:
 
 @given(rows=st.integers(1, 10_000), groups=st.integers(1, 256))
 def test_work_and_copies_are_bounded(rows: int, groups: int) -> None:
-    block = block_of(rows, groups)
-    blocks = (rows + groups * (block - 1)) // block
-    assert blocks * block <= rows + groups * (block - 1) < 2 * max(rows, groups)
-    assert blocks <= max(rows, 3 * groups)
+    block, (own, more) = block_of(rows, groups), block_counts(rows, groups)
+    assert rows <= (own + more) * block < 3 * max(rows, groups)
+    assert more < 2 * groups or more == rows < groups
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8))
+def test_so_many_blocks_hold_every_routing(sizes: list[int]) -> None:
+    rows, groups = max(sum(sizes), 1), len(sizes)
+    block, (own, more) = block_of(rows, groups), block_counts(rows, groups)
+    beside = [max(size - (block if own else 0), 0) for size in sizes]
+    assert sum(-(-size // block) for size in beside) <= more
+
+
+@given(data=st.data(), groups=st.integers(1, 5))
+@pytest.mark.parametrize("turns", [1, 2, 4])
+def test_what_is_done_to_blocks_is_done_to_rows(turns: int, data: st.DataObject, groups: int) -> None:
+    """A table with one entry a group between two products, all blocks at once and in turns."""
+    chosen = data.draw(st.lists(st.integers(0, groups - 1), min_size=1, max_size=30))
+    group = torch.tensor(chosen, dtype=torch.int64)
+    rows, first, last, bias = (
+        torch.randint(-4, 5, size).float() for size in ((len(chosen), 3), (groups, 4, 3), (groups, 2, 4), (groups, 4))
+    )
+
+    def apply(blocks: torch.Tensor, of: OfBlocks) -> Iterator[torch.Tensor]:
+        inner = multiplied(blocks, of(first)) + of(bias).unsqueeze(1)
+        yield inner
+        yield multiplied(inner.relu(), of(last))
+
+    with patch.object(grouped, "_TURNS", ((1, turns),)):
+        result = plain_experts(rows, group, groups, apply)
+    inner = torch.stack([first[i] @ row + bias[i] for row, i in zip(rows, chosen, strict=True)]).relu()
+    assert torch.equal(result, torch.stack([last[i] @ row for row, i in zip(inner, chosen, strict=True)]))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gaudicc.errors import InputError
 from gaudicc.profile import Activity, profile_of
 from gaudicc.profile.activity import common, length, union
-from gaudicc.profile.chrome import kind_of, write_chrome
+from gaudicc.profile.chrome import MODELLED, kind_of, write_chrome
 from gaudicc.profile.files import read_trace
 from gaudicc.profile.show import as_json, table
 from gaudicc.profile.svg import write_svg
@@ -79,6 +79,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert profile_of(back, "x", modelled=True).overlap == pytest.approx(1e-6)
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     assert {e["args"]["name"] for e in events if e["ph"] == "M"} == {"one run", "[HD0] MME", "[HD0] TPC"}
+    write_chrome(tmp_path / "m.json", [("one run" + MODELLED, run)])
+    with pytest.raises(InputError, match="no device made it"):
+        read_trace(tmp_path / "m.json")
+    write_chrome(tmp_path / "m.json", [("one run" + MODELLED, run), ("one run", run)])
+    assert read_trace(tmp_path / "m.json") == back
     write_svg(tmp_path / "t.svg", [("before", run), ("after", run)])
     drawn = ElementTree.parse(tmp_path / "t.svg").getroot()
     assert len(drawn.findall("{http://www.w3.org/2000/svg}rect")) == 4

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import gaudicc
 from gaudicc.lower_branches import holds_branches
 from gaudicc.machine import Engine, load_chip
-from gaudicc.profile.modelled import ModelledRun, modelled_run
+from gaudicc.modelled import ModelledRun, modelled_run
 from gaudicc.program import Program
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from gaudicc.capture.mend.context import Context
-from gaudicc.capture.mend.internals import is_data_dependent
+from gaudicc.capture.mend.internals import is_data_dependent, symbol_name
+from gaudicc.capture.mend.operators import fail
 from gaudicc.capture.mend.size_tensors import safe_number
 from gaudicc.capture.mend.trip_index import places
+from gaudicc.capture.mend.truth import fresh_test
 from gaudicc.capture.mend.values import replace
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -51,6 +54,8 @@ def safe_arguments(
             return torch.where(pred, leaf, torch.zeros_like(leaf))
         return number(leaf)
 
+    if name in ("view", "reshape"):
+        args = _inferred(args)
     if name in ("__getitem__", "select"):
         args = (_long_enough(context, pred, args[0], _picked(name, args, kwargs)), *args[1:])
     if name in _INDEXING:
@@ -70,6 +75,22 @@ def safe_arguments(
             return (*args[:place], safe, *args[place + 1 :]), kwargs
         return args, kwargs
     return replace(args, number), replace(kwargs, number)
+
+
+def _inferred(args: Any) -> Any:
+    """`x.view(n, -1)` of `n` rows that data chose, with the -1 as a number: torch cannot infer it of no rows."""
+    sizes = tuple(args[1]) if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
+    shapes = (args[0].shape, sizes)
+    unknown = [[symbol_name(size) for size in shape if is_data_dependent(size)] for shape in shapes]
+    known, rest = (math.prod(size for size in shape if not is_data_dependent(size)) for shape in shapes)
+    if not rest or len(unknown[0]) != 1 or unknown[0] != unknown[1] or sizes.count(-1) != 1:
+        return args
+    rows = next(size for size in args[0].shape if is_data_dependent(size))
+    empty = [0 if is_data_dependent(size) else size for size in sizes]
+    why = "because the unspecified dimension size -1 can be any value and is ambiguous"
+    message = f"cannot reshape tensor of 0 elements into shape {empty} {why}"
+    fail(fresh_test(torch.scalar_tensor(rows, dtype=torch.int64).eq(0)), RuntimeError(message))
+    return (args[0], *(known // -rest if isinstance(size, int) and size == -1 else size for size in sizes))
 
 
 def _not_empty(context: Context, pred: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import sympy
 import torch
 from torch import fx
 
-from gaudicc.kernels import attention
+from gaudicc.kernels import attention, sink_attention
 from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Dim, Factor, Pads, constant, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
@@ -128,6 +128,8 @@ def _added_product(p: Padder, node: fx.Node) -> Claims:
 def _attention(p: Padder, node: fx.Node) -> Claims:
     """`gaudicc::attention`: a pad key is masked, and its key and value are finite, for a masked NaN is still NaN."""
     mask, causal = node.args[3:5]
+    if node.target is sink_attention and p.pads(operand(node, 6)).padded(0):
+        raise p.refuse("a dynamic number of heads that have sinks")
     q, k = _same_heads(p, node)[:2]
     keys: Any = k
     queries = p.pads(q)
@@ -220,7 +222,7 @@ RULES = (
     Rule((aten.linear.default,), "the contracted dim has no pads", "finite if the operand's is", _linear),
     Rule((aten.addmm.default, aten.baddbmm.default), "as matmul", "finite if all operands are", _added_product),
     Rule(
-        (attention,),
+        (attention, sink_attention),
         "pad keys masked, their keys and values finite; causal over equal lengths needs no mask",
         "garbage",
         _attention,

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from gaudicc.nodes import val
+from gaudicc.padding.extremes import fill_extreme_arg
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Kind, Pads, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand, wrap
@@ -189,14 +190,15 @@ def _search(p: Padder, node: fx.Node) -> Claims:
     """searchsorted: pads of the sorted sequence sort last."""
     rank = val(operand(node, 0)).dim()
     dtype = val(operand(node, 0)).dtype
-    p.fill_arg(
+    ordered = fill_extreme_arg(
+        p,
         0,
         [rank - 1],
         float("inf") if dtype.is_floating_point else torch.iinfo(dtype).max,
         "pads of the sorted values sort last",
     )
     sought = p.pads(operand(node, 1))
-    if rank > 1 and any(p.pads(operand(node, 0)).sizes(d) != sought.sizes(d) for d in range(rank - 1)):
+    if rank > 1 and any(ordered.sizes(d) != sought.sizes(d) for d in range(rank - 1)):
         raise p.refuse("sequences and values of different layouts")
     # Counting from the right would count pads that equal the value sought; the length bounds it.
     raw = p.raw(node.target, *node.args, **node.kwargs)

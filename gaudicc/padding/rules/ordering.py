@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from gaudicc.nodes import val
+from gaudicc.padding.extremes import fill_extreme
 from gaudicc.padding.layout import FINITE, GARBAGE, Pads, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten, highest, lowest
 from gaudicc.padding.rules.rule import Rule, operand, wrap
@@ -67,9 +68,8 @@ def sorted_last(p: Padder, x: Any, dim: int, descending: bool) -> tuple[fx.Node,
     dtype = val(x).dtype
     x = p.compact(x, dim)
     last = lowest(dtype) if descending else (float("nan") if dtype.is_floating_point else highest(dtype))
-    filled = p.fill(x, [dim], last, f"its pads hold {last}, which sorts last, stably")
+    filled, pads = fill_extreme(p, x, [dim], last, f"its pads hold {last}, which sorts last, stably")
     both = p.raw(aten.sort.stable, filled, stable=True, dim=dim, descending=descending)
-    pads = p.pads(filled)
     made = Pads(tuple(d if i == dim else mapped(d, lambda c: GARBAGE) for i, d in enumerate(pads.dims)))
     indices = Pads(tuple(mapped(d, lambda c: GARBAGE) for d in pads.dims))
     p.claims[both] = (made, indices)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from gaudicc.nodes import source_of, val
+from gaudicc.padding.extremes import fill_extreme_arg
 from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Pads, constant, mapped, normal, total
 from gaudicc.padding.padder import Claims, Padder, aten, highest, lowest
 from gaudicc.padding.rules.rule import Rule, dims_argument, operand, wrap
@@ -37,7 +38,7 @@ def _reduction(
     def claims(p: Padder, node: fx.Node) -> Claims:
         source = val(operand(node, 0))
         dims = dims_argument(node, index, "dim", source.dim())
-        pads = p.fill_arg(0, dims, fill(source.dtype), f"its pads hold {fill(source.dtype)}")
+        pads = _fill(fill)(p, 0, dims, fill(source.dtype), f"its pads hold {fill(source.dtype)}")
         keep = bool(argument(node, keep_index, "keepdim", False))
         result = val(node)
         first = result[0] if isinstance(result, tuple) else result
@@ -49,10 +50,14 @@ def _reduction(
 def _full_reduction(fill: Callable[[torch.dtype], Any]) -> Callable[[Padder, fx.Node], Claims]:
     def claims(p: Padder, node: fx.Node) -> Claims:
         source = val(operand(node, 0))
-        p.fill_arg(0, range(source.dim()), fill(source.dtype), f"its pads hold {fill(source.dtype)}")
+        _fill(fill)(p, 0, range(source.dim()), fill(source.dtype), f"its pads hold {fill(source.dtype)}")
         return Pads(())
 
     return claims
+
+
+def _fill(fill: Callable[[torch.dtype], Any]) -> Callable[..., Pads]:
+    return fill_extreme_arg if fill in (lowest, highest) else Padder.fill_arg
 
 
 def _zero(dtype: torch.dtype) -> Any:
@@ -162,7 +167,7 @@ def _extreme(fill: Callable[[torch.dtype], Any]) -> Callable[[Padder, fx.Node], 
             return (Pads(()), Pads(())) if isinstance(val(node), tuple) else Pads(())
         p.set_arg(0, p.compact(x, dim))
         value = fill(source.dtype)
-        pads = p.fill_arg(0, [dim], value, f"its pads hold {value}, and valid positions come first")
+        pads = fill_extreme_arg(p, 0, [dim], value, f"its pads hold {value}, and valid positions come first")
         kept = _kept(p, pads, [dim], keep, lambda c: c.finite, source.dtype)
         index = _kept(p, pads, [dim], keep, lambda c: False, torch.int64)
         return (kept, index) if isinstance(val(node), tuple) else index
