@@ -96,6 +96,7 @@ class Kernels:
                 kernel = getattr(self._library, name)
                 kernel.argtypes = [ctypes.c_void_p] * (tensors + 2) + [ctypes.c_double] * numbers
                 kernel.restype = None
+            self._library.use_threads(*_threads())
         return self._library
 
 
@@ -106,6 +107,14 @@ def _give_up(compiling: subprocess.Popen[bytes], made: Path) -> None:
     if compiling.stdout is not None:
         compiling.stdout.close()
     made.unlink(missing_ok=True)
+
+
+def _threads() -> list[Any]:
+    """What shares work among the threads that PyTorch computes on; nothing where it brings no OpenMP that all can see."""
+    found = ctypes.CDLL(None)
+    names = ("omp_get_max_threads", "omp_get_thread_num", "omp_get_num_threads", "GOMP_parallel")
+    known = all(hasattr(found, name) for name in names)
+    return [ctypes.cast(getattr(found, name), ctypes.c_void_p) if known else None for name in names]
 
 
 def _processor() -> str:
@@ -124,7 +133,7 @@ class NativeCall:
     Attributes:
         __name__: of the kernel.
         layout: see below.
-        scratch: how many floats it needs to work in.
+        scratch: how many floats a thread needs to work in.
 
     Args:
         kernel: of the library.
@@ -150,9 +159,10 @@ class NativeCall:
         """Takes what is known when nothing is rewritten any more: where the operands begin, their sizes and strides.
 
         Args:
-            sizes: as the kernel's comment lists them.
-            work: memory to work in, which other kernels of the recording may have used before.
+            sizes: where each operand begins, then what the kernel's comment lists.
+            work: memory to work in, a row a thread, which other kernels of the recording may have used before.
         """
+        sizes = [*work.shape, *sizes]
         self._sizes, self._work = (ctypes.c_int64 * len(sizes))(*sizes), work
         self._rest = (work.data_ptr(), ctypes.addressof(self._sizes), *self._numbers)
 

@@ -17,7 +17,6 @@ from gaudicc.runtime.cpu_native import Layout, NativeCall
 
 _aten = torch.ops.aten
 _LANES, _ROWS = 16, 8  # of a vector; of a product
-_GRAIN = 32768  # elements from which ATen shares a pointwise op among threads, which these kernels do not
 
 
 def settle_native(editor: Editor) -> None:
@@ -26,7 +25,7 @@ def settle_native(editor: Editor) -> None:
     A part of a product is read where the product lies: a slice of one takes longer than some of these kernels.
     """
     nodes = [node for node in editor.calls() if isinstance(node.target, NativeCall)]
-    work = torch.empty(max((node.target.scratch for node in nodes), default=0))  # type: ignore[union-attr]
+    work = torch.empty(torch.get_num_threads(), max((node.target.scratch for node in nodes), default=0))  # type: ignore[union-attr]
     for node in nodes:
         assert isinstance(node.target, NativeCall), "chosen so"
         operands: Any = node.args
@@ -116,13 +115,12 @@ def native_attention(
 def native_causal(editor: Editor, node: fx.Node, operands: tuple[fx.Node, ...], scale: float) -> fx.Node | None:
     """Causal attention of as many queries as keys, `[batch, heads, tokens, width]`; the width in whole vectors.
 
-    It takes 0.35 to 0.4 of the time of PyTorch's flash kernel at 64 to 512 tokens (measured on CPU), so that two threads of that
-    are no faster.
+    It takes 0.35 to 0.4 of the time of PyTorch's flash kernel at 64 to 512 tokens (measured on CPU, one thread).
     """
     batch, heads, tokens, width = operands[0].meta["val"].shape
     like = torch.empty(batch, tokens, heads, width, device="meta").transpose(1, 2)
     room = (-(-tokens // _LANES) | 1) * _LANES
-    if width % _LANES or operands[1].meta["val"].shape[2] != tokens or torch.get_num_threads() > 2:
+    if width % _LANES or operands[1].meta["val"].shape[2] != tokens:
         return None
 
     def layout(*values: torch.Tensor) -> list[int] | None:
@@ -133,7 +131,7 @@ def native_causal(editor: Editor, node: fx.Node, operands: tuple[fx.Node, ...], 
         return [batch, heads, heads // groups, tokens, width, room, *strides]
 
     scratch = (width + _ROWS) * room + 2 * _ROWS * width
-    return _emitted(editor, node, "attend_causal", layout, like, operands, scale, scratch=scratch, shared=False)
+    return _emitted(editor, node, "attend_causal", layout, like, operands, scale, scratch=scratch)
 
 
 def join_gates(editor: Editor) -> None:
@@ -162,13 +160,12 @@ def _gated(editor: Editor, node: fx.Node, gate: Any, up: Any) -> fx.Node | None:
 
 def _emitted(
     editor: Editor, node: fx.Node, kernel: str, layout: Layout, like: torch.Tensor, operands: tuple[Any, ...],
-    *numbers: float, scratch: int = 0, shared: bool = True,
+    *numbers: float, scratch: int = 0,
 ) -> fx.Node | None:  # fmt: skip
-    """The call, before `node`; None if there is no library, or other types or threads (`shared`) make ATen the better choice."""
+    """The call, before `node`; None if there is no library or it cannot read the operands."""
     values = [operand.meta["val"] for operand in operands]
-    largest = max(values[0].numel(), like.numel())
-    suits = {value.dtype for value in values} == {torch.float32} and largest and like.dim()
-    if editor.native is None or not suits or (shared and largest >= _GRAIN and torch.get_num_threads() > 1):
+    suits = {value.dtype for value in values} == {torch.float32} and min(values[0].numel(), like.numel()) and like.dim()
+    if editor.native is None or not suits:
         return None
     if len({id(operand) for operand in operands}) < len(operands) or layout(*values) is None:
         return None

@@ -180,16 +180,37 @@ def test_an_operand_that_was_moved_is_copied(device: CpuDevice) -> None:
     assert len(copies) == 1
 
 
-def test_more_threads_keep_what_they_share(device: CpuDevice) -> None:
+def test_threads_share_the_work_and_change_nothing(device: CpuDevice) -> None:
+    """Recorded for two threads and replayed with one, two and three; more work than a thread is worth."""
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        large = device.record(segment_of(Norm(512), torch.randn(1, 64, 512)))
-        small = device.record(segment_of(Norm(512), torch.randn(1, 1, 512)))
-    finally:
-        torch.set_num_threads(before)
-    assert "cpu_rms_norm" not in large.source
-    assert "cpu_rms_norm" in small.source
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 300, 3, 32), *(torch.randn(1, 1, 300, 32) for _ in range(2))
+    cases = [
+        ("rms_norm", Norm(512), (torch.randn(1, 67, 512),)),
+        ("rotate", Rotate(turned=True), (torch.randn(2, 333, 3, 32), *torch.randn(2, 1, 1, 333, 32))),
+        ("gated", Gate(128), (torch.randn(1, 333, 128),)),
+        (
+            "attend_one",
+            Attend(),
+            (torch.randn(2, 6, 1, 32), *torch.randn(2, 2, 3, 400, 32), torch.rand(2, 1, 1, 400) > 0.5),
+        ),
+        ("attend_causal", AttendBefore(0.3), (q, k, v)),
+    ]
+    for kernel, model, inputs in cases:
+        segment = segment_of(model, *inputs)
+        results = []
+        try:
+            torch.set_num_threads(2)
+            recording = device.record(segment)
+            assert f"cpu_{kernel}" in recording.source
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(recording.replay(*inputs)[0].clone())
+        finally:
+            torch.set_num_threads(before)
+        torch.testing.assert_close(results[0], CpuDevice().record(segment).replay(*inputs)[0], atol=1e-5, rtol=1e-5)
+        if kernel != "gated":  # its product is oneDNN's
+            assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
 def test_kernels_are_compiled_once_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
