@@ -209,7 +209,17 @@ def _unique(values: Tensor, sort: bool = True, return_inverse: bool = False) -> 
     return found, inverse if return_inverse else None
 
 
+def _layer_norm(
+    x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and factor are float32 whatever the input is (HabanaAI/gaudi-pytorch-bridge, `LayerNormHabanaMeta`)."""
+    scale, shift = (None if part is None else part.float() for part in (weight, bias))
+    wide, mean, factor = torch.native_layer_norm(x.float(), shape, scale, shift, eps)
+    return wide.to(x.dtype), mean, factor
+
+
 _KERNELS: dict[str, Callable[..., object]] = {
+    "aten::native_layer_norm": _layer_norm,
     "aten::convolution_overrideable": _convolution,
     "aten::convolution_backward_overrideable": _convolution_backward,
     "aten::_resize_output_": _resize_output,

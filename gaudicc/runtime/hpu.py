@@ -21,7 +21,7 @@ import torch
 from gaudicc.errors import AutocastError, InputError, ShapeError, StateError, Where
 from gaudicc.runtime.device import Device, Segment
 from gaudicc.runtime.graph_cache import ExactKey, GraphCache
-from gaudicc.runtime.hpu_memory import Residents, buffer_like, free_bytes, refuse_shared_state, refuse_wide
+from gaudicc.runtime.hpu_memory import Residents, buffer_like, first_use, free_bytes, refuse_shared_state, refuse_wide
 from gaudicc.runtime.hpu_pieces import DeviceProgram, Name, describe, split
 from gaudicc.runtime.hpu_prepare import HPU, Preparer, refuse_host_reads
 from gaudicc.runtime.hpu_software import Software, start
@@ -162,9 +162,12 @@ class HpuRecording:
             device.preparer.check(piece.graph)
         if device.residents.narrow:
             for tensor in program.constants.values():
-                refuse_wide("a constant that the model computes", tensor, "record")
+                refuse_wide("a constant that the model computes", tensor, Where(stage="record"))
         self._device, self._program, self._borrow, self._stays = device, program, borrow, segment.stays
-        self._residents = {Name(name): device.residents.place(name, bound) for name, bound in segment.bound.items()}
+        self._residents = {
+            Name(name): device.residents.place(name, bound, first_use(segment.graph, name))
+            for name, bound in segment.bound.items()
+        }
         self._state = [self._residents[Name(name)] for name in segment.state]
         self._places = {resident.host.untyped_storage().data_ptr() for resident in self._state}
         values = [segment.graph.graph.find_nodes(op="placeholder")]
@@ -240,7 +243,7 @@ class HpuRecording:
                     "an input shares memory with a state buffer", where=place, hint="pass a copy of it: input.clone()"
                 )
             if self._device.residents.narrow:
-                refuse_wide(f"input {name.text}", given, "replay")
+                refuse_wide(f"input {name.text}", given, Where(stage="replay"))
 
     def _give(self, value: Any, home: str) -> Any:
         """An output for the caller: on the host where the model has it there, unless it stays, else in memory of its own."""

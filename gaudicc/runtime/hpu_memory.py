@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from gaudicc.errors import LoweringError, StateError, Where
+from gaudicc.nodes import where
 from gaudicc.runtime.cpu_flatten import byte_extent
 from gaudicc.runtime.graph_cache import OutOfDeviceMemoryError, is_out_of_memory
 from gaudicc.runtime.hpu_pieces import DeviceProgram, Piece, describe
@@ -34,11 +35,11 @@ class Resident:
         newer: the device's values are newer than the host's.
     """
 
-    def __init__(self, name: str, host: torch.Tensor, *, narrow: bool) -> None:
+    def __init__(self, name: str, host: torch.Tensor, used: Where, *, narrow: bool) -> None:
         self.host, self.newer, self._name, self._narrow = host, False, name, narrow
         self._version = _version(host)
         if narrow:
-            refuse_wide(name, host, "record")
+            refuse_wide(name, host, used)
         self.here = host if host.device.type == "hpu" else _uploaded(name, host)
 
     def refresh(self) -> None:
@@ -57,7 +58,7 @@ class Resident:
                 hint="bring them to the host first: device.fetch(tensor)",
             )
         if self._narrow:
-            refuse_wide(self._name, self.host, "replay")
+            refuse_wide(self._name, self.host, Where(stage="replay"))
         self.here.copy_(self.host.detach())
         self._version = version
 
@@ -81,8 +82,8 @@ class Residents:
         self.narrow = narrow
         self._known: weakref.WeakValueDictionary[Hashable, Resident] = weakref.WeakValueDictionary()
 
-    def place(self, name: str, tensor: torch.Tensor) -> Resident:
-        """A tensor's resident, uploaded on first use.
+    def place(self, name: str, tensor: torch.Tensor, used: Where) -> Resident:
+        """A tensor's resident, uploaded when it is first used: errors point there.
 
         Raises:
             LoweringError: an int64 value does not fit.
@@ -91,7 +92,7 @@ class Residents:
         key = _identity(tensor)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = Resident(name, tensor, narrow=self.narrow)
+            found = self._known[key] = Resident(name, tensor, used, narrow=self.narrow)
         return found
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -133,7 +134,13 @@ def _version(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
-def refuse_wide(name: str, tensor: torch.Tensor, stage: str) -> None:
+def first_use(graph: fx.GraphModule, name: str) -> Where:
+    """Where the model first reads what a graph is given under a name."""
+    given = next(node for node in graph.graph.find_nodes(op="placeholder") if node.name == name)
+    return where(next(iter(given.users), given), "record")
+
+
+def refuse_wide(name: str, tensor: torch.Tensor, at: Where) -> None:
     """Refuses int64 values that lazy mode would wrap.
 
     Raises:
@@ -145,7 +152,7 @@ def refuse_wide(name: str, tensor: torch.Tensor, stage: str) -> None:
     if int(low) < _INT32.min or int(high) > _INT32.max:
         raise LoweringError(
             f"{name} holds {int(low) if int(low) < _INT32.min else int(high)}, which lazy mode narrows to int32",
-            where=Where(stage=stage),
+            where=at,
             hint="keep integers within 32 bits, or use eager and compile mode (PT_HPU_LAZY_MODE=0)",
         )
 

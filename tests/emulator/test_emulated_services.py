@@ -121,6 +121,14 @@ def test_autocast_lists() -> None:
         assert torch.mm(x, x).dtype is torch.float16
 
 
+def test_statistics_of_layer_norm_are_float32() -> None:
+    x = torch.randn(2, 8, dtype=torch.bfloat16)
+    results = torch.native_layer_norm(x.to("hpu"), (8,), None, None, 1e-5)
+    assert [result.dtype for result in results] == [torch.bfloat16, torch.float32, torch.float32]
+    torch.testing.assert_close(results[1].cpu(), x.float().mean(-1, keepdim=True))
+    assert torch.equal(results[0].cpu(), torch.nn.functional.layer_norm(x, (8,)))
+
+
 # rule 13
 def test_constants_are_marked_and_are_no_part_of_the_graph() -> None:
     from habana_frameworks.torch import core as htcore
