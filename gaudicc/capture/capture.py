@@ -102,6 +102,12 @@ class CapturedSide:
         """Whether these sizes are on this side."""
         return any(all(decision.holds(sizes) for decision in entry) for entry in self.when)
 
+    def serves_rest(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the sizes that are dynamic on this side are on it; the others are one number there."""
+        return self.serves(
+            {name: span(name, self.when, bounds)[0] for name, bounds in self.ranges.items()} | dict(sizes)
+        )
+
     def __str__(self) -> str:
         return " or ".join(" and ".join(decision.text for decision in entry) for entry in self.when)
 
@@ -206,7 +212,7 @@ def _capture_module(
                 replace(dim, low=spans[dim.name][0], high=spans[dim.name][1]) for dim in program.dimensions
             )
         captured.append(CapturedSide(program, tuple(side.when), ranges, tuple(raising)))
-        program.serves = captured[-1].serves
+        program.serves = captured[-1].serves_rest
     return captured
 
 

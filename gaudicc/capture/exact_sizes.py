@@ -99,19 +99,19 @@ def _no_line_of_users() -> set[str]:
     return _not_of_users() | _OWN
 
 
-def _squeezed(x: torch.Tensor, dim: Any = None) -> torch.Tensor:
+def _squeezed(input: torch.Tensor, dim: Any = None) -> torch.Tensor:
     """Decides whether a dynamic size is 1, where torch takes it for larger."""
     given = () if dim is None else (dim,)
-    asked = range(x.dim()) if dim is None else dim if isinstance(dim, (tuple, list)) else given
-    dims = sorted({place % x.dim() for place in asked if -x.dim() <= place < x.dim()}, reverse=True)
-    if not any(_is_size(x.shape[place]) for place in dims):
-        return _squeeze(x, *given)
+    asked = range(input.dim()) if dim is None else dim if isinstance(dim, (tuple, list)) else given
+    dims = sorted({place % input.dim() for place in asked if -input.dim() <= place < input.dim()}, reverse=True)
+    if not any(_is_size(input.shape[place]) for place in dims):
+        return _squeeze(input, *given)
     for place in dims:
-        if not _is_size(x.shape[place]):
-            x = _squeeze(x, place)
-        elif x.shape[place] == 1:
-            x = x.select(place, 0)
-    return x
+        if not _is_size(input.shape[place]):
+            input = _squeeze(input, place)
+        elif input.shape[place] == 1:
+            input = input.select(place, 0)
+    return input
 
 
 def _is_size(size: int | torch.SymInt) -> bool:

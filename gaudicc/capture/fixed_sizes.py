@@ -120,16 +120,16 @@ def _watching_pieces(found: Callable[[FrameType], None]) -> AbstractContextManag
     plain = Tensor.split
 
     @wraps(plain)
-    def split(self: Any, sizes: Any, dim: int = 0) -> Any:
-        if isinstance(sizes, (list, tuple)) and any(
-            isinstance(size, torch.SymInt) and not size.node.has_hint() for size in sizes
+    def split(self: Any, split_size: Any, dim: int = 0) -> Any:
+        if isinstance(split_size, (list, tuple)) and any(
+            isinstance(size, torch.SymInt) and not size.node.has_hint() for size in split_size
         ):
             frame: FrameType | None = sys._getframe(1)
             while frame is not None and "/torch/" in frame.f_code.co_filename:
                 frame = frame.f_back
             if frame is not None:
                 found(frame)
-        return plain(self, sizes, dim)
+        return plain(self, split_size, dim)
 
     return patch.object(Tensor, "split", split)
 

@@ -176,6 +176,17 @@ def test_what_mixes_rows_of_pieces_is_refused_by_line(name: str) -> None:
     assert "test_pieces.py" in str(caught.value)
 
 
+def test_sizes_may_be_named() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.split(split_size=[2, 3], dim=-1)
+            return torch.squeeze(input=first.sum(dim=1, keepdim=True), dim=1).sum() + second
+
+    x = torch.randn(4, 5)
+    model = Named().eval()
+    assert torch.equal(gaudicc.compile(model, (x,))(x), model(x))
+
+
 def test_pieces_are_joined_as_they_were_split_or_refused() -> None:
     class Stacks(nn.Module):
         def forward(self, x: Tensor, ends: Tensor) -> Tensor:

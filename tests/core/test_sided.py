@@ -42,6 +42,17 @@ def compiled(model: Callable[..., Any], low: int = 0, **options: Any) -> Any:
     return gaudicc.compile(model, (torch.randn(3, 2),), dynamic_shapes=shapes, **options)
 
 
+def test_passes_are_checked_on_a_side_where_one_of_two_sizes_is_a_number() -> None:
+    def model(x: Tensor) -> Tensor:
+        return x * 2 if x.shape[1] == 1 else x.cumsum(1)
+
+    shapes = {"x": {0: Dim("b", min=1, max=4), 1: Dim("t", min=1, max=8)}}
+    served = gaudicc.compile(model, (torch.randn(2, 5),), dynamic_shapes=shapes, verify="numerics")
+    for sizes in ((2, 5), (3, 1), (1, 8)):
+        x = torch.randn(*sizes)
+        assert torch.equal(served(x), model(x))
+
+
 @pytest.mark.parametrize("buckets", [None, [{"n": 4}, {"n": 8}]])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_size_equals_eager(model: Callable[[Tensor], Tensor], buckets: Any) -> None:
