@@ -222,7 +222,7 @@ class Analysis:
         body_node = node.args[0]
         assert isinstance(body_node, fx.Node), "a region call names its body"
         name = str(body_node.target)
-        key = (name, tuple(claims.layout if isinstance(claims, Pads) else None for claims in operands))
+        key = (name, tuple(map(_layout, operands)))
         known = self.assumed.get(key)
         joined = operands if known is None else tuple(map(_weaker, known, operands))
         if known is not None and joined != known:
@@ -257,7 +257,15 @@ class Analysis:
         return _Body(label, tuple(resources.made), results)
 
 
+def _layout(claims: Claims) -> Any:
+    if isinstance(claims, tuple):
+        return tuple(map(_layout, claims))
+    return claims.layout if isinstance(claims, Pads) else None
+
+
 def _weaker(a: Claims, b: Claims) -> Claims:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return tuple(map(_weaker, a, b))
     return weaker(a, b) if isinstance(a, Pads) and isinstance(b, Pads) else None
 
 

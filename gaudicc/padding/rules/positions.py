@@ -8,7 +8,7 @@ import sympy
 from torch import fx
 
 from gaudicc.nodes import val
-from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Pads, constant, join, mapped, normal
+from gaudicc.padding.layout import FINITE, GARBAGE, Content, Dim, Factor, Pads, constant, join, mapped, normal, total
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.padding.sizes import expression, never_below_zero
@@ -186,8 +186,10 @@ def _joined(pads: list[Pads], dim: int, result: Any) -> list[Dim]:
         if i == dim:
             made.append(first)
             continue
+        sizes = [[factor.size for factor in pad.dims[i]] for pad in real]
+        whole = any(each != sizes[0] for each in sizes)  # they are compact, so that the first factor says all
         factors = []
-        for position, factor in enumerate(first):
+        for position, factor in enumerate((Factor(total([first]), first[0].content),) if whole else first):
             content = factor.content
             for pad in pads:
                 other = pad.dims[i][position].content if pad.uniform is None else constant(pad.uniform)
