@@ -180,7 +180,8 @@ def test_sizes_may_be_named() -> None:
     class Named(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             first, second = x.split(split_size=[2, 3], dim=-1)
-            return torch.squeeze(input=first.sum(dim=1, keepdim=True), dim=1).sum() + second
+            total: Tensor = torch.squeeze(input=first.sum(dim=1, keepdim=True), dim=1).sum() + second
+            return total
 
     x = torch.randn(4, 5)
     model = Named().eval()

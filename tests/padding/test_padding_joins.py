@@ -58,7 +58,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         normed = self.norm(x)
         keys, values = self.both(torch.cat([normed, context], 1)).chunk(2, -1)
-        return torch.softmax(self.query(normed) @ keys.mT, -1) @ values + x
+        mixed: Tensor = torch.softmax(self.query(normed) @ keys.mT, -1) @ values
+        return mixed + x
 
 
 class TwoLayers(nn.Module):
