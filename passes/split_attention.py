@@ -114,9 +114,8 @@ def _shape_of(node: fx.Node, masks: Masks, module: fx.GraphModule) -> AttentionS
         return shape
     floor = float("-inf")
     if node.target is sink_attention and val(mask).dtype.is_floating_point:
-        floor = torch.finfo(
-            val(mask).dtype
-        ).min  # beside a sink as good as minus infinity; else it is a row's mean that counts
+        # Beside a sink as good as minus infinity; without one a row of it alone gives the mean of all values.
+        floor = torch.finfo(val(mask).dtype).min
     seen = ((rows, masks.may_attend(mask, module, rows, floor)) for rows in row_blocks(mask, shape.queries))
     ahead, window = band(seen, shape.keys, 0 if causal else None)
     return replace(shape, ahead=ahead, window=window)

@@ -102,12 +102,6 @@ class CapturedSide:
         """Whether these sizes are on this side."""
         return any(all(decision.holds(sizes) for decision in entry) for entry in self.when)
 
-    def serves_rest(self, sizes: Mapping[str, int]) -> bool:
-        """Whether the sizes that are dynamic on this side are on it; the others are one number there."""
-        return self.serves(
-            {name: span(name, self.when, bounds)[0] for name, bounds in self.ranges.items()} | dict(sizes)
-        )
-
     def __str__(self) -> str:
         return " or ".join(" and ".join(decision.text for decision in entry) for entry in self.when)
 
@@ -206,14 +200,20 @@ def _capture_module(
             *(f"{DECIDES}{function}" for function in side.mended.rewritten),
             *(f"computed on the host before each call: {call.function.__name__}" for call in calls),
         )
+        spans: Ranges = {}
         if len(sides) > 1 or raising:
             spans = {name: span(name, side.when, bounds) for name, bounds in ranges.items()}
             program.dimensions = tuple(
                 replace(dim, low=spans[dim.name][0], high=spans[dim.name][1]) for dim in program.dimensions
             )
         captured.append(CapturedSide(program, tuple(side.when), ranges, tuple(raising)))
-        program.serves = captured[-1].serves_rest
+        program.serves = partial(_serves, captured[-1], {name: low for name, (low, _) in spans.items()})
     return captured
+
+
+def _serves(side: CapturedSide, lowest: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+    """Whether the sizes that are dynamic on a side are on it; the others are one number there, so their lowest."""
+    return side.serves({**lowest, **sizes})
 
 
 def _every_dim(leaf: Any) -> dict[int, Any] | None:

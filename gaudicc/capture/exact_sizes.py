@@ -99,6 +99,7 @@ def _no_line_of_users() -> set[str]:
     return _not_of_users() | _OWN
 
 
+# Its arguments are named as torch names them, for whoever gives them by name.
 def _squeezed(input: torch.Tensor, dim: Any = None) -> torch.Tensor:
     """Decides whether a dynamic size is 1, where torch takes it for larger."""
     given = () if dim is None else (dim,)

@@ -16,7 +16,7 @@ from gaudicc.fake_values import fake_mode_of, propagate
 from gaudicc.nodes import CALLS, call_region, op_name, operands_of, output_of, outputs_of, val, where
 from gaudicc.padding.certificate import PadCertificate, proof_of
 from gaudicc.padding.held import claims_on_caches
-from gaudicc.padding.layout import Pads, constant, weaker
+from gaudicc.padding.layout import Pads, constant, layout_of, shared
 from gaudicc.padding.loops import give_length, handed_on, stacked, started
 from gaudicc.padding.padder import Claims, Journal, Padder
 from gaudicc.padding.resources import BodyResources, Key, Resources, RootResources
@@ -222,9 +222,9 @@ class Analysis:
         body_node = node.args[0]
         assert isinstance(body_node, fx.Node), "a region call names its body"
         name = str(body_node.target)
-        key = (name, tuple(map(_layout, operands)))
+        key = (name, tuple(map(layout_of, operands)))
         known = self.assumed.get(key)
-        joined = operands if known is None else tuple(map(_weaker, known, operands))
+        joined = operands if known is None else tuple(map(shared, known, operands))
         if known is not None and joined != known:
             self.stable = self.stable and key not in self.done
         self.assumed[key] = joined
@@ -255,18 +255,6 @@ class Analysis:
         _note_claims(padder)
         rewriter.finish()
         return _Body(label, tuple(resources.made), results)
-
-
-def _layout(claims: Claims) -> Any:
-    if isinstance(claims, tuple):
-        return tuple(map(_layout, claims))
-    return claims.layout if isinstance(claims, Pads) else None
-
-
-def _weaker(a: Claims, b: Claims) -> Claims:
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return tuple(map(_weaker, a, b))
-    return weaker(a, b) if isinstance(a, Pads) and isinstance(b, Pads) else None
 
 
 def _zero(value: Any) -> Any:

@@ -172,3 +172,17 @@ def weaker(a: Pads, b: Pads) -> Pads:
     )
     iota, zeros = (a.iota if a.iota == b.iota else None), (a.zeros if a.zeros == b.zeros else None)
     return Pads(dims, a.uniform if a.uniform == b.uniform else None, iota, zeros)
+
+
+def layout_of(claims: Any) -> Any:
+    """The layout of one claim, or of each of several; None for what has no pads."""
+    if isinstance(claims, tuple):
+        return tuple(map(layout_of, claims))
+    return claims.layout if isinstance(claims, Pads) else None
+
+
+def shared(a: Any, b: Any) -> Any:
+    """`weaker` of two claims, or of each of several; None for what has no pads."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return tuple(map(shared, a, b))
+    return weaker(a, b) if isinstance(a, Pads) and isinstance(b, Pads) else None

@@ -29,23 +29,19 @@ def index(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`x[...]` by a bool mask, or by indices of unknown length."""
     x, indices = args[0], list(args[1])
     given = [item for item in indices if item is not None]
-    if len(given) == 1 and _is_mask(given[0]) and indices[0] is None:
+    if len(given) == 1 and bounded_places.is_mask(given[0]) and indices[0] is None:
         if isinstance(x, Rows) or isinstance(given[0], Rows) or val(given[0]).dim() != 1:
             raise Refused("a mask over inner dims is no vector, or of unknown length")
         along = indices.index(given[0])
         position, length = inline(compaction.places, given[0])
         return Rows(inline(lambda t, p: aten.index_select.default(t, along, p), x, position), along, length)
-    if len(given) == 1 and _is_mask(given[0]):
+    if len(given) == 1 and bounded_places.is_mask(given[0]):
         if isinstance(x, Rows) or isinstance(given[0], Rows):
             if not (isinstance(x, Rows) and isinstance(given[0], Rows) and x.dim == given[0].dim == 0):
                 raise Refused("the mask and what it selects from have different unknown dims")
             return Rows(*to_rows(inline(compaction.selected, x.value, filled(inline, given[0], False))))
         return Rows(*to_rows(inline(compaction.selected, x, given[0])))
     return bounded_places.read(inline, args, dim)
-
-
-def _is_mask(item: Any) -> bool:
-    return val(item.value if isinstance(item, Rows) else item).dtype in (torch.bool, torch.uint8)
 
 
 def masked_select(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Rows:

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from gaudicc.nodes import val
 from gaudicc.rules import compaction
-from gaudicc.rules.bounded import Inline, Refused, Rows, filled, first, mask, same_length
+from gaudicc.rules.bounded import Inline, Refused, Rows, filled, first, mask, same_length, values
+from gaudicc.rules.indexing import MASKS
 
 aten = torch.ops.aten
 
@@ -38,9 +39,11 @@ class _Places:
 
 def read(inline: Inline, args: Any, dim: int | None) -> Any:
     """`x[i, None, j]`: pads of the indices read row 0."""
-    x = args[0]
-    places = _places(inline, x, list(args[1]))
-    table = x.value if isinstance(x, Rows) else x
+    x, indices = args[0], list(args[1])
+    if any(item is not None and is_mask(item) for item in indices):
+        raise Refused("a mask is one of several indices")
+    places = _places(inline, x, indices)
+    table = values(x)
     safe = [filled(inline, item, 0) if isinstance(item, Rows) else item for item in places.indices]
     if any(_size(table, d) == 0 for d, item in enumerate(safe) if item is not None):
         raise Refused("a dim without elements is indexed")
@@ -55,12 +58,12 @@ def read(inline: Inline, args: Any, dim: int | None) -> Any:
 def written(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`x[mask] = v` and `x[i, None, j] = v`: pads of the indices write to a row that is dropped."""
     x, indices, new, accumulate = args[0], list(args[1]), args[2], len(args) > 3 and bool(args[3])
-    if any(item is not None and _is_mask(item) for item in indices):
+    if any(item is not None and is_mask(item) for item in indices):
         if accumulate or len(indices) != 1 or isinstance(x, Rows) or isinstance(indices[0], Rows):
             raise Refused("a mask is one of several indices, adds up, or is of unknown length")
-        return inline(compaction.written, x, indices[0], new.value if isinstance(new, Rows) else new)
+        return inline(compaction.written, x, indices[0], values(new))
     places = _places(inline, x, indices)
-    table = x.value if isinstance(x, Rows) else x
+    table = values(x)
     given = [d for d, item in enumerate(places.indices) if item is not None]
     if any(_size(table, d) == 0 for d in given):
         return replace(x) if isinstance(x, Rows) else table  # eager raises at any index, and no index is valid here
@@ -72,7 +75,7 @@ def written(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
 def _put(inline: Inline, table: fx.Node, places: _Places, value: fx.Node, accumulate: bool) -> fx.Node:
     rows = places.length
     along = next((d for d, item in enumerate(places.indices) if isinstance(item, Rows)), 0)
-    parts = [item.value if isinstance(item, Rows) else item for item in places.indices]
+    parts = values(places.indices)
     others = [
         filled(inline, item, 0) if isinstance(item, Rows) and d != along else part
         for d, (item, part) in enumerate(zip(places.indices, parts, strict=True))
@@ -98,12 +101,10 @@ def _put(inline: Inline, table: fx.Node, places: _Places, value: fx.Node, accumu
 
 def _places(inline: Inline, x: Any, indices: list[Any]) -> _Places:
     """Where the dims of unknown length go, with indices of such a dim proved or demanded to be inside."""
-    if any(item is not None and _is_mask(item) for item in indices):
-        raise Refused("a mask is one of several indices")
     given = [d for d, item in enumerate(indices) if item is not None]
-    ranks = [val(_value(indices[d])).dim() for d in given]
+    ranks = [val(values(indices[d])).dim() for d in given]
     block = given[-1] - given[0] + 1 == len(given)
-    behind = val(_value(x)).dim() - len(given) - (given[0] if block else 0)
+    behind = val(values(x)).dim() - len(given) - (given[0] if block else 0)
     rows = [item for item in indices if isinstance(item, Rows)]
     at = None
     if rows:
@@ -140,15 +141,15 @@ def _inside(inline: Inline, x: Rows, index: Any) -> Any:
         return aten.clamp.default(front, 0, t.shape[x.dim] - 1)  # type: ignore[no-any-return]
 
     own = (index.length,) if isinstance(index, Rows) else ()
-    failed = inline(outside, _value(index), x.length, *own)
+    failed = inline(outside, values(index), x.length, *own)
     inline.demand(failed, IndexError(f"index is out of bounds for dimension {x.dim}"))
-    made = inline(safe, _value(index), x.length, x.value)
+    made = inline(safe, values(index), x.length, x.value)
     return replace(index, value=made) if isinstance(index, Rows) else made
 
 
 def _fitted(inline: Inline, places: _Places, x: Any, new: Any) -> tuple[_Places, fx.Node]:
     """Indices and what is written, equally long: one is cut where the other is shorter, and the host raises where they differ."""
-    value = _value(new)
+    value = values(new)
     if isinstance(new, Rows) and new.dim - val(value).dim() == places.outer:
         if not same_length(new, x):
             raise Refused("what is written has another unknown length")
@@ -182,16 +183,12 @@ def _fitted(inline: Inline, places: _Places, x: Any, new: Any) -> tuple[_Places,
     return replace(places, indices=cut), value
 
 
-def _value(item: Any) -> fx.Node:
-    node: fx.Node = item.value if isinstance(item, Rows) else item
-    return node
-
-
 def _size(item: Any, dim: int) -> Any:
     """A size of an operand; 1 where it has no such dim."""
-    shape = val(_value(item)).shape
+    shape = val(values(item)).shape
     return shape[dim] if -len(shape) <= dim < len(shape) else 1
 
 
-def _is_mask(item: Any) -> bool:
-    return val(_value(item)).dtype in (torch.bool, torch.uint8)
+def is_mask(item: Any) -> bool:
+    """Whether an index chooses by True and False, its length known or not."""
+    return val(values(item)).dtype in MASKS
