@@ -22,7 +22,7 @@ from gaudicc.runtime.cpu_fuse import fuse
 from gaudicc.runtime.cpu_linear import lower_linears
 from gaudicc.runtime.cpu_loop import Loop
 from gaudicc.runtime.cpu_native import Kernels
-from gaudicc.runtime.cpu_native_calls import join_gates, settle_native
+from gaudicc.runtime.cpu_native_calls import join_gates, join_stores, settle_native
 from gaudicc.runtime.cpu_plan import plan
 from gaudicc.runtime.cpu_semantic import lower_semantic
 from gaudicc.runtime.cpu_tidy import drop_copies, join_rotations
@@ -94,6 +94,7 @@ class CpuRecording:
             lower_linears(editor, weights)
             editor.finish()
             join_gates(editor)
+            join_stores(editor)
             drop_copies(editor)
             join_rotations(editor)
             editor.finish()

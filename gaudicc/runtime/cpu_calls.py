@@ -106,6 +106,7 @@ _CALLEES: dict[Any, Callee] = {
     _aten.cumsum.default: Callee(torch.cumsum),
     _aten.linalg_vector_norm.default: Callee(torch.linalg.vector_norm),
     _aten._softmax.default: Callee(torch._softmax, out=False),
+    _aten.reshape.default: Callee(torch.reshape, out=False),
     _aten.gather.default: Callee(torch.gather),
     _aten.index_select.default: Callee(torch.index_select),
     _aten.embedding.default: Callee(torch.embedding, out=False),
@@ -143,6 +144,11 @@ WRITERS: dict[Any, Callable[..., Any]] = {
     _aten.fill.Scalar: torch.Tensor.fill_,
 }
 """Functional op -> the same op writing its first argument in place."""
+
+
+def writer(target: Any) -> Callable[..., Any] | None:
+    """What writes the first argument of a functional op in place, a native kernel's own `write` among them."""
+    return WRITERS.get(target) or getattr(target, "write", None)
 
 
 def callee(target: Any) -> Callee:

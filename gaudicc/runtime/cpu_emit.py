@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from gaudicc.runtime.cpu_calls import WRITERS, callee, is_view
+from gaudicc.runtime.cpu_calls import callee, is_view, writer
 from gaudicc.runtime.cpu_checks import check_index, check_input, exactly
 from gaudicc.runtime.cpu_flatten import Flat, byte_extent, is_dense
 from gaudicc.runtime.cpu_fuse import rotary
+from gaudicc.runtime.cpu_native import NativeStore
 from gaudicc.runtime.cpu_plan import SLICE_WRITERS, Home, Plan
 
 _aten = torch.ops.aten
@@ -108,6 +109,10 @@ class Emitter:
         base, *rest = node.args
         if name in ("view", "transpose", "permute", "unsqueeze", "expand", "t") and not node.kwargs:
             return f"{self._value(base)}.{name}({', '.join(self._value(arg) for arg in rest)})"
+        if name == "slice" and [*map(type, rest)] == [int] * 3 and not node.kwargs:
+            dim, start, end = rest
+            if 0 <= start <= end <= base.meta["val"].shape[dim]:  # type: ignore[operator,union-attr]
+                return f"{self._value(base)}.narrow({dim}, {start}, {end - start})"  # type: ignore[operator]
         return self._invoke(node)
 
     def _rotary(self, node: fx.Node) -> None:
@@ -138,8 +143,8 @@ class Emitter:
         arguments = [self._constant(buffer, self.plan.writes[node].name)]
         arguments += [self._value(arg) for arg in node.args[1:]]
         arguments += [f"{key}={self._value(value)}" for key, value in node.kwargs.items()]
-        writer = self._constant(WRITERS[node.target], f"{_short_name(node.target)}_")
-        self._line(f"{writer}({', '.join(arguments)})")
+        write = self._constant(writer(node.target), f"{_short_name(node.target)}_")
+        self._line(f"{write}({', '.join(arguments)})")
 
     def _check_indices(self, node: fx.Node, before: int) -> None:
         for index, size, low in _indices(node):
@@ -239,6 +244,8 @@ def _short_name(target: Any) -> str:
 def _indices(node: fx.Node) -> list[tuple[fx.Node, int, int]]:
     """Index tensors of a write: the node, the size it indexes, the lowest legal index."""
     size = node.meta["val"].shape
+    if isinstance(node.target, NativeStore):
+        return [(node.args[node.target.index], size[0], 0)]  # type: ignore[list-item]
     name = node.target._schema.name.removeprefix("aten::") if node.target not in SLICE_WRITERS else ""  # type: ignore[union-attr]
     if name == "index_put":
         entries = enumerate(node.args[1])  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ _KERNELS = {
     "rms_norm": (3, 1),
     "rotate": (4, 0),
     "gated": (3, 0),
+    "store": (3, 0),
     "attend_one": (5, 1),
     "attend_causal": (4, 1),
 }  # tensors, numbers
@@ -177,3 +178,31 @@ class NativeCall:
             out = torch.empty_strided(self._like.shape, self._like.stride(), dtype=self._like.dtype)
         self._call(*[tensor.data_ptr() for tensor in tensors], out.data_ptr(), *self._rest)
         return out
+
+
+class NativeStore(NativeCall):
+    """The kernel that writes rows of one tensor into places of another.
+
+    Attributes:
+        index: which argument says the places.
+    """
+
+    takes_out = False
+    index = 1
+
+    def write(self, rows: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes in place.
+
+        Args:
+            rows: float32 `[rows, width]`, contiguous.
+            places: int64, one per row of `values`, all within `rows`.
+            values: float32, up to four dims, of the settled strides.
+        """
+        self._call(rows.data_ptr(), places.data_ptr(), values.data_ptr(), *self._rest)
+
+    def __call__(self, *tensors: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows with the values in their places, `rows` being left as it is."""
+        rows, places, values = tensors
+        copy = rows.clone()
+        self.write(copy, places, values)
+        return copy

@@ -13,7 +13,7 @@ from torch import fx
 
 from gaudicc.runtime.cpu_calls import is_view
 from gaudicc.runtime.cpu_edit import Editor, has_view, is_call
-from gaudicc.runtime.cpu_native import Layout, NativeCall
+from gaudicc.runtime.cpu_native import Layout, NativeCall, NativeStore
 
 _aten = torch.ops.aten
 _LANES, _ROWS = 16, 8  # of a vector; of a product
@@ -46,12 +46,12 @@ def _contiguous(editor: Editor, node: fx.Node) -> fx.Node:
 
 
 def _part_of(node: fx.Node) -> tuple[fx.Node, int]:
-    """The call whose result a value is a part of, and how many elements lie before the part."""
+    """The call whose result a value is a part of, and how many numbers lie before the part; kernels count in numbers."""
     views, root = [], node
     while root.op == "call_function" and is_view(root.target):
         views.append(root)
         root = root.args[0]  # type: ignore[assignment]  # the tensor that is viewed
-    if root.op != "call_function":
+    if root.op != "call_function" or root.meta["val"].dtype != torch.float32:
         return node, 0
     value = root.meta["val"]
     for view in reversed(views):
@@ -156,6 +156,29 @@ def _gated(editor: Editor, node: fx.Node, gate: Any, up: Any) -> fx.Node | None:
         return [*rows, *(value.view(rows).stride(0) for value in values)] if readable else None
 
     return _emitted(editor, node, "gated", layout, like, (gate, up))
+
+
+def join_stores(editor: Editor) -> None:
+    """`index_copy` of rows, with the copy that brings them together: a cache gets its keys and values in one call each."""
+    for node in editor.calls() if editor.native is not None else ():
+        if node.target is not _aten.index_copy.default or node.args[1] != 0 or node.kwargs:
+            continue
+        rows, _, places, source = node.args
+        values: Any = source.args[0] if is_call(source, _aten.reshape.default) else source  # type: ignore[union-attr]
+        parts = [part.meta["val"] for part in (rows, places, values)]  # type: ignore[union-attr]
+        if editor.native is not None and _store_layout(*parts) is not None:
+            call = NativeStore(editor.native.store, _store_layout, node.meta["val"])
+            editor.replace(node, editor.before(node).opaque(call, (rows, places, values), like=node.meta["val"]))
+
+
+def _store_layout(rows: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> list[int] | None:
+    width = rows.shape[-1]
+    plain = rows.dtype == values.dtype == torch.float32 and places.dtype == torch.int64 and places.is_contiguous()
+    whole = rows.dim() == 2 and rows.is_contiguous() and 2 <= values.dim() <= 4 and values.numel()
+    if not plain or not whole or values.shape[-1] != width or values.stride(-1) != 1:
+        return None
+    missing = [1] * (4 - values.dim())
+    return [*missing, *values.shape, *missing, *values.stride()[:-1], width]
 
 
 def _emitted(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gaudicc.runtime.cpu_calls import WRITERS, callee, is_maybe_view, is_view
+from gaudicc.runtime.cpu_calls import callee, is_maybe_view, is_view, writer
 from gaudicc.runtime.cpu_flatten import Flat, byte_extent, is_dense
 from gaudicc.runtime.cpu_fuse import rotary
 
@@ -104,7 +104,7 @@ def _plan_state(flat: Flat, result: Plan) -> None:
 def _write_chain(new: Any, buffer: fx.Node) -> list[fx.Node]:
     """The writes that lead from the buffer's old value to its new one, first one first; empty if others do."""
     chain: list[fx.Node] = []
-    while isinstance(new, fx.Node) and (new.target in WRITERS or new.target in SLICE_WRITERS):
+    while isinstance(new, fx.Node) and (writer(new.target) or new.target in SLICE_WRITERS):
         chain.insert(0, new)
         new = new.args[0]
         if new is buffer:

@@ -26,6 +26,7 @@ void use_threads(void *at_most, void *this, void *here, void *parallel) {
 typedef struct call {
     void (*part)(const struct call *, i64 first, i64 last, float *work); /* does some of the items */
     const float *in[4];
+    const i64 *places; /* rows of y */
     float *y, *work;
     const i64 *given, *s; /* all sizes, the kernel's own */
     double number;
@@ -81,31 +82,35 @@ static void normalise(const call *c, i64 first, i64 last, float *work) {
 
 /* y = x / sqrt(mean(x ** 2) + eps) * gain. sizes: rows, width. */
 void rms_norm(const float *x, const float *gain, float *y, float *work, const i64 *given, double eps) {
-    call c = {normalise, {x, gain}, y, work, given, given + 4, eps, 0};
+    call c = {normalise, {x, gain}, 0, y, work, given, given + 4, eps, 0};
     run(&c, c.s[0], c.s[0] * c.s[1]);
+}
+
+/* The compiler reads whole vectors only of what `restrict` says is apart: a third of the time (measured on CPU). */
+static inline void turn_row(const float *restrict from, const float *restrict cosine, const float *restrict sine,
+                            float *restrict to, i64 half) {
+    for (i64 i = 0; i < half; i++) {
+        float low = from[i], high = from[i + half];
+        to[i] = low * cosine[i] - high * sine[i];
+        to[i + half] = high * cosine[i + half] + low * sine[i + half];
+    }
 }
 
 static void turn(const call *c, i64 first, i64 last, float *work) {
     (void)work;
     const i64 *s = c->s;
-    i64 half = s[3] / 2;
     for (i64 item = first; item < last; item++) {
         i64 l = item % s[2], h = item / s[2] % s[1], b = item / s[2] / s[1];
         const float *from = c->in[0] + b * s[4] + h * s[5] + l * s[6];
         const float *cosine = c->in[1] + b * s[10] + l * s[11], *sine = c->in[2] + b * s[12] + l * s[13];
-        float *to = c->y + b * s[7] + h * s[8] + l * s[9];
-        for (i64 i = 0; i < half; i++) {
-            float low = from[i], high = from[i + half];
-            to[i] = low * cosine[i] - high * sine[i];
-            to[i + half] = high * cosine[i + half] + low * sine[i + half];
-        }
+        turn_row(from, cosine, sine, c->y + b * s[7] + h * s[8] + l * s[9], s[3] / 2);
     }
 }
 
 /* y = x * cos + cat(-x[half:], x[:half]) * sin.
    sizes: batch, heads, length, width; strides of the first three dims of x and y, of batch and length of cos and sin. */
 void rotate(const float *x, const float *cosine, const float *sine, float *y, float *work, const i64 *given) {
-    call c = {turn, {x, cosine, sine}, y, work, given, given + 5, 0, 0};
+    call c = {turn, {x, cosine, sine}, 0, y, work, given, given + 5, 0, 0};
     i64 items = c.s[0] * c.s[1] * c.s[2];
     run(&c, items, items * c.s[3]);
 }
@@ -122,8 +127,25 @@ static void gate_rows(const call *c, i64 first, i64 last, float *work) {
 
 /* y = silu(gate) * up. sizes: rows, width, row strides of gate and up. */
 void gated(const float *gate, const float *up, float *y, float *work, const i64 *given) {
-    call c = {gate_rows, {gate, up}, y, work, given, given + 4, 0, 0};
+    call c = {gate_rows, {gate, up}, 0, y, work, given, given + 4, 0, 0};
     run(&c, c.s[0], c.s[0] * c.s[1]);
+}
+
+static void place_rows(const call *c, i64 first, i64 last, float *work) {
+    (void)work;
+    const i64 *s = c->s;
+    size_t bytes = (size_t)s[3] * sizeof(float);
+    for (i64 row = first; row < last; row++) {
+        i64 k = row % s[2], j = row / s[2] % s[1], i = row / s[2] / s[1];
+        memcpy(c->y + c->places[row] * s[7], c->in[2] + i * s[4] + j * s[5] + k * s[6], bytes);
+    }
+}
+
+/* y[places[row]] = row of x, in place; the places lie in y. sizes: three dims of rows, width; strides of x, and of a row of y. */
+void store(float *y, const i64 *places, const float *x, float *work, const i64 *given) {
+    call c = {place_rows, {0, 0, x}, places, y, work, given, given + 5, 0, 0};
+    i64 rows = c.s[0] * c.s[1] * c.s[2];
+    run(&c, rows, rows * c.s[3]);
 }
 
 /* Asks for a row of memory before it is read; attention of one token is a fifth faster so, with values asked for while the
@@ -177,7 +199,7 @@ static void one_query(const call *c, i64 first, i64 last, float *scores) {
    mask (batch, head, key), y (batch, head). */
 void attend_one(const float *q, const float *k, const float *v, const float *mask, float *y, float *work, const i64 *given,
                 double scale) {
-    call c = {one_query, {q, k, v, mask}, y, work, given, given + 6, scale, 0};
+    call c = {one_query, {q, k, v, mask}, 0, y, work, given, given + 6, scale, 0};
     i64 items = c.s[0] * c.s[1];
     run(&c, items, items * c.s[3] * c.s[4]);
 }
@@ -256,7 +278,7 @@ static void causal_heads(const call *c, i64 first, i64 last, float *turned) {
    that they do not share a set of the cache.
    sizes: batch, heads, heads of a group, tokens, width (in whole vectors), room; strides of q, k, v and y (batch, head, token). */
 void attend_causal(const float *q, const float *k, const float *v, float *y, float *work, const i64 *given, double scale) {
-    call c = {causal_heads, {q, k, v}, y, work, given, given + 5, scale, 0};
+    call c = {causal_heads, {q, k, v}, 0, y, work, given, given + 5, scale, 0};
     i64 items = c.s[0] * c.s[1];
     run(&c, items, items * c.s[3] * c.s[4] * 2);
 }

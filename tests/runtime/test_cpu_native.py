@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gaudicc
-from gaudicc.errors import InputError
+from gaudicc.errors import InputError, StateError
 from gaudicc.kernels import attention, rms_norm, rotary
 from gaudicc.models import load
 from gaudicc.runtime.cpu import CpuDevice
@@ -158,6 +158,46 @@ def test_causal_attention(device: CpuDevice, groups: int, tokens: int, vectors: 
     assert last.isnan().all()
 
 
+class Cache(nn.Module):
+    """Rows of a cache, written at given places; `read` also returns what the cache would be with rows at `others`."""
+
+    rows: torch.Tensor
+
+    def __init__(self, rows: torch.Tensor, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows)
+        self.heads = heads
+
+    def forward(self, x: torch.Tensor, places: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        _, tokens, _ = x.shape
+        values = x[..., x.shape[-1] // 2 :].view(len(x), tokens, self.heads, -1)
+        self.rows.index_copy_(0, places, values.reshape(-1, values.shape[-1]))
+        return others.new_zeros(self.rows.shape, dtype=torch.float32).index_copy(0, others, self.rows[: len(others)])
+
+
+@settings(max_examples=12)
+@given(batch=SIZES, tokens=SIZES, heads=SIZES, width=st.integers(1, 40), data=st.data())
+def test_rows_are_stored(
+    device: CpuDevice, batch: int, tokens: int, heads: int, width: int, data: st.DataObject
+) -> None:
+    torch.manual_seed(0)
+    count = batch * tokens * heads
+    start = torch.randn(count + data.draw(SIZES), width)
+    x = torch.randn(batch, tokens, 2 * heads * width)
+    places, others = torch.randperm(len(start))[:count], torch.randperm(len(start))[: len(start) // 2]
+    results = []
+    for runs in (device, CpuDevice()):
+        segment = segment_of(Cache(start.clone(), heads), x, places, others)
+        recording = runs.record(segment)
+        assert ("cpu_store" in recording.source) == (runs is device)
+        read = recording.replay(x, places, others)[0]
+        with pytest.raises(StateError, match="outside a state buffer"):
+            recording.replay(x, places + 1 + count, others)
+        results.append((read, segment.bound["b_rows"]))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    assert not torch.equal(results[0][1], start)
+
+
 def test_an_operand_that_was_moved_is_copied(device: CpuDevice) -> None:
     """A norm of a part of a joined product is laid out otherwise than the norm of the product alone."""
 
@@ -195,6 +235,11 @@ def test_threads_share_the_work_and_change_nothing(device: CpuDevice) -> None:
             (torch.randn(2, 6, 1, 32), *torch.randn(2, 2, 3, 400, 32), torch.rand(2, 1, 1, 400) > 0.5),
         ),
         ("attend_causal", AttendBefore(0.3), (q, k, v)),
+        (
+            "store",
+            Cache(torch.zeros(1300, 32), 3),
+            (torch.randn(1, 400, 192), *(torch.randperm(1300)[:1200] for _ in "ab")),
+        ),
     ]
     for kernel, model, inputs in cases:
         segment = segment_of(model, *inputs)
