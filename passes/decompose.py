@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -45,8 +45,7 @@ class Decompose(GraphPass):
         _copy_where_promised(rewriter)
         for node in [n for n in rewriter.graph.nodes if is_op(n) and needs_decomposition(n, program)]:
             counts[op_name(node)] = counts.get(op_name(node), 0) + 1
-            # Whether it copies depends on sizes: a transposed tensor of one row needs no copy. A copy is right for all.
-            call = _contiguous if node.target is aten.contiguous.default else partial(_call, node.target)
+            call = _FOR_ALL_SIZES.get(node.target, partial(_call, node.target))
             with without_onednn():  # else an LSTM becomes one kernel that only the CPU has
                 result = rewriter.inline(call, node.args, node.kwargs, like=node, composites=False)
             if isinstance(result, tuple):
@@ -73,6 +72,25 @@ def _dense(x: Tensor) -> Tensor:
 def _contiguous(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     result: Tensor = aten.clone(*args, **{"memory_format": torch.contiguous_format, **kwargs})
     return result
+
+
+def _rms_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def parts(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        mean = wide.pow(2).mean([*range(-len(shape), 0)], keepdim=True)
+        result = wide * (mean + (torch.finfo(wide.dtype).eps if eps is None else eps)).rsqrt()
+        return (result if weight is None else result * weight).to(x.dtype)
+
+    return parts(*args, **kwargs)
+
+
+_FOR_ALL_SIZES: dict[Any, Callable[..., Tensor]] = {
+    # A transposed tensor of one row needs no copy. A copy is right for all.
+    aten.contiguous.default: _contiguous,
+    # PyTorch's own asks whether its input is laid out with channels last, which sizes of 1 answer otherwise.
+    aten.rms_norm.default: _rms_norm,
+}
+"""Composites whose own parts depend on sizes, by parts that are right for all."""
 
 
 def _call(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -165,3 +165,26 @@ def test_contiguous_is_a_copy_where_only_some_sizes_need_none(capture_of: Any, a
     for n in (1, 3):
         x = torch.randn(n, 5)
         assert torch.equal(after.run({"x": x})[0], x.transpose(0, 1).contiguous().sin())
+
+
+@pytest.mark.parametrize("eps", [None, 1e-5])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rms_norm_has_the_same_parts_at_all_sizes(
+    capture_of: Any, alone: Any, dtype: torch.dtype, weighted: bool, eps: float | None
+) -> None:
+    """PyTorch's own parts ask whether channels are last, which may depend on whether there is one row."""
+    batch, rows = Dim("batch", min=1, max=8), Dim("rows", min=1, max=8)
+    weight = torch.rand(6, dtype=dtype) if weighted else None
+
+    def norm(x: Tensor) -> Tensor:
+        x = x @ x.transpose(2, 3) @ x
+        left, right = torch.cat([x, x.exp()], 2).chunk(2, 2)
+        return torch.nn.functional.rms_norm(left - right, (6,), weight, eps)
+
+    x = torch.randn(3, 5, 2, 6, dtype=dtype)
+    after, _ = alone(Decompose(), capture_of(norm, x, dynamic={"x": {0: batch, 1: rows}}))
+    assert "aten.rsqrt" in after.count_ops()
+    for shape in ((1, 1), (3, 2)):
+        x = torch.randn(*shape, 2, 6, dtype=dtype)
+        assert torch.equal(after.run({"x": x})[0], norm(x))
