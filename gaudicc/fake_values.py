@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import fx
@@ -18,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaudicc.errors import InternalError, UnsupportedOpError, Where
+from gaudicc.fake_views import reshapes_for_all_sizes
 from gaudicc.nodes import call_loop, call_region, loop_operands, loop_values, output_of, writes
 
 
@@ -91,70 +88,6 @@ def trace(
             hint="make that size static, or write the line with simpler ops",
         )
     return traced
-
-
-@contextmanager
-def reshapes_for_all_sizes() -> Iterator[None]:
-    """Inside, `reshape` and `flatten` are views where they are so for all sizes, else copies, whatever the example says."""
-    with _kernel(torch.ops.aten.reshape.default, _reshaped), _kernel(torch.ops.aten.flatten.using_ints, _flattened):
-        yield
-
-
-@contextmanager
-def _kernel(op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> Iterator[None]:
-    try:
-        with patch.dict(op.py_kernels, {DispatchKey.CompositeImplicitAutograd: kernel}):
-            op._dispatch_cache.clear()
-            yield
-    finally:
-        op._dispatch_cache.clear()
-
-
-def _flattened(x: torch.Tensor, start: int = 0, end: int = -1) -> torch.Tensor:
-    rank = max(x.dim(), 1)
-    first, last = start % rank, end % rank
-    if x.dim() and first == last:
-        return x
-    return _reshaped(x, [*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]])
-
-
-def _reshaped(x: torch.Tensor, shape: Any) -> torch.Tensor:
-    reshape = partial(torch.ops.aten.reshape.default._op_dk, DispatchKey.CompositeImplicitAutograd, x, shape)
-    sizes = [size for size in (*x.shape, *x.stride(), *shape) if isinstance(size, torch.SymInt)]
-    if not sizes:
-        return reshape()  # type: ignore[no-any-return]
-    env = sizes[0].node.shape_env
-    known = len(env.guards)
-    with _undecided(env):
-        reshaped: torch.Tensor = reshape()
-        if len(env.guards) == known:
-            return reshaped
-        del env.guards[known:]
-    return x.clone(memory_format=torch.contiguous_format).view(shape)
-
-
-@contextmanager
-def _undecided(env: ShapeEnv) -> Iterator[None]:
-    """Inside, what was decided of sizes by those of the example is not taken for known; nor afterwards what is inside."""
-    before = env.axioms, env.divisible, copy(env.var_to_range)
-    data = {fact: value for fact, value in env.axioms.items() if free_unbacked_symbols(fact)}
-    try:
-        env.axioms, env.divisible = data, set()
-        _look_anew(env)
-        yield
-    finally:
-        made = {symbol: span for symbol, span in env.var_to_range.items() if symbol not in before[2]}
-        env.axioms, env.divisible, env.var_to_range = before[0], before[1], {**before[2], **made}
-        _look_anew(env)
-
-
-def _look_anew(env: ShapeEnv) -> None:
-    """Forgets conditions that were looked into: met again, one is a guard again."""
-    env._version_counter += 1  # torch itself counts no change of axioms
-    for name in ("_inner_evaluate_expr", "evaluate_expr"):  # which of them keeps answers depends on torch's version
-        clear = getattr(getattr(type(env), name, None), "cache_clear", None)
-        if clear is not None:
-            clear()
 
 
 # Where torch decides on sizes to tell the layout of one op's result, which every bucket computes anew.

@@ -16,6 +16,7 @@ from gaudicc.changes import called_otherwise, share, touched_graphs
 from gaudicc.collector import collector_paused
 from gaudicc.errors import PipelineError, PostconditionError, PreconditionError, Where
 from gaudicc.fake_values import fake_mode_of, ones_are_sizes, propagate, propagate_anew
+from gaudicc.fake_views import views_as_laid_out
 from gaudicc.invariants import FUNCTIONAL, NO_DYNAMIC_CONTROL_FLOW, TYPED, WELL_FORMED, Invariant
 from gaudicc.nodes import where
 from gaudicc.program import Program
@@ -189,6 +190,7 @@ class Pipeline:
         """What holds after the last pass."""
         return self.established[-1] if self.passes else self.initial
 
+    @views_as_laid_out()
     def run(
         self, program: Program, *, level: Level = Level.OPS, observers: Sequence[Observer] = ()
     ) -> tuple[Program, list[PassRecord]]:

@@ -20,6 +20,7 @@ from gaudicc.capture.outline_loops import outline_loops
 from gaudicc.capture.regions import split_regions
 from gaudicc.capture.shapes import bounds_of, settled
 from gaudicc.errors import CaptureError, DynamicControlFlowError, WeightChangedError
+from gaudicc.fake_views import views_as_laid_out
 from gaudicc.nodes import output_of, outputs_of, where
 from gaudicc.program import Dimension, InputKind, InputSpec, OutputKind, OutputSpec, Program
 from gaudicc.rewriter import drop_dead_nodes
@@ -32,6 +33,7 @@ _KINDS = {
 }
 
 
+@views_as_laid_out()
 def from_exported(
     exported: ExportedProgram,
     paths: tuple[str, ...],

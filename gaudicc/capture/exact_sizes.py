@@ -6,9 +6,11 @@ torch.export takes a dynamic size for at least 2, and refuses what its solver ca
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -22,7 +24,8 @@ from torch.nn import functional
 
 from gaudicc.capture.fixed_sizes import spans_of
 from gaudicc.capture.size_trials import only_value
-from gaudicc.fake_values import ones_are_sizes, reshapes_for_all_sizes
+from gaudicc.fake_values import ones_are_sizes
+from gaudicc.fake_views import reshapes_for_all_sizes, views_as_laid_out
 
 
 @contextmanager
@@ -35,13 +38,24 @@ def exact_sizes() -> Iterator[None]:
     with ExitStack() as patches:
         patches.enter_context(ones_are_sizes())
         patches.enter_context(reshapes_for_all_sizes())
+        patches.enter_context(views_as_laid_out())
         patches.enter_context(patch.object(non_strict_utils, "ShapeEnv", _ExactSizes))
         patches.enter_context(patch.object(_trace, _solve.__name__, _keep))
         patches.enter_context(patch.object(DimConstraints, _own_words.__name__, _words))
-        patches.enter_context(patch.object(functional, _attention.__name__, _settle))
+        patches.enter_context(_wherever_imported(_attention, _settle))
         patches.enter_context(patch.object(torch.Tensor, _squeeze.__name__, _squeezed))
-        patches.enter_context(patch.object(torch, _squeeze.__name__, _squeezed))
+        patches.enter_context(_wherever_imported(torch.squeeze, _squeezed))
         patches.enter_context(patch.object(symbolic_shapes, _not_of_users.__name__, _no_line_of_users))
+        yield
+
+
+@contextmanager
+def _wherever_imported(plain: Any, other: Any) -> Iterator[None]:
+    """Puts a function in place of one of torch's in all modules that have it, also by `from torch.nn.functional import ...`."""
+    with ExitStack() as patches:
+        for module in [module for module in sys.modules.values() if isinstance(module, ModuleType)]:
+            if vars(module).get(plain.__name__) is plain:
+                patches.enter_context(patch.object(module, plain.__name__, other))
         yield
 
 
