@@ -10,6 +10,7 @@ from torch import fx
 from gaudicc.nodes import val
 from gaudicc.padding.layout import GARBAGE, Number, Pads, mapped
 from gaudicc.padding.padder import Padder, aten, highest
+from gaudicc.padding.sizes import expression, never_below_zero
 
 
 def fill_extreme(p: Padder, node: fx.Node, dims: Iterable[int], value: Number, reason: str) -> tuple[fx.Node, Pads]:
@@ -35,13 +36,21 @@ def fill_extreme(p: Padder, node: fx.Node, dims: Iterable[int], value: Number, r
         filled = p.fill(node, padded, value, reason)
         return filled, p.pads(filled)
     of_all = aten.amax.default if value == highest(x.dtype) else aten.amin.default
-    own = p.raw(of_all, node, list(range(x.dim())))
+    never_empty = all(never_below_zero(expression(size) - 1, p.ranges) for size in x.shape)
+    own = p.raw(of_all, node if never_empty else _with_a_zero(p, node), list(range(x.dim() if never_empty else 1)))
     p.claims[own] = Pads(())
     made = p.raw(aten.where.self, p.mask(x.dim(), {dim: pads.sizes(dim) for dim in padded}), node, own)
     kept = [mapped(d, lambda c: c.weak) for d in pads.dims]
     lost = [mapped(d, lambda c: GARBAGE) for d in pads.dims]
     p.log("mask", reason)
     return made, Pads(tuple(lost[i] if i in padded else kept[i] for i in range(len(kept))))
+
+
+def _with_a_zero(p: Padder, node: fx.Node) -> fx.Node:
+    """The entries of a tensor and a 0, in one row: where there are no entries, something has to be the extreme."""
+    rows = p.raw(aten.view.default, p.raw(aten.clone.default, node, memory_format=torch.contiguous_format), [-1])
+    zero = p.raw(aten.full.default, [1], 0, dtype=torch.int64, **p.resources.placement)
+    return p.raw(aten.cat.default, [rows, zero])
 
 
 def fill_extreme_arg(p: Padder, index: int, dims: Iterable[int], value: Number, reason: str) -> Pads:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from gaudicc.nodes import val
 from gaudicc.rules import bounded_places, compaction
@@ -196,10 +197,14 @@ def sliced(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
         return same_op(aten.slice.Tensor)(inline, args, kwargs, dim)
     if step != 1:
         raise Refused("it takes every so many rows")
-    size = fixed(val(node).shape[along])
-    end = None if isinstance(end, int) and end >= size and not isinstance(x, Rows) else end
+    size = val(node).shape[along]
+    end = None if isinstance(end, int) and statically_known_true(end >= size) and not isinstance(x, Rows) else end
     end = None if isinstance(end, int) and end > 2**62 else end
-    total = x.length if isinstance(x, Rows) else inline(lambda: aten.full.default([], size, dtype=torch.int64))
+    total = (
+        x.length
+        if isinstance(x, Rows)
+        else inline(lambda t: aten.full.default([], t.shape[along], dtype=torch.int64), x)
+    )
 
     def place(position: Any, n: Tensor) -> Tensor:
         if not isinstance(position, Tensor):
@@ -214,13 +219,13 @@ def sliced(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     ends = [item.node if isinstance(item, Number) else item for item in (start or 0, end)]
     begin, length = inline(span, total, *ends)
     if isinstance(start or 0, int) and (start or 0) >= 0:
-        stop = min(size, int(end.high)) if isinstance(end, Number) and 0 <= end.high < size and end.low >= 0 else size
-        stop = min(size, end) if isinstance(end, int) and end >= 0 else stop
+        stop = int(end.high) if isinstance(end, Number) and end.low >= 0 and end.high < 2**31 else end
+        stop = stop if isinstance(stop, int) else None  # as many less than the largest length as less than the length
         value = inline(lambda t: aten.slice.Tensor(t, along, start or 0, stop), node)
         if dim is None and isinstance(end, int):  # so few that torch knows all of them are valid
             return value
     else:
-        value = inline(lambda t, b: aten.index_select.default(t, along, _shifted(b, size)), node, begin)
+        value = inline(lambda t, b: aten.index_select.default(t, along, _shifted(b, fixed(size))), node, begin)
     return Rows(value, along, length)
 
 

@@ -108,8 +108,10 @@ def counted_from(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any
 def reshaped(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`view` and `reshape`: what stands before the dim of unknown length is left alone, so that valid rows stay in front."""
     rows, shape = args[0], inline.shape
-    if dim is None or not isinstance(rows, Rows):
+    if not isinstance(rows, Rows):
         raise Refused("a dim of unknown length is merged or split")
+    if dim is None:
+        return _of_known_sizes(inline, rows, args[1])
     x = val(rows.value)
     if not statically_known_true(math.prod(x.shape[: rows.dim]) == math.prod(shape[:dim])):
         raise Refused("a dim of unknown length is merged with what stands before it")
@@ -122,6 +124,22 @@ def reshaped(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     whole = [*map(fixed, shape[:dim]), most // wanted, *shape[dim + 1 :]]
     value = inline(lambda t: aten.reshape.default(t, whole), rows.value)
     return Rows(value, dim, inline(lambda n: _scaled(n, inner, wanted), rows.length))
+
+
+def _of_known_sizes(inline: Inline, rows: Rows, sizes: Any) -> Any:
+    """Rows that must be as many as these sizes hold: the first so many, and the host raises where they are not."""
+    before, after = (
+        math.prod(part) for part in (val(rows.value).shape[: rows.dim], val(rows.value).shape[rows.dim + 1 :])
+    )
+    most, wanted = rows.bound * after, math.prod(inline.shape)
+    if not statically_known_true(before == 1):
+        raise Refused("a dim of unknown length is merged with what stands before it")
+    if not statically_known_true(most >= wanted):
+        raise Refused("its result may be longer than all its rows")
+    differs = inline(lambda n, *s: aten.ne.Scalar(aten.mul.Tensor(n, after), math.prod(s)), rows.length, *sizes)
+    inline.demand(differs, RuntimeError(f"shape '{list(inline.shape)}' is invalid for as many rows as data chose"))
+    flat = inline(lambda t: aten.reshape.default(t, [-1]), rows.value)
+    return inline(lambda t, *s: aten.reshape.default(aten.slice.Tensor(t, 0, 0, math.prod(s)), list(s)), flat, *sizes)
 
 
 def _scaled(length: Tensor, by: int, over: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statica
 from gaudicc.calling import Raise
 from gaudicc.nodes import output_of, source_of, val
 from gaudicc.padding.rules.pointwise import pointwise
+from gaudicc.padding.sizes import SIZE_OPS, Arithmetic, expression
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.bounded import Number, Refused, Rows, ends, first, fit_known_length, number_dtype, values
 from gaudicc.rules.bounded_forms import FORMS, NUMBERS
@@ -198,14 +200,26 @@ class BoundingWalk:
 
     def _as_long_as(self, rows: Rows, size: Any) -> fx.Node:
         """What data chooses, where the program goes on only if it is so long; the host raises where it is not."""
-        if not isinstance(size, int) or not isinstance(rows.bound, int) or size > rows.bound:
+        if unknown_dims([size]) or not statically_known_true(rows.bound >= size):
             raise Refused(f"the program only goes on if it is {size}")
-        differs = self.inline(lambda n: aten.ne.Scalar(n, size), rows.length)
+        known = self._emitted(size)
+        differs = self.inline(lambda n, s: aten.ne.Scalar(n, s), rows.length, known)
         self.inline.demand(differs, RuntimeError(f"what is selected has to be {size} long"))
         sizes = [user for user in self.node.users if user.target is aten.sym_size.int and user.args[1] == rows.dim]
-        self.numbers.update(dict.fromkeys(sizes, size))  # what torch asserts of it
-        node: fx.Node = self.inline(lambda t: aten.slice.Tensor(t, rows.dim, 0, size), rows.value)
+        self.numbers.update(dict.fromkeys(sizes, known))  # what torch asserts of it
+        node: fx.Node = self.inline(lambda t, s: aten.slice.Tensor(t, rows.dim, 0, s), rows.value, known)
         return node
+
+    def _emitted(self, size: int | torch.SymInt) -> int | fx.Node:
+        """A size that no data decides, computed here from those of the inputs."""
+        inputs = self.rewriter.graph.find_nodes(op="placeholder")
+        places = {str(side): (node, dim) for node in inputs for dim, side in enumerate(getattr(val(node), "shape", ()))}
+        emit = partial(self.rewriter.emit, like=self.node)
+        size_of = Arithmetic(
+            lambda symbol: emit(aten.sym_size.int, *places[str(symbol)]), lambda word, a, b: emit(SIZE_OPS[word], a, b)
+        )
+        made: int | fx.Node = size_of.build(expression(size))
+        return made
 
     def _pointwise(self, node: fx.Node, args: Any, kwargs: Any, dim: int | None) -> Any:
         op: Any = node.target
@@ -222,8 +236,9 @@ class BoundingWalk:
                 for arg in args
             ]
         args = fit_known_length(self.inline, args)
+        length = None if dim is None else first(args).length
         made = self.inline(lambda *a: op(*a, **kwargs), *values(args))
-        return made if dim is None else Rows(made, dim, first(args).length)
+        return made if dim is None or length is None else Rows(made, dim, length)
 
     def _operand(self, arg: Any) -> Any:
         if isinstance(arg, fx.Node):

@@ -42,3 +42,16 @@ def test_no_constant_leaves_32_bits(compiled: Any) -> None:
     held = [tensor for tensor in dict(graph.named_buffers()).values() if tensor.dtype is torch.int64]
     assert all(abs(number) < 2**31 for number in numbers)
     assert all(tensor.abs().max() < 2**31 for tensor in held if tensor.numel())
+
+
+def most_marked(x: Tensor) -> Tensor:
+    return (x > 0).sum(1).max()
+
+
+def test_a_size_that_may_be_zero_has_buckets() -> None:
+    compiled = gaudicc.compile(most_marked, (torch.randn(2, 5),), dynamic_shapes={"x": {0: Dim("n", min=0, max=8)}})
+    for size in (1, 3, 8):
+        x = torch.randn(size, 5)
+        assert torch.equal(compiled(x), most_marked(x))
+    with pytest.raises(RuntimeError, match="numel\\(\\) == 0"):
+        compiled(torch.randn(0, 5))

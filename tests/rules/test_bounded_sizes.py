@@ -130,3 +130,34 @@ def test_a_mask_that_is_larger_than_its_tensor_selects_as_often(chosen: list[boo
 @cache
 def _by_a_larger_mask(size: tuple[int, ...]) -> Any:
     return gaudicc.compile(lambda x, m: torch.masked_select(x, m) + 1, (torch.zeros(size), torch.ones(3, 2, 3).bool()))
+
+
+def patches(x: Tensor) -> Tensor:
+    """Lengths of what begins at the first two columns and wherever entries are large, as byte models cut their text."""
+    rows, length = x.shape
+    large = x > 0.5
+    places = torch.arange(length).expand(rows, -1)
+    chosen = torch.cat([places, torch.full_like(places, length)], 1)[torch.cat([large, ~large], 1)]
+    begun = chosen.reshape(rows, length)[:, : large.sum(1).max()]
+    begun = torch.cat([torch.arange(2).expand(rows, -1), begun + 2], 1)
+    ends = torch.cat([begun[:, 1:], torch.full_like(begun[:, :1], length + 2)], 1)
+    return (ends - begun).sum(1) + (ends > begun).sum(1)
+
+
+def half_of(x: Tensor) -> Tensor:
+    return torch.cat([x, x], 1)[torch.cat([x > 0, x > 1], 1)].reshape(x.shape) * 2
+
+
+@pytest.mark.parametrize("body", [patches, half_of])
+def test_selected_rows_that_fill_dynamic_sizes(body: Body) -> None:
+    sizes = {"x": {0: Dim("rows", min=1, max=4), 1: Dim("length", min=2, max=8)}}
+    buckets = [{"rows": 4, "length": 8}]
+    compiled = gaudicc.compile(body, (torch.rand(2, 3),), dynamic_shapes=sizes, buckets=buckets)
+    torch.manual_seed(0)
+    for shape in ((2, 3), (1, 2), (4, 8), (3, 5)):
+        x = torch.rand(shape)
+        x[0, -1] = 0.9  # some row begins somewhere
+        assert torch.equal(compiled(x), body(x))
+        if body is half_of:
+            with pytest.raises(RuntimeError, match=r"has to be|is invalid"):
+                compiled(x - 0.95)
