@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from gaudicc.errors import UnsupportedOpError
 from gaudicc.invariants import DECOMPOSED, FUNCTIONAL, TYPED, WELL_FORMED, Invariant, needs_decomposition
-from gaudicc.nodes import is_op, op_name, val
+from gaudicc.nodes import is_op, op_name, val, where
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.match import argument
+from gaudicc.rules.resampling import CAST_FIRST, FIXED_POINT, in_fixed_point
 from gaudicc.targets.calls import without_onednn
 
 aten = torch.ops.aten
@@ -30,7 +32,7 @@ class Decompose(GraphPass):
 
         %3 = aten.diff(%x, 1, -1, %p)      ->      %2 = aten.cat([%p, %x], -1); ...; %3 = aten.sub.Tensor(%5, %6)
 
-    Refuses nothing: a composite has parts by definition, and whether they are legal is for later passes to say.
+    Refuses to resize bytes, which eager does in fixed point; whether any other parts are legal is for later passes to say.
     """
 
     name: ClassVar[str] = "decompose"
@@ -44,6 +46,10 @@ class Decompose(GraphPass):
         counts: dict[str, int] = {}
         _copy_where_promised(rewriter)
         for node in [n for n in rewriter.graph.nodes if is_op(n) and needs_decomposition(n, program)]:
+            if in_fixed_point(node):
+                raise UnsupportedOpError(
+                    f"{op_name(node)}: {FIXED_POINT}", where=where(node, self.name), hint=CAST_FIRST
+                )
             counts[op_name(node)] = counts.get(op_name(node), 0) + 1
             call = _FOR_ALL_SIZES.get(node.target, partial(_call, node.target))
             with without_onednn():  # else an LSTM becomes one kernel that only the CPU has

@@ -33,12 +33,14 @@ from gaudicc.rules import (
     order,
     polynomials,
     pooling,
+    promotion,
     reflections,
     resampling,
     scans,
     scattering,
     segments,
     slicing,
+    small_integers,
     special,
     triangular,
     unsigned,
@@ -52,6 +54,7 @@ ALL_RULES: tuple[Rule, ...] = (
     *integers.RULES,
     *booleans.RULES,
     *unsigned.RULES,
+    *small_integers.RULES,
     *indexing.RULES,
     *scattering.RULES,
     *integer_scatter.RULES,
@@ -70,6 +73,7 @@ ALL_RULES: tuple[Rule, ...] = (
     *special.RULES,
     *gammas.RULES,
     *polynomials.RULES,
+    *promotion.RULES,
 )
 
 
@@ -152,6 +156,8 @@ class LegalizeOps(GraphPass):
             return False  # it only broadcasts or promotes what it is given
         if any(part.target._schema.is_mutable for part in parts):
             raise ValueError("it writes to its arguments")
+        if resampling.in_fixed_point(node):
+            raise ValueError(resampling.FIXED_POINT)
         if any(map(_is_wide, parts)):
             raise ValueError("it computes int64 with a number beyond 32 bits")
         if only_if_better and not all(self._can_stand(part, program) for part in parts):

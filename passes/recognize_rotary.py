@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import fx
 
@@ -14,7 +14,8 @@ from gaudicc.nodes import val
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.match import RESHAPES, argument, aten, calls, only_user
+from gaudicc.rules.match import RESHAPES, aten, calls, only_user
+from gaudicc.rules.rotations import Rotation, features, joins, rotations
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RecognizeRotary(GraphPass):
     """Recognises rotary position embedding, of halves (Llama) and of neighbours (GPT-J).
 
     Gaudi has one fused TPC kernel for it (`hpu::rotary_pos_embedding`); written out it is five kernels, each of which moves the
-    whole tensor.
+    whole tensor. The two features of a pair may be turned by themselves, `a c - b s` and `b c + a s`, as complex products are.
 
         %1 = aten.neg(aten.slice(%x, 3, 64, 128)); %2 = aten.cat([%1, aten.slice(%x, 3, 0, 64)], 3)
         %3 = aten.add(aten.mul(%x, %cos), aten.mul(%2, %sin))           ->      %3 = gaudicc.rotary(%x, %cos, %sin, False)
@@ -36,8 +37,11 @@ class RecognizeRotary(GraphPass):
     numerics: ClassVar[Numerics] = Numerics.BITWISE
 
     def rewrite(self, rewriter: Rewriter, program: Program) -> Iterator[str]:
-        """Looks at every `cat` and `stack` of a negated part and another."""
+        """Looks at every `cat` and `stack` of a negated part and another, or of a difference and a sum."""
         for joined in calls(rewriter.graph, aten.cat.default, aten.stack.default):
+            if turned := rotations(joined):
+                yield from _turn_parts(rewriter, joined, turned)
+                continue
             x = _turned(joined)
             if x is None:
                 continue
@@ -50,38 +54,46 @@ class RecognizeRotary(GraphPass):
                 rewriter.replace(end, made)
 
 
+def _turn_parts(rewriter: Rewriter, joined: fx.Node, turned: list[Rotation]) -> Iterator[str]:
+    """Emits the rotation of a tensor by half as many angles as features, each used twice."""
+    misfits = [_misfit_of_parts(each) for each in turned]
+    if None not in misfits:
+        yield f"{joined.name} is no rotary embedding: {misfits[0]}"
+        return
+    found = turned[misfits.index(None)]
+    first, neighbours = found.first, found.first.neighbours
+    x = rewriter.emit(aten.view.default, first.x, list(first.shape), like=joined) if first.paired else first.x
+    cos, sin = (_twice(rewriter, angles, neighbours, joined) for angles in (found.cos, found.sin))
+    made = rewriter.emit(rotary, x, cos, sin, neighbours, like=joined)
+    if neighbours:
+        made = rewriter.emit(aten.view.default, made, list(val(joined).shape), like=joined)
+    rewriter.replace(joined, made)
+
+
+def _twice(rewriter: Rewriter, angles: fx.Node, neighbours: bool, like: fx.Node) -> fx.Node:
+    if not neighbours:
+        return rewriter.emit(aten.cat.default, [angles, angles], -1, like=like)
+    pairs = rewriter.emit(aten.stack.default, [angles, angles], -1, like=like)
+    *sizes, half = val(angles).shape
+    return rewriter.emit(aten.view.default, pairs, [*sizes, 2 * half], like=like)
+
+
+def _misfit_of_parts(found: Rotation) -> str | None:
+    cos, sin = val(found.cos), val(found.sin)
+    if not cos.dim() or cos.shape != sin.shape or {cos.dtype, sin.dtype} != {val(found.first.x).dtype}:
+        return "input, cosine and sine differ in dtype or shape"
+    return _no_angles(found.first.shape, (*cos.shape[:-1], 2 * cos.shape[-1]))
+
+
 def _turned(joined: fx.Node) -> fx.Node | None:
     """The tensor of which a `cat` or `stack` joins the negated second features of all pairs with the first ones."""
-    parts: Any = joined.args[0]
-    last = val(joined).dim() - 1
-    if argument(joined, 1, "dim", 0) not in (-1, last) or len(parts) != 2 or parts[0].target is not aten.neg.default:
+    parts = joins(joined)
+    if parts is None or parts[0].target is not aten.neg.default:
         return None
-    second, first = parts[0].args[0], parts[1]
-    x = first.args[0] if first.target is aten.slice.Tensor else None
-    if not isinstance(x, fx.Node) or second.target is not aten.slice.Tensor or second.args[0] is not x:
+    second, first = features(parts[0].args[0]), features(parts[1])
+    if first is None or not first.fits(second) or first.neighbours != parts[2] or first.paired:
         return None
-    width = val(x).shape[-1]
-    expected = (
-        ((1, 0, 2), (0, 0, 2)) if joined.target is aten.stack.default else ((width // 2, 0, 1), (0, width // 2, 1))
-    )
-    if width % 2 or _span(second) != _spelled(expected[0], width) or _span(first) != _spelled(expected[1], width):
-        return None
-    return x
-
-
-def _spelled(span: tuple[int, int, int], width: int) -> tuple[int, int, int]:
-    start, end, step = span
-    return start, end or width, step
-
-
-def _span(part: fx.Node) -> tuple[int, int, int] | None:
-    """Start, end and step of a slice of the last dim."""
-    source: Any = part.args[0]
-    dim, start, end, step = (argument(part, i, name) for i, name in enumerate(("dim", "start", "end", "step"), 1))
-    width = val(source).shape[-1]
-    if (dim or 0) % val(source).dim() != val(source).dim() - 1:
-        return None
-    return start or 0, width if end is None else min(end, width), 1 if step is None else step
+    return first.x
 
 
 def _match(joined: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | str:
@@ -93,15 +105,20 @@ def _match(joined: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | st
         turned = flat
     by_sin = only_user(turned, aten.mul.Tensor)
     end = by_sin and only_user(by_sin, aten.add.Tensor)
-    if by_sin is None or end is None or end.kwargs or end.args[1] is not by_sin:
+    if by_sin is None or end is None or end.kwargs:
         return "it is not multiplied by a sine and added"
-    by_cos, sin = end.args[0], by_sin.args[1]
-    if not isinstance(by_cos, fx.Node) or by_cos.target is not aten.mul.Tensor or by_cos.args[0] is not x:
+    by_cos, sin = _other(end, by_sin), _other(by_sin, turned)
+    if not isinstance(by_cos, fx.Node) or by_cos.target is not aten.mul.Tensor or x not in by_cos.args:
         return "it is not added to its input times a cosine"
-    cos = by_cos.args[1]
+    cos = _other(by_cos, x)
     if not isinstance(cos, fx.Node) or not isinstance(sin, fx.Node):
         return "cosine and sine are not tensors"
     return _misfit(x, cos, sin) or (end, cos, sin)
+
+
+def _other(call: fx.Node, one: fx.Node) -> object:
+    """The other operand of a call of two."""
+    return call.args[1] if call.args[0] is one else call.args[0]
 
 
 def _misfit(x: fx.Node, cos: fx.Node, sin: fx.Node) -> str | None:
@@ -109,7 +126,11 @@ def _misfit(x: fx.Node, cos: fx.Node, sin: fx.Node) -> str | None:
     value, angles = val(x), val(cos)
     if angles.shape != val(sin).shape or {angles.dtype, val(sin).dtype} != {value.dtype}:
         return "input, cosine and sine differ in dtype or shape"
-    sizes = (1,) * (value.dim() - angles.dim()) + tuple(angles.shape)
-    if value.dim() != 4 or len(sizes) != 4 or sizes[3] != value.shape[3] or 1 not in sizes[1:3]:
-        return f"{tuple(angles.shape)} are no angles for all heads of {tuple(value.shape)}"
+    return _no_angles(tuple(value.shape), tuple(angles.shape))
+
+
+def _no_angles(shape: tuple[int, ...], angles: tuple[int, ...]) -> str | None:
+    sizes = (1,) * (len(shape) - len(angles)) + angles
+    if len(shape) != 4 or len(sizes) != 4 or sizes[3] != shape[3] or 1 not in sizes[1:3]:
+        return f"{angles} are no angles for all heads of {shape}"
     return None

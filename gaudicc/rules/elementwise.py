@@ -1,4 +1,4 @@
-"""Rules for single entries: integer `abs`, `neg`, `sign`, `gcd`, `lcm`; `angle` of reals; narrow casts; small leftovers."""
+"""Rules for single entries: integer `abs`, `neg`, `sign`, `gcd`, `lcm`, rounding; `angle` of reals; narrow casts; leftovers."""
 
 from __future__ import annotations
 
@@ -41,6 +41,22 @@ def _integers(x: Tensor, *args: Any) -> str | None:
     if x.dtype.is_floating_point or x.dtype in (torch.bool, torch.uint8):
         return "it is no signed integer"
     return None
+
+
+def whole(x: Tensor) -> Tensor:
+    """What rounding makes of an integer: itself."""
+    result: Tensor = aten.clone(x)
+    return result
+
+
+def finite(x: Tensor) -> Tensor:
+    """Every integer is finite."""
+    result: Tensor = aten.full(list(x.shape), True, dtype=torch.bool, device=x.device)
+    return result
+
+
+def _whole_numbers(x: Tensor) -> str | None:
+    return "it is no integer" if x.dtype.is_floating_point else None
 
 
 def gcd(a: Tensor, b: Tensor) -> Tensor:
@@ -114,6 +130,8 @@ def trilinear(
 def _small_product(
     a: Tensor, b: Tensor, c: Tensor, expand1: Sequence[int], expand2: Sequence[int], expand3: Sequence[int], *args: Any
 ) -> str | None:
+    if not a.dtype.is_floating_point:
+        return "sums of integers are of another dtype"
     rank = a.dim() + len(expand1)
     sizes = [1] * rank
     for tensor, missing in ((a, expand1), (b, expand2), (c, expand3)):
@@ -160,6 +178,11 @@ RULES = (
     Rule("integer-neg", (aten.neg.default,), negative, check=_integers, cost="nothing"),
     Rule("integer-abs", (aten.abs.default,), absolute, check=_integers, cost="two more elementwise ops"),
     Rule("integer-sign", (aten.sign.default,), sign, check=_integers, cost="five more elementwise ops"),
+    Rule(
+        "integer-rounding", (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default), whole,
+        check=_whole_numbers, cost="nothing",
+    ),
+    Rule("integer-isfinite", (aten.isfinite.default,), finite, check=_whole_numbers, cost="nothing"),
     Rule("gcd", (aten.gcd.default,), gcd, check=_two_integers, cost="10 (int8), 45 (int32), 91 (int64) steps of four ops"),
     Rule("lcm", (aten.lcm.default,), lcm, check=_two_integers, cost="a gcd, a division and a product"),
     Rule("angle", (aten.angle.default,), angle, check=_floats, cost="two more elementwise ops"),

@@ -9,12 +9,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from gaudicc.nodes import val
 from gaudicc.pipeline import Numerics
 from gaudicc.rules.rule import Rule
 
 aten = torch.ops.aten
+FIXED_POINT = "eager resizes bytes in fixed point, which rounds otherwise than its parts do"
+CAST_FIRST = "cast to float32 before it, and round behind it"
+_RESIZES = (
+    aten.upsample_bilinear2d.default, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.default,
+    aten.upsample_bicubic2d.vec, aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec,
+)  # fmt: skip
+
+
+def in_fixed_point(node: fx.Node) -> bool:
+    """Whether a call resizes bytes, for which eager has kernels that no parts in floats or integers agree with."""
+    return node.target in _RESIZES and val(node).dtype == torch.uint8
 
 
 def resample(

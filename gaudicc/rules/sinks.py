@@ -30,7 +30,7 @@ def without_sink(logits: fx.Node, kept: fx.Node) -> tuple[fx.Node, fx.Node] | No
     Returns:
         None if what is cut off is no column that each head has one number for.
     """
-    joined = through_casts(_unshifted(logits))
+    joined = through_casts(unshifted(logits))
     if joined.target is not aten.cat.default or argument(joined, 1, "dim", 0) not in (-1, 3):
         return None
     parts = cast(list[fx.Node], joined.args[0])
@@ -44,7 +44,7 @@ def without_sink(logits: fx.Node, kept: fx.Node) -> tuple[fx.Node, fx.Node] | No
     return None if sink is None else (scores, sink)
 
 
-def _unshifted(logits: fx.Node) -> fx.Node:
+def unshifted(logits: fx.Node) -> fx.Node:
     """Looks through the subtraction of a row's maximum, which a softmax does by itself."""
     source = through_casts(logits)
     if source.target is not aten.sub.Tensor or len(source.args) != 2 or source.kwargs:
@@ -61,7 +61,8 @@ def _unshifted(logits: fx.Node) -> fx.Node:
         return logits
     dims = argument(made, 1, "dim", ())
     along = list(dims) if isinstance(dims, (list, tuple)) else [dims]
-    return plain if along in ([-1], [3]) and argument(made, 2, "keepdim", False) else logits
+    last = val(plain).dim() - 1
+    return plain if along in ([-1], [last]) and argument(made, 2, "keepdim", False) else logits
 
 
 def _of_heads(column: fx.Node) -> fx.Node | None:
@@ -81,24 +82,31 @@ def chosen_keys(scores: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
 
     Only beside a sink is that as good as minus infinity: a row without any key would else be the mean of all values.
     """
+    filled = filled_keys(scores)
+    return filled[:3] if filled and filled[3] <= torch.finfo(val(scores).dtype).min else None
+
+
+def filled_keys(scores: fx.Node) -> tuple[fx.Node, fx.Node, bool, float] | None:
+    """(Scores, mask, whether True lets a key through, the number) of scores that a number replaces where a mask says so."""
     if scores.target is aten.where.self:
         mask, source, fill = cast(Any, scores.args)
         filled = fill.target in _FILLED and argument(
             fill, 0 if fill.target is aten.scalar_tensor.default else 1, "fill_value"
         )
-        return (source, mask, True) if _is_lowest(filled, val(scores)) and _spans(source, scores) else None
+        return (source, mask, True, filled) if _is_number(filled) and _spans(source, scores) else None
     if scores.target is aten.masked_fill.Scalar:
         source, mask, number = cast(Any, scores.args)
         hides = mask.target not in _NOT
         mask = mask if hides else mask.args[0]
-        fits = _is_lowest(number, val(scores)) and _spans(source, scores) and val(mask).dtype == torch.bool
-        return (source, mask, not hides) if fits else None
+        fits = _is_number(number) and _spans(source, scores) and val(mask).dtype == torch.bool
+        return (source, mask, not hides, float(number)) if fits else None
     return None
 
 
-def _is_lowest(number: object, like: torch.Tensor) -> bool:
-    return isinstance(number, float) and like.dtype.is_floating_point and number <= torch.finfo(like.dtype).min
+def _is_number(number: object) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool)
 
 
 def _spans(source: fx.Node, scores: fx.Node) -> bool:
-    return same_sizes(val(source).shape, val(scores).shape) and val(source).dtype == val(scores).dtype
+    same = same_sizes(val(source).shape, val(scores).shape) and val(source).dtype == val(scores).dtype
+    return same and val(scores).dtype.is_floating_point

@@ -18,6 +18,7 @@ from gaudicc.kernels import sink_attention, softmax_tile
 from gaudicc.kernels.attention import plain_sink_attention
 from gaudicc.machine.attention import Split
 from gaudicc.models import transformers_models
+from gaudicc.nodes import val
 from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.lower_semantic_ops import LowerSemanticOps
 from gaudicc.passes.recognize_attention import RecognizeAttention
@@ -146,13 +147,18 @@ def test_near_misses_stay_and_are_noted(model: Attention, reason: str) -> None:
     assert re.search(reason, note), note
 
 
-def test_without_a_sink_the_lowest_number_is_no_mask() -> None:
-    """A row without any key would be the mean of all values then."""
+def test_without_a_sink_the_lowest_number_is_added() -> None:
+    """A row without any key is the mean of all values then, which a mask of bools would make zero."""
 
     def model(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor) -> Tensor:
         return torch.softmax((q @ k.mT).masked_fill(~seen, torch.finfo(q.dtype).min), -1) @ v
 
-    assert not RecognizeAttention().run(program_of(model, *operands())).modified
+    (mask,) = [
+        node.args[3]
+        for node in RecognizeAttention().run(program_of(model, *operands())).program.root.graph.nodes
+        if "attention" in str(node.target)
+    ]
+    assert val(mask).dtype == torch.float32
 
 
 @given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))

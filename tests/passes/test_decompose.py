@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from gaudicc.capture import capture
+from gaudicc.errors import UnsupportedOpError
 from gaudicc.invariants import needs_decomposition
 from gaudicc.nodes import is_op, module_of, op_name, source_of
 from gaudicc.passes.decompose import Decompose
@@ -188,3 +189,14 @@ def test_rms_norm_has_the_same_parts_at_all_sizes(
     for shape in ((1, 1), (3, 2)):
         x = torch.randn(*shape, 2, 6, dtype=dtype)
         assert torch.equal(after.run({"x": x})[0], norm(x))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_bytes_are_not_resized_in_floats(mode: str, antialias: bool, capture_of: Any) -> None:
+    program = capture_of(
+        lambda x: torch.nn.functional.interpolate(x, (7, 9), mode=mode, antialias=antialias),
+        torch.arange(35, dtype=torch.uint8).view(1, 1, 5, 7),
+    )
+    with pytest.raises(UnsupportedOpError, match=r"eager resizes bytes in fixed point(.|\n)*cast to float32 before it"):
+        Decompose().run(program)

@@ -107,6 +107,64 @@ def test_ways_to_write_it(function: Attention, expected: tuple[Any, ...], captur
     assert not record.notes
 
 
+LOWEST = torch.finfo(torch.float32).min
+SEEN = torch.ones(3, 5).tril(1) > 0
+NONE_SEEN = SEEN & (torch.arange(3)[:, None] != 1)
+
+
+def hidden(scores: Tensor, fill: float, seen: Tensor = SEEN) -> Tensor:
+    return scores.masked_fill(~seen, fill)
+
+
+def by_hand(scores: Tensor) -> Tensor:
+    power = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return power / power.sum(-1, keepdim=True)
+
+
+def by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("bqhd,bhkd->bhqk", q.transpose(1, 2), k) * 0.5
+    return torch.einsum("bhqk, bkhd -> bqhd", scores.softmax(-1), v.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda q, k, v: torch.softmax(q @ (k.transpose(2, 3) * 0.5), -1) @ v, (False, False, 0.5)),
+        (lambda q, k, v: torch.softmax(q @ k.transpose(2, 3) / torch.full([], 2.0), -1) @ v, (False, False, 0.5)),
+        (lambda q, k, v: torch.softmax(q @ k.swapaxes(-1, -2), -1) @ v, (False, False, 1.0)),
+        (lambda q, k, v: torch.softmax(hidden(q @ k.mT, -torch.inf), -1) @ v, (True, False, 1.0)),
+        (lambda q, k, v: torch.softmax((q @ k.mT).masked_fill(SEEN == 0, LOWEST), -1) @ v, (True, False, 1.0)),
+        (lambda q, k, v: torch.softmax(hidden(q @ k.mT + v.sum(-1)[:, :, None], LOWEST, NONE_SEEN), -1) @ v, (True, False, 1.0)),
+        (lambda q, k, v: torch.softmax(hidden(q @ k.mT, LOWEST) + v.sum(-1)[:, :, None], -1) @ v, (True, False, 1.0)),
+        (lambda q, k, v: torch.softmax(torch.where(SEEN, q @ k.mT, torch.full([], LOWEST)), -1) @ v, (True, False, 1.0)),
+        (lambda q, k, v: torch.softmax(q @ k.mT + torch.arange(5.0) + v.sum(-1)[:, :, None], -1) @ v, (True, False, 1.0)),
+        (lambda q, k, v: by_hand(q @ k.mT * 0.5 + v.sum(-1)[:, :, None]) @ v, (True, False, 0.5)),
+        (lambda q, k, v: softmax((s := q @ k.mT) - s.max(-1, keepdim=True).values, -1) @ v, (False, False, 1.0)),
+        (by_einsum, (False, False, 0.5)),
+        (lambda q, k, v: torch.softmax(q[0] @ k[0].mT + v[0].sum(-1)[:, None], -1) @ v[0], (True, False, 1.0)),
+        (lambda q, k, v: scaled_dot_product_attention(q[0], k[0], v[0], SEEN[None]), (True, False, 8**-0.5)),
+    ],
+)  # fmt: skip
+def test_more_ways_to_write_it(function: Attention, expected: tuple[Any, ...], capture_of: Any, alone: Any) -> None:
+    after, record = alone(RecognizeAttention(), capture_of(lambda q, k, v: function(q, k, v), *qkv()))
+    assert attentions(after) == [pytest.approx(expected)]
+    assert not record.notes
+
+
+def test_the_lowest_float32_hides_rounded_scores_too(capture_of: Any, alone: Any) -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return softmax(hidden((q @ k.mT).float(), LOWEST, NONE_SEEN), -1).to(q.dtype) @ v
+
+    after, _ = alone(RecognizeAttention(), capture_of(model, *(x.to(torch.bfloat16) for x in qkv())))
+    assert attentions(after) == [(True, False, 1.0)]
+
+
+@pytest.mark.parametrize("equation", ["bhid,bhjd->bhji", "bhid,bhjd->ijbh", "bhid,bhje->bhij"])
+def test_other_einsums_stay(equation: str, capture_of: Any) -> None:
+    program = capture_of(lambda q, k: torch.einsum(equation, q, k), *qkv()[:2])
+    assert "aten.einsum" in RecognizeAttention().run(program).program.count_ops()
+
+
 def test_statistics_in_float32_around_bfloat16_scores(capture_of: Any, alone: Any) -> None:
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return softmax(q @ k.transpose(2, 3) * 0.5, dim=-1, dtype=torch.float32).to(q.dtype) @ v
@@ -139,9 +197,10 @@ def test_heads_repeated_unequally_are_left_repeated(capture_of: Any, alone: Any)
     ("function", "reason"),
     [
         (lambda q, k, v: scaled_dot_product_attention(q, k, v, dropout_p=0.1), "drops out"),
-        (lambda q, k, v: scaled_dot_product_attention(q[0], k[0], v[0]), "ranks 3, 3 and 3"),
+        (lambda q, k, v: scaled_dot_product_attention(q[0, 0], k[0, 0], v[0, 0]), "ranks 2, 2 and 2"),
         (lambda q, k, v: torch.softmax(q @ k.transpose(2, 3), 2) @ v, "softmax is over dim 2"),
-        (lambda q, k, v: torch.softmax(q[0] @ k[0].mT, -1) @ v[0], "of rank 3"),
+        (lambda q, k, v: torch.softmax(q[None] @ k[None].mT, -1) @ v[None], "of rank 5"),
+        (lambda q, k, v: torch.softmax(hidden(q @ k.mT, -1e4), -1) @ v, "become -10000: a row that sees no key"),
         (lambda q, k, v: torch.softmax(q @ k[0, 0].mT, -1) @ v, "ranks 4, 2 and 4"),
         (lambda q, k, v: torch.softmax(q @ k.transpose(2, 3), -1) @ v[0], "ranks 4, 4 and 3"),
         (lambda q, k, v: torch.softmax(torch.tanh(q @ k.transpose(2, 3)), -1) @ v, "come from aten.tanh"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from expecttest import assert_expected_inline
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
@@ -62,7 +62,7 @@ graph root:
 
 @given(data=st.data())
 @pytest.mark.parametrize("form", [llama, gemma, t5])
-def test_values_are_bitwise_kept(
+def test_values_are_kept(
     form: Callable[[Tensor, Tensor], Tensor], data: st.DataObject, capture_of: Any, alone: Any
 ) -> None:
     shape = data.draw(st.lists(st.integers(0, 3), max_size=2).map(lambda sizes: [*sizes, 5]))
@@ -79,6 +79,74 @@ def test_values_are_bitwise_kept(
     assert not record.modified
 
 
+def mean_square(x: Tensor) -> Tensor:
+    return x.pow(2).mean(-1, keepdim=True)
+
+
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "product": lambda x: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6),
+    "square": lambda x: x * torch.rsqrt(torch.square(x).mean(-1, keepdim=True) + 1e-6),
+    "sum": lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) / x.shape[-1] + 1e-6),
+    "quotient": lambda x: x / torch.sqrt(mean_square(x) + 1e-6),
+    "reciprocal": lambda x: x * torch.sqrt(mean_square(x) + 1e-6).reciprocal(),
+    "one over": lambda x: x * (1.0 / torch.sqrt(mean_square(x) + 1e-6)),
+    "power": lambda x: x * (mean_square(x) + 1e-6) ** -0.5,
+    "epsilon first": lambda x: torch.rsqrt(1e-6 + mean_square(x)) * x,
+}
+
+
+@settings(max_examples=6)
+@given(data=st.data())
+@pytest.mark.parametrize("form", NORMS)
+def test_ways_to_write_it(form: str, data: st.DataObject, capture_of: Any, alone: Any) -> None:
+    def model(x: Tensor, weight: Tensor) -> Tensor:
+        return weight * NORMS[form](x.to(F32)).to(x.dtype)
+
+    shape = data.draw(st.lists(st.integers(0, 3), max_size=2).map(lambda sizes: [*sizes, 5]))
+    x = torch.randn(shape).to(data.draw(st.sampled_from([F32, BF16, F16])))
+    if x.numel():
+        x.view(-1)[0] = data.draw(st.sampled_from([0.0, 100.0, float("inf"), float("nan")]))
+    after, record = alone(RecognizeNorm(), capture_of(model, x, weight=torch.randn(5).to(x.dtype)))
+    assert norms(after) == [(1e-6, False)]
+    assert not record.notes
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("eps", [1e-5, None])
+def test_the_op_of_pytorch(dtype: torch.dtype, eps: float | None, capture_of: Any, alone: Any) -> None:
+    program = capture_of(
+        lambda x, weight: torch.nn.functional.rms_norm(x, (5,), weight, eps),
+        (torch.randn(2, 3, 5) * 1e-3).to(dtype), weight=torch.rand(5).to(dtype),
+    )  # fmt: skip
+    after, _ = alone(RecognizeNorm(), program)
+    assert norms(after) == [(eps or torch.finfo(F32).eps, True)]
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+LAYER_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "square of the difference": lambda x: centred(x) / torch.sqrt(centred(x).pow(2).mean(-1, keepdim=True) + 1e-5),
+    "one difference": lambda x: NORMS["product"](centred(x)),
+    "variance": lambda x: centred(x) * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5),
+    "correction": lambda x: centred(x) / torch.sqrt(torch.var(x, -1, correction=0, keepdim=True) + 1e-5),
+}
+
+
+@pytest.mark.parametrize("form", LAYER_NORMS)
+@pytest.mark.parametrize("special", [0.0, 1e3, float("inf"), float("nan")])
+def test_layer_norms(form: str, special: float, capture_of: Any, alone: Any) -> None:
+    def model(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return weight * LAYER_NORMS[form](x) + bias
+
+    x = torch.randn(2, 3, 5)
+    x[0, 0, 0] = special
+    after, record = alone(RecognizeNorm(), capture_of(model, x, weight=torch.randn(5), bias=torch.randn(5)))
+    assert after.count_ops() == {"aten.layer_norm": 1}
+    assert not record.notes
+
+
 def wide_norm(x: Tensor, dims: Any = -1, eps: float = 1e-6, power: int = 2) -> Tensor:
     return x * torch.rsqrt(x.pow(power).mean(dims, keepdim=True) + eps)
 
@@ -93,6 +161,15 @@ def wide_norm(x: Tensor, dims: Any = -1, eps: float = 1e-6, power: int = 2) -> T
         (lambda x, weight: x * torch.rsqrt(x.pow(2).mean(-1, True, dtype=torch.float64) + 1e-6) * weight, "float64"),
         (lambda x, weight: weight * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6), "not multiplied with the input"),
         (lambda x, weight: (x + 1) * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6) * weight, "not multiplied"),
+        (lambda x, weight: x * torch.rsqrt(mean_square(x)) * weight, "no epsilon"),
+        (lambda x, weight: x / (torch.sqrt(mean_square(x)) + 1e-6) * weight, "no epsilon"),
+        (lambda x, weight: centred(x) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6) * weight, "one less than the size"),
+        (lambda x, weight: x / torch.sqrt(x.var(-1, False, keepdim=True) + 1e-6) * weight, "input without the mean"),
+        (lambda x, weight: centred(x) / torch.sqrt(x.var(0, False, keepdim=True) + 1e-6) * weight, "variance is over"),
+        (lambda x, weight: LAYER_NORMS["variance"](x) * weight, "without weight and bias"),
+        (lambda x, weight: torch.nn.functional.rms_norm(x, (4,)) * weight, "no weight"),
+        (lambda x, weight: torch.nn.functional.rms_norm(x, (3, 4), x), "over 2 dims"),
+        (lambda x, weight: torch.nn.functional.rms_norm(x.double(), (4,), weight.double()), "input is torch.float64"),
         (lambda x, weight: wide_norm(x), "no weight"),
         (lambda x, weight: wide_norm(x) * 2.0, "one number per entry"),
         (lambda x, weight: wide_norm(x) * weight[:1], "one number per entry"),
@@ -118,13 +195,12 @@ def test_near_misses_stay_and_are_noted(
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x, weight: x * torch.rsqrt(x.pow(2).mean(-1, True)) * weight,
         lambda x, weight: wide_norm(x, power=3) * weight,
         lambda x, weight: x * torch.rsqrt(torch.add(x.pow(2).mean(-1, True), 1e-6, alpha=2)) * weight,
         lambda x, weight: x * torch.rsqrt(x.pow(2).sum(-1, True) + 1e-6) * weight,
         lambda x, weight: torch.rsqrt(x.exp()) * weight,
     ],
-    ids=["no epsilon", "cubes", "epsilon twice", "sum", "rsqrt alone"],
+    ids=["cubes", "epsilon twice", "sum", "rsqrt alone"],
 )
 def test_what_is_no_norm_at_all_stays(function: Callable[..., Tensor], capture_of: Any) -> None:
     result = RecognizeNorm().run(capture_of(function, torch.rand(3, 4), weight=torch.randn(4)))

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 from expecttest import assert_expected_inline
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gaudicc.invariants import DECOMPOSED, SHAPES_GUARDED
 from gaudicc.nodes import op_name
 from gaudicc.passes.decompose import Decompose
+from gaudicc.passes.legalize_dtypes import LegalizeDtypes
 from gaudicc.passes.recognize_rotary import RecognizeRotary
+from gaudicc.passes.specialize import Specialize
+from gaudicc.pipeline import CAPTURED, Pipeline
 from gaudicc.program import Program
 
 X, ANGLES = torch.randn(2, 4, 3, 8), torch.randn(2, 1, 3, 8)
@@ -80,6 +84,109 @@ def test_values_are_bitwise_kept(
     assert not alone(RecognizeRotary(), after)[1].modified
 
 
+Parts = tuple[Tensor, ...]
+
+
+def turned_parts(parts: Parts, cos: Tensor, sin: Tensor) -> Parts:
+    a, b = parts
+    return a * cos - b * sin, b * cos + a * sin
+
+
+def commuted_parts(parts: Parts, cos: Tensor, sin: Tensor) -> Parts:
+    a, b = parts
+    return cos * a - sin * b, a * sin + cos * b
+
+
+def pairs(x: Tensor) -> Tensor:
+    return x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+
+
+def halves_of(x: Tensor, axis: int = -1) -> Parts:
+    a, b = x.chunk(2, axis)
+    return a, b
+
+
+# How features are taken apart, how they are joined again, and whether neighbours are pairs.
+APART: dict[str, tuple[Callable[[Tensor], Parts], Callable[[Parts], Tensor], bool]] = {
+    "chunk": (halves_of, lambda p: torch.cat(p, -1), False),
+    "split": (lambda x: x.split([3, 3], -1), lambda p: torch.cat(p, -1), False),
+    "slices": (lambda x: (x[..., :3], x[..., 3:]), lambda p: torch.cat(p, -1), False),
+    "strides": (lambda x: (x[..., ::2], x[..., 1::2]), lambda p: torch.stack(p, -1).flatten(-2), True),
+    "unbind": (lambda x: pairs(x).unbind(-1), lambda p: torch.stack(p, -1).flatten(-2), True),
+    "select": (lambda x: (pairs(x)[..., 0], pairs(x)[..., 1]), lambda p: torch.stack(p, -1).flatten(-2), True),
+}
+
+
+@settings(max_examples=8)
+@given(data=st.data())
+@pytest.mark.parametrize("form", APART)
+def test_features_turned_by_themselves_are_bitwise_kept(
+    form: str, data: st.DataObject, capture_of: Any, alone: Any
+) -> None:
+    apart, join, by_neighbours = APART[form]
+    turn = data.draw(st.sampled_from([turned_parts, commuted_parts]))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    x = torch.randn(*(data.draw(st.integers(0, 3)) for _ in range(3)), 6).to(dtype)
+    if x.numel():
+        x.view(-1)[0] = data.draw(st.sampled_from([-0.0, float("inf"), float("nan")]))
+    angles = torch.randn(x.shape[2], 3).to(dtype)
+    program = decomposed(capture_of(lambda x, cos, sin: join(turn(apart(x), cos, sin)), x, angles.cos(), angles.sin()))
+    after, record = alone(RecognizeRotary(), program)
+    assert turned_forms(after) == [by_neighbours]
+    assert not record.notes
+
+
+def test_the_product_of_complex_numbers(capture_of: Any, alone: Any) -> None:
+    def model(x: Tensor, angles: Tensor) -> Tensor:
+        turn = torch.polar(torch.ones_like(angles), angles)
+        return torch.view_as_real(torch.view_as_complex(pairs(x)) * turn).flatten(3)
+
+    program = decomposed(capture_of(model, X, torch.randn(3, 4)))
+    program, _ = Pipeline((Specialize(), LegalizeDtypes()), initial=CAPTURED | {SHAPES_GUARDED, DECOMPOSED}).run(
+        program
+    )
+    after, record = alone(RecognizeRotary(), program)
+    assert turned_forms(after) == [True]
+    assert not record.notes
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, c, s: s * halves(x) + c * x,
+        lambda x, c, s: halves(x) * s + x * c,
+        lambda x, c, s: c * x + torch.cat((-halves_of(x)[1], halves_of(x)[0]), -1) * s,
+    ],
+)
+def test_the_order_of_operands_is_free(function: Callable[..., Tensor], capture_of: Any, alone: Any) -> None:
+    after, record = alone(RecognizeRotary(), decomposed(capture_of(function, X, ANGLES, ANGLES + 1)))
+    assert turned_forms(after) == [False]
+    assert not record.notes
+
+
+HALF = ANGLES[..., :4]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, c, s: torch.cat((x[..., :4] * c - x[..., 4:] * s, x[..., 4:] * c + x[..., :4] * c), -1),
+        lambda x, c, s: torch.cat((x[..., 4:] * c - x[..., :4] * s, x[..., 4:] * c + x[..., :4] * s), -1),
+        lambda x, c, s: torch.cat((x[..., :4] * c - x[..., 4:] * s, (x + 1)[..., 4:] * c + x[..., :4] * s), -1),
+        lambda x, c, s: torch.stack((x[..., :4] * c - x[..., 4:] * s, x[..., 4:] * c + x[..., :4] * s), -1).flatten(-2),
+        lambda x, c, s: torch.cat((x[..., ::2] * c - x[..., 1::2] * s, x[..., 1::2] * c + x[..., ::2] * s), -1),
+        lambda x, c, s: torch.cat(
+            (torch.sub(x[..., :4] * c, x[..., 4:] * s, alpha=2), x[..., 4:] * c + x[..., :4] * s), -1
+        ),
+        lambda x, c, s: torch.cat((x[..., :4] * c - x[..., 4:] * s, x[..., 4:] * c + x[..., :4] * s), 2),
+    ],
+    ids=["sine twice", "other sign", "two inputs", "laid otherwise", "taken otherwise", "alpha", "other dim"],
+)
+def test_parts_that_are_no_rotation_stay(function: Callable[..., Tensor], capture_of: Any) -> None:
+    result = RecognizeRotary().run(decomposed(capture_of(function, X, HALF, HALF + 1)))
+    assert not result.modified
+
+
 def partial(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([rotated(x[..., :4], cos[..., :4], sin[..., :4]), x[..., 4:]], dim=-1)
 
@@ -99,6 +206,8 @@ def test_a_part_of_the_features(capture_of: Any, alone: Any) -> None:
         (lambda x, cos, sin: cos + halves(x) * sin, "input times a cosine"),
         (lambda x, cos, sin: x * 0.5 + halves(x) * sin, "not tensors"),
         (lambda x, cos, sin: x * cos + halves(x) * sin[0], "dtype or shape"),
+        (lambda x, c, s: torch.cat(turned_parts((x[..., :4], x[..., 4:]), c[..., :4], s[0, ..., :4]), -1), "dtype or shape"),
+        (lambda x, c, s: torch.cat(turned_parts((x[..., :4], x[..., 4:]), x[..., :4].exp(), x[..., 4:].exp()), -1), "no angles"),
         (lambda x, cos, sin: x * cos.double() + halves(x) * sin.double(), "dtype or shape"),
         (lambda x, cos, sin: rotated(x[0], cos[0], sin[0]), "no angles for all heads"),
         (lambda x, cos, sin: rotated(x, cos.expand_as(x), sin.expand_as(x)), "no angles for all heads"),

@@ -30,12 +30,14 @@ from gaudicc.rules import (
     order,
     polynomials,
     pooling,
+    promotion,
     reflections,
     resampling,
     scans,
     scattering,
     segments,
     slicing,
+    small_integers,
     special,
     triangular,
     unsigned,
@@ -160,6 +162,11 @@ CALLS: list[Call] = [
     (aten.neg.default, (F32,), {}, None),
     (aten.abs.default, (I32,), {}, "integer-abs"),
     (aten.abs.default, (F32,), {}, None),
+    (aten.round.default, (I32,), {}, "integer-rounding"),
+    (aten.floor.default, (BYTES,), {}, "integer-rounding"),
+    (aten.round.default, (F32,), {}, None),
+    (aten.isfinite.default, (I32,), {}, "integer-isfinite"),
+    (aten.isfinite.default, (WILD,), {}, None),
     (aten.gcd.default, (I32 * 6, I32.flip(0) * 4), {}, "gcd"),
     (aten.gcd.default, (I32.long() * 6, I32.long().flip(0) * 4), {}, "gcd"),
     (aten.gcd.default, (I32.short(), I32.short()), {}, None),
@@ -175,6 +182,7 @@ CALLS: list[Call] = [
     (aten.mm.default, (F32, F32.t()), {}, None),
     (aten.mm.default, (torch.empty(999, 999, dtype=torch.int32, device="meta"),) * 2, {}, None),
     (aten._trilinear.default, (SQUARE, SQUARE, SQUARE, [0], [1], [2], [2]), {}, "trilinear"),
+    (aten._trilinear.default, (SQUARE.int(), SQUARE.int(), SQUARE.int(), [0], [1], [2], [2]), {}, None),
     (aten._trilinear.default, (WIDE[0], WIDE[0], WIDE[0], [0], [1], [2], [2]), {}, None),
     (aten.sign.default, (I32,), {}, "integer-sign"),
     (aten.sign.default, (F32,), {}, None),
@@ -367,6 +375,7 @@ def _spoiled(leaf: Any) -> Any:
 def test_each_rule_has_a_call() -> None:
     assert set(ids) == {name for _, _, _, name in CALLS if name}
     elsewhere = {*index_generation.RULES, *slicing.RULES}  # in test_rule_table.py
+    elsewhere |= {*small_integers.RULES, *promotion.RULES}  # each in its own file
     assert set(RULES) | elsewhere == set(ALL_RULES)
 
 
