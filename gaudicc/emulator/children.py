@@ -20,6 +20,9 @@ from gaudicc.emulator.autoload import ENTRY_POINTS, PACKAGE
 from gaudicc.targets.target import RELEASE
 
 _PREFIX = "gaudicc_emulator_"
+_BUILD = (
+    f"{RELEASE}.561"  # packages name the build too, which vLLM asks for: vllm-project/vllm-gaudi, docs/general/faq.md
+)
 STAND_IN = '''"""Made by gaudicc for a child process: serves the emulated package instead of itself."""
 import importlib
 import sys
@@ -41,10 +44,10 @@ def serve_children() -> None:
     text = STAND_IN.format(folder=str(folder))
     (folder / "habana_frameworks" / "__init__.py").write_text(text, encoding="utf-8")
     known = (
-        folder / f"{PACKAGE.replace('-', '_')}-{RELEASE}.dist-info"
+        folder / f"{PACKAGE.replace('-', '_')}-{_BUILD}.dist-info"
     )  # for pip, importlib.metadata, and torch, which looks for entry points
     known.mkdir()
-    (known / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {RELEASE}\n", encoding="utf-8")
+    (known / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {_BUILD}\n", encoding="utf-8")
     (known / "entry_points.txt").write_text(ENTRY_POINTS, encoding="utf-8")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     sys.path.append(str(folder))  # what multiprocessing hands to a spawned child; here our own finder comes first

@@ -7,7 +7,8 @@ second graph object begin while another one captures and mixes the two up; here 
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -110,8 +111,8 @@ class HPUGraph:
             emulation.capture = None
         self._capture = None
 
-    def __del__(self) -> None:
-        if self._capture is not None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self._capture is not None and not finalizing():  # at the interpreter's end this module's names are gone
             self.reset()
 
     def _run(self, binding: dict[int, Tensor]) -> None:

@@ -21,7 +21,9 @@ _GAPS = (
     "must be long",
     "Expected tensor for",
 )
-_BY_ROW = ("aten::index_select", "aten::index_copy", "aten::index_copy_")
+_BY_ROW = frozenset(
+    {"aten::index_select", "aten::index_copy", "aten::index_copy_", "aten::index_reduce", "aten::index_reduce_"}
+)
 """Ops with arguments (values, dim, row numbers)."""
 
 
@@ -65,7 +67,11 @@ def _execute(call: OpCall) -> object:
 
 
 def _from_the_end(call: OpCall) -> OpCall:
-    """Row numbers below 0 count from the end: vllm-project/vllm-gaudi fills lists of blocks up with -1 in its defragmentation."""
+    """Row numbers below 0 count from the end.
+
+    vllm-project/vllm-gaudi fills lists of blocks up with -1 in its defragmentation, HabanaAI/vllm-hpu-extension takes the
+    largest score of each request by them (`ops.py`, `grouped_max`).
+    """
     arguments: tuple[Any, ...] = call.args
     values, dim, index, *rest = arguments
     rows = torch.where(index < 0, index + values.shape[dim], index)

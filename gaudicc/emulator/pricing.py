@@ -111,7 +111,7 @@ def _works(op: GatheredOp, int64: bool) -> Iterator[OpWork]:
     base = op.name.split("::")[1].split(".")[0]
     if not op.results:
         return  # an assertion, say
-    if base.startswith("sdpa_"):
+    if base.removeprefix("fp8_").startswith("sdpa_"):
         yield from unsplit_works(_attention(op))
         return
     if base.startswith("mixture_of_experts"):

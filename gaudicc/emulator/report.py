@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch  # noqa: F401 - before our own: in eager mode torch loads the device by itself, which needs them whole
+
 from gaudicc.emulator.clock import Clock
 from gaudicc.emulator.emulation import Emulation, current, started
 from gaudicc.emulator.ledger import Entry, Kind

@@ -57,8 +57,13 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         environment: variables by name.
 
     Raises:
-        InputError: a variable does not hold what it must.
+        InputError: a variable does not hold what it must, or asks for what is not emulated.
     """
+    if flag("PT_HPU_GPU_MIGRATION", False, environment):
+        raise InputError(
+            "PT_HPU_GPU_MIGRATION is not emulated: it turns calls of torch.cuda into calls of the device",
+            hint="unset it, and name hpu in the program instead of cuda",
+        )
     target = environment.get("GAUDICC_EMULATOR_TARGET", "gaudi2")
     if target not in MEMORY:
         raise InputError(f"GAUDICC_EMULATOR_TARGET={target} is no chip", hint=f"choose one of {', '.join(MEMORY)}")

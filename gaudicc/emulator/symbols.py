@@ -7,7 +7,7 @@ import importlib
 from gaudicc.emulator.ops import OPS
 from gaudicc.emulator.surface import compile_config
 from gaudicc.emulator.surface.marks import Status, status_of
-from gaudicc.emulator.tree import MODULES, TORCH, symbols
+from gaudicc.emulator.tree import ABSENT, MODULES, TORCH, symbols
 
 UNHEEDED = frozenset(compile_config.SWITCHES) - {"use_eager_fallback"}
 HEAD = """# Symbols of the emulated device
@@ -30,7 +30,9 @@ def render() -> str:
             if module.endswith("compile_backend.config") and name in UNHEEDED:
                 status, why = Status.NO_OP, "the value is kept and given back; no pass here asks for it"
             lines.append(f"| {module} | `{name}` | {status.value} | {why} |")
-    lines += ["", f"Everything above is below `{TORCH}`. Ops of inference with a CPU reference, `torch.ops.hpu`:", ""]
+    lines += ["", "Modules that raise ModuleNotFoundError with the reason:", ""]
+    lines += [f"- `{name}`: {why}" for name, why in sorted(ABSENT.items())]
+    lines += ["", f"Everything else is below `{TORCH}`. Ops of inference with a CPU reference, `torch.ops.hpu`:", ""]
     lines += [f"- `{schema}`" for schema in sorted(OPS)]
     return "\n".join(lines) + "\n"
 

@@ -51,10 +51,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "hpex.experimental.transformer_engine": ("training",),
     "hpex.experimental.transformer_engine.fp8": ("training",),
     "hpex.experimental.transformer_engine.recipe": ("training",),
-    "hpex.kernels": ("kernels",),
+    "hpex.kernels": ("kernels", "fp8_kernels"),
     "hpex.kernels.CTCLoss": ("kernels:CTCLoss",),
     "hpex.kernels.CustomSoftmax": ("kernels:CustomSoftmax",),
-    "hpex.kernels.Fp8FusedSDPA": ("kernels:fp8_fused_sdpa", "grouped"),
+    "hpex.kernels.Fp8FusedSDPA": ("fp8_kernels", "grouped"),
     "hpex.kernels.FusedSDPA": ("kernels:FusedSDPA", "grouped"),
     "hpex.kernels.PySDPA": ("kernels:PySDPA", "kernels:PySDPAHinted"),
     "hpex.kernels.fbgemm": ("fbgemm",),
@@ -106,6 +106,24 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """Name below `habana_frameworks.torch` -> files of `surface` whose `__all__`, or one name, it shows, the later ones winning."""
 
+_MEDIA = "pictures are decoded by hardware of the card; use a DataLoader of torch here"
+_PT2E = "quantisation through torch.export has no public kernels to follow"
+_PASSES = "the passes of hpu_backend are its own; placement and clusters are emulated"
+ABSENT: dict[str, str] = {
+    f"{ROOT}.mediapipe": _MEDIA,
+    f"{ROOT}.medialoaders": _MEDIA,
+    f"{TORCH}._hpex_C": "it is the vendor's compiled code; `hpex` has the Python names",
+    f"{TORCH}.core.quantize_pt2e": _PT2E,
+    f"{TORCH}.core.quantizer": _PT2E,
+    f"{TORCH}.core.torch_overwrites": "it keeps names of modules for the vendor's own logs",
+    f"{TORCH}.dynamo.compile_backend._passes": _PASSES,
+    f"{TORCH}.dynamo.compile_backend.partition_fn": _PASSES,
+    f"{TORCH}.dynamo.compile_backend.random_utils": _PASSES,
+    f"{TORCH}.gpu_migration": "it turns calls of torch.cuda into calls of the device; name hpu in the program instead",
+    f"{TORCH}.utils.lib_utils": "it builds C++ ops against the vendor's headers",
+}
+"""Modules that a Gaudi's software has and that nothing stands behind here: full name -> why."""
+
 HOOKS: dict[str, str] = {
     "hpex.experimental.transformer_engine": "training:refused_name",
     "hpex.experimental.transformer_engine.fp8": "training:refused_name",
@@ -145,6 +163,8 @@ class Finder(MetaPathFinder, Loader):
         if fullname in (ROOT, AUTOLOAD) or _below(fullname) in MODULES:
             inner = any(name.startswith(f"{_below(fullname)}.") for name in MODULES)
             return ModuleSpec(fullname, self, is_package=fullname in (ROOT, TORCH) or inner)
+        if fullname in ABSENT:
+            raise ModuleNotFoundError(f"{fullname} is not emulated: {ABSENT[fullname]}", name=fullname)
         return None
 
     def exec_module(self, module: ModuleType) -> None:

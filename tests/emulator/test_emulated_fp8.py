@@ -140,3 +140,47 @@ def test_fp8_values_are_compared_on_the_host() -> None:
     assert not torch.allclose(x, torch.tensor([0.5, 3.0], device="hpu").to(E4M3))
     assert torch.equal(x, x.clone())
     assert x[1].item() == 2.0
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_in_fp8_scales_operands_back_and_casts_weights_and_result(recompute: bool, heads: int) -> None:
+    from habana_frameworks.torch.hpex.kernels import fp8_fused_sdpa
+
+    q, k, v = (torch.randn(2, n, 8, 16) for n in (heads, 2, 2))
+    cast = [ops().cast_to_fp8_v2(x.to("hpu"), 4.0, False, False, E4M3)[0] for x in (q, k, v)]
+    back = [x.float().cpu() / 4 for x in cast]
+    keys, values = (x.repeat_interleave(heads // 2, 1) for x in back[1:])
+    expected = functional.scaled_dot_product_attention(back[0], keys, values, is_causal=True)
+    known = {"d_scale_q": 0.25, "d_scale_k": 0.25, "d_scale_v": 0.25, "q_scale_s": 16.0}
+    scales = {name: torch.tensor([value], device="hpu") for name, value in known.items()}
+    keywords = {"is_causal": True, "recompute": recompute}
+    wide, amax_s, _ = fp8_fused_sdpa(*cast, **keywords, **scales, is_amax_s=True)
+    assert wide.dtype is torch.bfloat16
+    assert wide.shape == q.shape
+    assert amax_s is not None
+    assert amax_s.tolist() == [1.0]  # the first row sees one key only
+    torch.testing.assert_close(wide.float().cpu(), expected, atol=0.1, rtol=0.05)
+    assert not torch.equal(wide.float().cpu(), expected.bfloat16().float())  # the weights were rounded to fp8
+    other = {
+        **scales,
+        "d_scale_s": torch.tensor([1 / 16], device="hpu"),
+        "q_scale_o": torch.tensor([2.0], device="hpu"),
+    }
+    narrow, _, _ = fp8_fused_sdpa(*cast, **keywords, **other)
+    assert narrow.dtype is E4M3
+    torch.testing.assert_close(narrow.float().cpu() / 2, wide.float().cpu(), atol=0.05, rtol=0.07)
+
+
+def test_attention_in_fp8_leaves_out_scales_that_are_zero_and_refuses_gradients() -> None:
+    from habana_frameworks.torch.hpex.kernels import fp8_fused_sdpa
+
+    x = torch.randn(1, 2, 4, 8, dtype=torch.bfloat16, device="hpu")
+    expected = functional.scaled_dot_product_attention(x, x, x)
+    numbers = dict.fromkeys(("d_scale_q", "d_scale_k", "d_scale_v", "q_scale_s", "q_scale_o", "d_scale_s"), 0.0)
+    found, _, amax_o = fp8_fused_sdpa(x, x, x, recompute=True, is_amax_o=True, **numbers)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+    assert amax_o is not None
+    torch.testing.assert_close(amax_o.cpu(), expected.abs().amax().float().cpu().reshape(1), atol=0.02, rtol=0.02)
+    with pytest.raises(Exception, match=r"gradients of .*fp8_fused_sdpa are not emulated"):
+        fp8_fused_sdpa(x.clone().requires_grad_(), x, x)

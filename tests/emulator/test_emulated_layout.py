@@ -1,5 +1,6 @@
 """How results lie in memory, and tensors that Python code makes from device tensors."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -147,5 +148,9 @@ def test_row_numbers_below_zero_count_from_the_end(environment: dict[str, str]) 
     index = torch.tensor([-1, 0], device="hpu")
     assert rows.index_select(0, index).tolist() == [[4, 5], [0, 1]]
     assert rows.clone().index_copy_(0, index, torch.zeros(2, 2, device="hpu")).tolist() == [[0, 0], [2, 3], [0, 0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it a beta
+        most = torch.full((3, 2), -1.0, device="hpu").index_reduce_(0, index, rows[:2], "amax")
+    assert most.tolist() == [[2, 3], [-1, -1], [0, 1]]
     with pytest.raises(IndexError):
         rows.index_select(0, torch.tensor([-4], device="hpu"))

@@ -87,7 +87,7 @@ def test_fused_attention(recompute: bool, heads: int, causal: bool) -> None:
 
 
 def test_fused_attention_with_lengths_and_its_statistics() -> None:
-    from habana_frameworks.torch.hpex.kernels import FusedSDPA, fp8_fused_sdpa
+    from habana_frameworks.torch.hpex.kernels import FusedSDPA
 
     q = torch.randn(2, 1, 4, 8)
     lengths = torch.tensor([2, 4], dtype=torch.int32)
@@ -103,8 +103,9 @@ def test_fused_attention_with_lengths_and_its_statistics() -> None:
     torch.testing.assert_close(
         1 / inverse.cpu(), torch.exp(scores - scores.amax(-1, keepdim=True)).sum(-1, keepdim=True)
     )
-    with pytest.raises(Exception, match="not emulated"):
-        fp8_fused_sdpa(x, x, x)
+    for mode, dtype in (("none", torch.float32), ("fast", torch.bfloat16)):
+        narrow = ops().sdpa_recomp_fwd(*[x.bfloat16()] * 3, None, 0.0, 1.0, False, True, mode, None, "left")
+        assert (narrow[1].dtype, narrow[2].dtype) == (torch.bfloat16, dtype)
 
 
 def test_rms_norm_and_rotary() -> None:

@@ -179,3 +179,34 @@ def test_affine_quantisation_to_fp8_keeps_fractions(dtype: torch.dtype) -> None:
     )
     ends = ops.quantize_per_tensor(torch.tensor([900.0, -900.0]).to("hpu"), 1.0, 0, -100, 96, dtype)
     assert ends.cpu().float().tolist() == [96.0, torch.tensor(-100.0).to(dtype).float().item()]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("habana_frameworks.mediapipe.mediapipe", "pictures are decoded"),
+        (f"{TORCH}.core.quantizer", "quantisation through torch.export"),
+        (f"{TORCH}.gpu_migration", "it turns calls of torch.cuda"),
+    ],
+)
+def test_a_module_that_is_not_emulated_says_so(name: str, why: str) -> None:
+    importlib.import_module(TORCH)
+    with pytest.raises(ModuleNotFoundError, match=f"is not emulated: {why}"):
+        importlib.import_module(name)
+
+
+def test_an_op_that_is_not_emulated_says_so() -> None:
+    importlib.import_module(TORCH)
+    for name, why in (("sdpa_bwd", "serves training"), ("softmax_fa2", "release 1.19.0 has no such op")):
+        with pytest.raises(AttributeError, match=rf"torch\.ops\.hpu\.{name} is not emulated: .*{why}"):
+            getattr(torch.ops.hpu, name)
+        assert not hasattr(torch.ops.hpu, name)
+
+
+def test_migration_of_cuda_calls_is_refused() -> None:
+    from gaudicc.emulator.settings import read_settings
+    from gaudicc.errors import InputError
+
+    with pytest.raises(InputError, match="PT_HPU_GPU_MIGRATION is not emulated"):
+        read_settings({"PT_HPU_GPU_MIGRATION": "1"})
+    assert read_settings({"PT_HPU_GPU_MIGRATION": "0"}).lazy

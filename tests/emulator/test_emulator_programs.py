@@ -23,6 +23,15 @@ torch.histc(out, 3)
 print(sys.argv[1:], out.device, float(out.sum()) == float(out.cpu().sum()))
 """
 
+GRAPH = """
+import torch
+import habana_frameworks.torch as ht
+
+kept, x = ht.hpu.HPUGraph(), torch.ones(2, device="hpu")
+with ht.hpu.graph(kept):
+    y = x + 1
+"""
+
 SUITE = """
 import habana_frameworks.torch.hpu as hpu
 import pytest
@@ -107,7 +116,7 @@ print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=Tru
 def test_torch_loads_the_device_by_itself_but_in_lazy_mode(tmp_path: Path) -> None:
     script = tmp_path / "plain.py"
     script.write_text(AUTOLOADED)
-    loaded, not_loaded = "True True\n1.19.0\nhpu:0\n", "False False\n1.19.0\nno device\n"
+    loaded, not_loaded = "True True\n1.19.0.561\nhpu:0\n", "False False\n1.19.0.561\nno device\n"
     for mode, expected in (("eager", loaded), ("lazy", not_loaded)):
         done = run("-m", "gaudicc.emulator", "--mode", mode, str(script))
         assert done.stdout == expected, done.stderr
@@ -235,3 +244,18 @@ def test_importing_the_emulator_starts_nothing() -> None:
 def test_the_page_of_symbols_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "emulator_symbols.md"
     assert run("-m", "gaudicc.emulator", "-m", "gaudicc.emulator.symbols").stdout == page.read_text()
+
+
+def test_a_program_that_still_holds_a_graph_ends_quietly(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(GRAPH)
+    done = run("-m", "gaudicc.emulator", str(tmp_path / "program.py"))
+    assert done.returncode == 0
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["lazy", "eager"])
+def test_a_program_that_never_imports_torch_keeps_its_status(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "program.py").write_text("import sys\nsys.exit(4)\n")
+    done = run("-m", "gaudicc.emulator", "--mode", mode, str(tmp_path / "program.py"))
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr

@@ -24,7 +24,7 @@ def scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool
     return found
 
 
-def _valid(found: Tensor, lengths: Tensor | None, padding: str) -> Tensor:
+def valid(found: Tensor, lengths: Tensor | None, padding: str) -> Tensor:
     """Scores of keys beyond each entry's length set to minus infinity."""
     if lengths is None:
         return found
@@ -34,8 +34,8 @@ def _valid(found: Tensor, lengths: Tensor | None, padding: str) -> Tensor:
     return found.masked_fill(~inside, float("-inf"))
 
 
-def _attend(found: Tensor, v: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Result, weights before dropout, dropout mask, and maximum and 1 / sum of each row."""
+def weigh(found: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Weights that gather the values, weights before dropout, dropout mask, and maximum and 1 / sum of each row."""
     top = found.amax(-1, keepdim=True)
     raised = torch.exp(found - top)
     inverse = raised.sum(-1, keepdim=True).reciprocal()
@@ -45,6 +45,12 @@ def _attend(found: Tensor, v: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor,
     if p > 0 and not found.is_meta:
         kept = torch.empty_like(weights).bernoulli_(1 - p, generator=hpu_generator())
         used = weights * kept / (1 - p)
+    return used, weights, kept, top, inverse
+
+
+def _attend(found: Tensor, v: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Like `weigh`, with the result in the first place."""
+    used, weights, kept, top, inverse = weigh(found, p)
     return torch.matmul(used, v.to(torch.float32)), weights, kept, top, inverse
 
 
@@ -61,9 +67,11 @@ def sdpa_recomp_fwd(
     valid_seq_len: Tensor | None,
     seq_padding_type: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Result, maximum and 1 / sum of each row, seed; `softmax_mode` chooses a kernel and changes nothing here."""
-    found = _valid(scores(q, k, attention_mask, scale, is_causal), valid_seq_len, seq_padding_type)
+    """Result, maximum and 1 / sum of each row, seed; `softmax_mode` chooses a kernel, and the dtype of 1 / sum."""
+    found = valid(scores(q, k, attention_mask, scale, is_causal), valid_seq_len, seq_padding_type)
     out, _, _, top, inverse = _attend(found, v, p)
+    if softmax_mode == "fast" and q.dtype is torch.bfloat16:  # `hpu_ops/backend/sdpa_gen.cpp`
+        inverse = inverse.to(torch.bfloat16)
     return out.to(q.dtype), top.to(q.dtype), inverse, torch.zeros(1, dtype=torch.int32, device=q.device)
 
 
@@ -80,7 +88,7 @@ def sdpa_fwd(
     seq_padding_type: str,
 ) -> _Parts:
     """Result, weights, dropout mask."""
-    found = _valid(scores(q, k, attention_mask, scale, is_causal), valid_seq_len, seq_padding_type)
+    found = valid(scores(q, k, attention_mask, scale, is_causal), valid_seq_len, seq_padding_type)
     out, weights, kept, _, _ = _attend(found, v, p)
     return out.to(q.dtype), weights.to(q.dtype), kept.to(torch.uint8)
 

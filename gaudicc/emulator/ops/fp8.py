@@ -41,7 +41,8 @@ def as_fp8(values: Tensor, dtype: torch.dtype, stochastic: bool = False) -> Tens
     return wide.clamp(-largest(dtype), largest(dtype)).to(dtype)
 
 
-def _scaled(values: Tensor, scale: Scale, shape: Shape) -> Tensor:
+def scaled(values: Tensor, scale: Scale, shape: Shape) -> Tensor:
+    """Values times a scale in their dtype."""
     if scale is None:
         return values
     factor = torch.as_tensor(scale, dtype=torch.float32, device=values.device).to(values.dtype)
@@ -72,7 +73,7 @@ def cast_to_fp8_v2(
             )
         return input.clone(), torch.empty(0, device=input.device)
     amax = input.abs().amax().to(torch.float32) if is_amax else torch.empty(0, device=input.device)
-    return as_fp8(_scaled(input, scale, scale_shape), goal, stochastic_rounding), amax
+    return as_fp8(scaled(input, scale, scale_shape), goal, stochastic_rounding), amax
 
 
 def cast_to_fp8_hybrid(
@@ -89,7 +90,7 @@ def cast_to_fp8_hybrid(
 
 def cast_from_fp8(input: Tensor, scale: Scale, out_dtype: torch.dtype, scale_shape: Shape = None) -> Tensor:
     """The values in another dtype, scaled there."""
-    return _scaled(input.to(out_dtype), scale, scale_shape)
+    return scaled(input.to(out_dtype), scale, scale_shape)
 
 
 def fp8_gemm_v2(
@@ -109,8 +110,8 @@ def fp8_gemm_v2(
     left, right = A.to(torch.float32), B.to(torch.float32)
     left = left.transpose(-2, -1) if trans_A else left
     right = right.transpose(-2, -1) if trans_B else right
-    product = _scaled(torch.matmul(left, right), A_scale_inv, None)
-    product = _scaled(product, B_scale_inv, None if B_scale_shape is None or len(B_scale_shape) > 2 else B_scale_shape)
+    product = scaled(torch.matmul(left, right), A_scale_inv, None)
+    product = scaled(product, B_scale_inv, None if B_scale_shape is None or len(B_scale_shape) > 2 else B_scale_shape)
     product = product if bias is None else product + bias
     product = product + D if accumulate and D is not None else product
     return product.to(out_dtype)
@@ -156,7 +157,7 @@ def conv2d_fp8(
     """A convolution of fp8 values, scaled back; bfloat16 unless told otherwise."""
     wide = input.to(torch.float32), weight.to(torch.float32)
     result = functional.conv2d(*wide, None, tuple(stride), tuple(padding), tuple(dilation), groups)
-    result = _scaled(_scaled(result, scale_input, None), scale_weight, None)
+    result = scaled(scaled(result, scale_input, None), scale_weight, None)
     if bias is not None:
         result = result + bias.to(torch.float32).view(1, -1, 1, 1)
     return result.to(out_dtype or torch.bfloat16)
@@ -171,10 +172,10 @@ def softmax_fp8(
     fused_add: Tensor | None = None,
 ) -> Tensor:
     """softmax(input * heads * scale + add): e4m3 when an output scale is given, else bfloat16."""
-    values = _scaled(_scaled(input.to(torch.float32), inv_attn_heads, None), input_scale, None)
+    values = scaled(scaled(input.to(torch.float32), inv_attn_heads, None), input_scale, None)
     values = values if fused_add is None else values + fused_add
     result = torch.softmax(values, dim).to(torch.bfloat16)
-    return result if output_scale is None else as_fp8(_scaled(result, output_scale, None), E4M3)
+    return result if output_scale is None else as_fp8(scaled(result, output_scale, None), E4M3)
 
 
 def sum_fp8(

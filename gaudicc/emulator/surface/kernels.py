@@ -22,15 +22,14 @@ from gaudicc.emulator.surface.marks import refused
 __all__ = [
     "CTCLoss", "CustomSoftmax", "FusedRMSNorm", "FusedSDPA", "PySDPA", "PySDPAHinted", "RmsNormBwdMode",
     "RotaryPosEmbeddingHelperV1", "RotaryPosEmbeddingHelperV2", "RotaryPosEmbeddingHelperV3", "RotaryPosEmbeddingMode",
-    "apply_rotary_pos_emb", "fp8_fused_sdpa",
+    "apply_rotary_pos_emb",
 ]  # fmt: skip
 
 _RECOMPUTE = [False]
-_LENGTHS = "Valid sequence length is supported only in inference with is_causal(triangular) mask case"
+LENGTHS = "Valid sequence length is supported only in inference with is_causal(triangular) mask case"
 _FAST = "Optimized softmax mode is supported in recompute training mode only in causal(triangular) mask case"
 
 CTCLoss = refused("hpex.kernels.CTCLoss", "it serves training; torch.nn.functional.ctc_loss runs on the host")
-fp8_fused_sdpa = refused("hpex.kernels.fp8_fused_sdpa", "the scales inside the kernel have no public reference")
 
 
 def recompute_sdp_enabled() -> bool:
@@ -92,7 +91,7 @@ class FusedSDPA:
         for wrong, what in (
             (return_attn_probs and with_grad, "return_attn_probs is supported only for inference mode"),
             (recompute and with_grad and softmax_mode.lower() == "fast" and not is_causal, _FAST),
-            (lengths and (not is_causal or with_grad or attn_mask is not None), _LENGTHS),
+            (lengths and (not is_causal or with_grad or attn_mask is not None), LENGTHS),
             (recompute and return_dropout_mask, "Return_dropout_mask is not supported in recompute mode"),
         ):
             if wrong:
