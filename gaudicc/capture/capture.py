@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from gaudicc.capture import refusals
 from gaudicc.capture.convert import from_exported
 from gaudicc.capture.decisions import Decision, Ranges, refuse_decision, span
+from gaudicc.capture.eager import eager_error
 from gaudicc.capture.equal_sizes import equal_sizes
 from gaudicc.capture.exact_sizes import exact_sizes
 from gaudicc.capture.experts import experts_of
@@ -30,7 +31,16 @@ from gaudicc.capture.shapes import check_dims, dims_by_size, grow_ones, separate
 from gaudicc.capture.sides import Raising, export_every_side
 from gaudicc.capture.signature import CallForm, FunctionModule, register_types
 from gaudicc.capture.source_lines import every_frame, user_line
-from gaudicc.capture.surroundings import attention_in_parts, cast, no_grad_modes, no_seeds, output_types, quiet
+from gaudicc.capture.surroundings import (
+    attention_in_parts,
+    cast,
+    masks_as_given,
+    no_grad_modes,
+    no_seeds,
+    output_types,
+    quiet,
+)
+from gaudicc.capture.tensor_attributes import Attribute, as_buffers, written_attributes
 from gaudicc.errors import (
     CaptureError,
     DynamicControlFlowError,
@@ -144,12 +154,18 @@ def capture_sides(
     refusals.refuse_inputs(leaves)
     refusals.refuse_mixed_devices(module, leaves)
     calls: list[HostCall] = []  # what is computed on the host before, as far as it is known
+    written: list[Attribute] = []  # plain tensors that are state
     with cast(module, autocast), experts_of(experts):
         while True:
             try:
-                return _capture_module(module, form, args, kwargs, calls, dynamic_shapes)
+                with as_buffers(written):
+                    return _capture_module(module, form, args, kwargs, calls, dynamic_shapes)
             except HostCallMet as met:
                 calls.append(named(met.call, calls, args, kwargs))
+            except RuntimeError as error:
+                if not (more := written_attributes(module, error)):
+                    raise
+                written += more
 
 
 def _capture_module(
@@ -172,7 +188,7 @@ def _capture_module(
     paths = tuple(path for path, _ in refusals.leaf_paths(form.positional, args, kwargs))
     check_dims(args, kwargs, form.positional, shapes)
     args, kwargs = grow_ones(*separate(args, kwargs), form.positional, shapes)
-    eager_error = partial(_eager_error, module)
+    raises = partial(eager_error, module)
     with (
         hosting(module, calls, kwargs),
         output_types(module),
@@ -180,12 +196,12 @@ def _capture_module(
         _errors(module, args, kwargs, fixed),
     ):
         try:
-            found = export_every_side(partial(_export, module), args, kwargs, form.positional, shapes, eager_error)
+            found = export_every_side(partial(_export, module), args, kwargs, form.positional, shapes, raises)
         except DynamicControlFlowError:
             if not auto:
                 raise
             export = partial(_export, module, keep_loops=False)  # a size that a loop fixes is listed, not refused
-            found = export_every_side(export, args, kwargs, form.positional, shapes, eager_error)
+            found = export_every_side(export, args, kwargs, form.positional, shapes, raises)
     sides, raising, ranges = found
     captured = []
     for side in sides:
@@ -229,6 +245,7 @@ def _export(
         no_seeds(),
         no_grad_modes(),
         attention_in_parts(module, args, kwargs),
+        masks_as_given(),
         every_frame(),
         exact_sizes(),
         equal_sizes(module, shapes),
@@ -256,7 +273,7 @@ def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fi
                 hint="torch has no form of the op for such a size: take it out of the model, or use a form whose sizes do not "
                 "depend on data",
             ) from error
-        if eager := _eager_error(module, args, kwargs):
+        if eager := eager_error(module, args, kwargs):
             raise ModelRaisedError(
                 f"the model raised {type(eager).__name__}: {_first_line(eager)}",
                 where=Where(source=user_line(eager), stage="capture"),
@@ -269,24 +286,14 @@ def _errors(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fi
                 hint="fix it in dynamic_shapes, or narrow its Dim to the sizes that the model allows; a loop that lists "
                 "a size otherwise than by range or row by row is unrolled: compile once per size, or compute all steps at once",
             ) from error
+        if isinstance(error, TypeError) and "unhashable type: non-nested Sym" in str(error):
+            raise UnsupportedInputError(
+                "a size declared dynamic is the key of a dict or of a cache",
+                where=place,
+                hint="fix it in dynamic_shapes, or keep by size nothing that the model looks up",
+            ) from error
         raise CaptureError(f"torch.export failed: {type(error).__name__}: {_first_line(error)}", where=place) from error
 
 
 def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _eager_error(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
-    """What the model raises in eager PyTorch on the same inputs, if it does; buffers and inputs are left as they were."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, (args, kwargs))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module(*copied[0], **copied[1])
-    except Exception as error:
-        return error
-    finally:
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                buffer.copy_(buffers[name])
-    return None

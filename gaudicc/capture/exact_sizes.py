@@ -6,11 +6,9 @@ torch.export takes a dynamic size for at least 2, and refuses what its solver ca
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, DimC
 from torch.nn import functional
 
 from gaudicc.capture.fixed_sizes import spans_of
+from gaudicc.capture.size_forms import sizes_stay, wherever_imported
 from gaudicc.capture.size_trials import only_value
 from gaudicc.fake_values import ones_are_sizes
 from gaudicc.fake_views import reshapes_for_all_sizes, views_as_laid_out
@@ -39,23 +38,14 @@ def exact_sizes() -> Iterator[None]:
         patches.enter_context(ones_are_sizes())
         patches.enter_context(reshapes_for_all_sizes())
         patches.enter_context(views_as_laid_out())
+        patches.enter_context(sizes_stay())
         patches.enter_context(patch.object(non_strict_utils, "ShapeEnv", _ExactSizes))
         patches.enter_context(patch.object(_trace, _solve.__name__, _keep))
         patches.enter_context(patch.object(DimConstraints, _own_words.__name__, _words))
-        patches.enter_context(_wherever_imported(_attention, _settle))
+        patches.enter_context(wherever_imported(functional, _attention, _settle))
         patches.enter_context(patch.object(torch.Tensor, _squeeze.__name__, _squeezed))
-        patches.enter_context(_wherever_imported(torch.squeeze, _squeezed))
+        patches.enter_context(wherever_imported(torch, torch.squeeze, _squeezed))
         patches.enter_context(patch.object(symbolic_shapes, _not_of_users.__name__, _no_line_of_users))
-        yield
-
-
-@contextmanager
-def _wherever_imported(plain: Any, other: Any) -> Iterator[None]:
-    """Puts a function in place of one of torch's in all modules that have it, also by `from torch.nn.functional import ...`."""
-    with ExitStack() as patches:
-        for module in [module for module in sys.modules.values() if isinstance(module, ModuleType)]:
-            if vars(module).get(plain.__name__) is plain:
-                patches.enter_context(patch.object(module, plain.__name__, other))
         yield
 
 
@@ -93,6 +83,12 @@ class _ExactSizes(ShapeEnv):
         if getattr(declared, "lower", None) == 0:
             given.arguments["positive"] = None
         return super().create_symbol(*given.args, **given.kwargs)
+
+    def _set_replacement(self, a: sympy.Symbol, tgt: sympy.Expr, msg: str) -> None:
+        """Does not wait for a length that turned out to be a number, as that of a slice of nothing, to be that of a result."""
+        super()._set_replacement(a, tgt, msg)
+        if tgt.is_number and a in self.pending_fresh_unbacked_symbols:
+            self.pending_fresh_unbacked_symbols.remove(a)
 
     @_lru_cache  # torch empties it when it learns more
     def _maybe_evaluate_static(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -23,11 +21,10 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from gaudicc.capture.shapes import UNBOUNDED, bounds_of
 from gaudicc.capture.size_trials import Spans, every, only_value, tried
 from gaudicc.capture.source_lines import running_line
+from gaudicc.whole_sizes import becomes_whole
 
-_RANGE = re.compile(r"\brange\(")
 
-
-def is_one_number(size: torch.SymInt) -> bool:
+def is_one_number(size: torch.SymInt | torch.SymFloat) -> bool:
     """Whether a size is the same number for all declared sizes: up to 64 tokens in chunks of 64 are one chunk.
 
     torch's bounds do not tell, so the sizes are tried. A number read from a tensor is none.
@@ -62,29 +59,35 @@ def spans_of(expr: sympy.Basic, env: ShapeEnv) -> Spans | None:
 
 @contextmanager
 def noting_fixed_sizes() -> Iterator[list[str]]:
-    """Notes the `file:line` of the user's code at which a dynamic size becomes a plain number, and is fixed by that."""
+    """Notes the `file:line` of the user's code at which a dynamic size becomes a plain number, and is fixed by that.
+
+    Some functions of torch, as `linspace`, take a number where a size is given: then the size is one number from there on.
+    """
     places: list[str] = []
+    learn = ShapeEnv._set_replacement
 
     def note(frame: FrameType) -> None:
         if line := running_line():
             places.append(line)
 
-    with _watching(note):
+    @wraps(learn)
+    def learned(env: ShapeEnv, symbol: sympy.Symbol, value: sympy.Expr, *args: Any) -> Any:
+        if value.is_number and (line := running_line()):
+            places.append(line)
+        return learn(env, symbol, value, *args)
+
+    with _watching(note), patch.object(ShapeEnv, "_set_replacement", learned):
         yield places
 
 
 @contextmanager
-def stopping_at_loops(stop: Callable[[FrameType], None]) -> Iterator[None]:
-    """Calls `stop` with the frame of the user's code that is about to list a dynamic size: as a range, or row by row.
+def stopping_at_numbers(stop: Callable[[FrameType], None]) -> Iterator[None]:
+    """Calls `stop` with the frame of the user's code that is about to make a plain number of a dynamic size.
 
-    And with that which splits a tensor into pieces whose lengths were read from another one.
+    And with that which goes through the rows of a dynamic size, or splits a tensor into pieces whose lengths were read from
+    another one.
     """
-
-    def look(frame: FrameType) -> None:
-        if _RANGE.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)):
-            stop(frame)
-
-    with _watching(look), _watching_pieces(stop), ExitStack() as watches:
+    with _watching(stop), _watching_pieces(stop), ExitStack() as watches:
         for kind, name in _LISTS:
             watches.enter_context(_watching_rows(kind, name, stop))
         yield
@@ -134,17 +137,42 @@ def _watching_pieces(found: Callable[[FrameType], None]) -> AbstractContextManag
     return patch.object(Tensor, "split", split)
 
 
+# The methods by which Python makes a plain number of a symbolic one: `float(x.shape[1])` and `math.sqrt` go by `__index__`.
+_NUMBERS = (
+    (torch.SymInt, "__index__", int),
+    (torch.SymInt, "__int__", int),
+    (torch.SymFloat, "__int__", int),
+    (torch.SymFloat, "__float__", float),
+)
+
+
 @contextmanager
 def _watching(found: Callable[[FrameType], None]) -> Iterator[None]:
-    plain = torch.SymInt.__index__
+    with ExitStack() as watches:
+        for kind, name, number in _NUMBERS:
+            watches.enter_context(_watching_numbers(kind, name, number, found))
+        yield
 
-    def index(self: Any) -> int:
+
+def _has_form(value: Any, number: type) -> bool:
+    """Whether a number that Python is about to make of a size need not be one: `int(0.7 * n)` rounds as no whole numbers do."""
+    if isinstance(value, torch.SymFloat) and number is int and not becomes_whole(value.node.expr):
+        return False
+    return not is_one_number(value)
+
+
+def _watching_numbers(
+    kind: Any, name: str, number: type, found: Callable[[FrameType], None]
+) -> AbstractContextManager[Any]:
+    plain = getattr(kind, name)
+
+    @wraps(plain)
+    def made(self: Any) -> Any:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename == __file__:  # one watch around another
             frame = frame.f_back
-        if frame is not None and "/torch/" not in frame.f_code.co_filename and not is_one_number(self):
+        if frame is not None and "/torch/" not in frame.f_code.co_filename and _has_form(self, number):
             found(frame)
-        return int(plain(self))
+        return number(plain(self))
 
-    with patch.object(torch.SymInt, "__index__", index):
-        yield
+    return patch.object(kind, name, made)

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from gaudicc.capture.signature import register_types
@@ -29,6 +30,16 @@ def attention_in_parts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     tensors = (*module.parameters(), *pytree.tree_leaves((args, kwargs)))
     on_gpu = any(isinstance(tensor, torch.Tensor) and tensor.is_cuda for tensor in tensors)
     return sdpa_kernel(SDPBackend.MATH) if on_gpu else nullcontext()
+
+
+def masks_as_given() -> AbstractContextManager[Any]:
+    """`nn.TransformerEncoder` and `nn.TransformerDecoder` compare a mask with the causal one, for a faster kernel alone.
+
+    That would decide on data. The mask says the same.
+    """
+    return patch.object(
+        transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True
+    )
 
 
 @contextmanager

@@ -245,7 +245,7 @@ class Edits:
         made = val(size)
         if not isinstance(made, (torch.SymInt, torch.SymFloat)):
             return size if not isinstance(made, torch.SymBool) else self._no_value(size)
-        expr = made.node.expr
+        expr = made.node.expr if isinstance(made, torch.SymFloat) else expression(made)
         if not expr.free_symbols:
             return size
         if any(str(symbol) not in self.resources.names for symbol in expr.free_symbols):

@@ -14,16 +14,17 @@ import torch
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
 from gaudicc.errors import PaddingError
+from gaudicc.whole_sizes import whole
 
 _FLOORS = (FloorDiv, CleanDiv)
 _MODS = (Mod, PythonMod)
 
 
 def expression(size: Any) -> sympy.Expr:
-    """The expression of a size: an int, a SymInt of any trace, or an expression already."""
+    """The expression of a size, in whole numbers if it can be: an int, a SymInt of any trace, or an expression already."""
     if isinstance(size, sympy.Expr):
-        return size
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+        return whole(size)
+    return whole(size.node.expr) if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
 
 
 Ranges = Mapping[str, tuple[int, int]]

@@ -37,7 +37,10 @@ def test_as_in_eager_on_every_path(name: str) -> None:
             assert type(ours) is type(theirs)
             if not isinstance(theirs, Tensor):
                 assert ours == theirs
-            elif name == "routed":  # a product of some rows is rounded otherwise than one of all
+            elif name in (
+                "routed",
+                "windows_with_a_rest",
+            ):  # a product of some rows rounds otherwise, and so does attention
                 torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
             else:
                 assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())

@@ -54,6 +54,21 @@ CASES: dict[str, tuple[Any, ...]] = {
         "b s f",
     ),
     "slice-scatter": (lambda x, v: ops.slice_scatter(x, v.exp(), 1, 1, 1 + v.shape[1]), "b 9 f", "b s f"),
+    "slice-scatter-into-longer": (  # rows of the base behind the source are valid
+        lambda v: ops.slice_scatter(torch.zeros(v.shape[0], v.shape[1] + 1), v, 1, 0, v.shape[1]),
+        "b s f",
+    ),
+    "slice-scatter-from-the-end": (
+        lambda x, v: (
+            ops.slice_scatter(x, v.exp(), 1, -v.shape[1], 99) + ops.slice_scatter(x, v, 1, -2 * v.shape[1], -v.shape[1])
+        ),
+        "b 12 f",
+        "b s f",
+    ),
+    "slice-scatter-from-the-end-padded": (
+        lambda x: ops.slice_scatter(x, x[:, -x.shape[0] :].exp(), 1, -x.shape[0], 99),
+        "b s:4 f",
+    ),
     "slice-scatter-start": (
         lambda x, v, y: ops.slice_scatter(x, v.exp(), 1, y.shape[0], y.shape[0] + v.shape[1]),
         "b 12 f",

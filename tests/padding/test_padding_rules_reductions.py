@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gaudicc.padding.rules import medians, ordering, pointwise, reductions
+from gaudicc.padding.rules import losses, medians, ordering, pointwise, reductions
 
 ops = torch.ops.aten
 
@@ -92,6 +92,29 @@ CASES: dict[str, tuple[Any, ...]] = {
     "kth": (lambda x: (x - 9).kthvalue(2, 1).values, "b s:4 f"),
     "kth-of-size": (lambda x: x.kthvalue(x.shape[1], 1).values, "b s f"),
     "copy": (lambda x, y: ops.copy(x.exp(), y).sum(1) + ops.copy(x, y + 1).sum(1), "b s f", "b s f"),
+    "nll": (lambda x, t: torch.nn.functional.cross_entropy(x, t.abs() % 3), "b 3 f", "b i"),
+    "nll-each": (
+        lambda x, t: torch.nn.functional.cross_entropy(x, t.abs() % 3, reduction="none").sum(0),
+        "b 3 f",
+        "b i",
+    ),
+    "nll-merged": (
+        lambda x, t: torch.nn.functional.cross_entropy(
+            x.reshape(-1, 3),
+            (t.abs() % 3).reshape(-1),
+            ignore_index=1,
+            reduction="sum",
+            weight=torch.tensor([1.0, 2, 3]),
+        ),
+        "b s 3 f",
+        "b s i",
+    ),
+    "nll-classes-padded": (lambda x: torch.nn.functional.nll_loss(x.exp(), torch.tensor([0, 0])), "2 s f"),
+    "nll-2d": (
+        lambda x, t: torch.nn.functional.cross_entropy(x, t.abs() % 3, reduction="none").sum(1),
+        "b 3 s 2 f",
+        "b s 2 i",
+    ),
     "copy-half": (lambda x, y: ops.copy(x.half(), y).sum(1), "b s f", "b s f"),
 }
 # The op reaches its rule whole, as on a target that registers it.
@@ -118,5 +141,6 @@ def test_every_rule_has_a_case(brute_force: Callable[..., set[Any]]) -> None:
         *reductions.RULES,
         *ordering.RULES,
         *medians.RULES,
+        *losses.RULES,
     )
     assert sorted(str(op) for rule in table for op in rule.ops if op not in met) == []

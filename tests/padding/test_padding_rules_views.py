@@ -42,6 +42,11 @@ CASES: dict[str, tuple[Any, ...]] = {
     "pad-both-sum": (lambda x: F.pad(x + 1, (1, 1)).sum(1), "b s f"),
     "pad-where-two-are-pad": (lambda x: F.pad(x.tril(), (0, 2)).sum(0), "b s f"),
     "pad-where-two-are-pad-by-size": (lambda x: F.pad(x.tril(), (0, 8 - x.shape[1] % 8)).sum(0), "b s f"),
+    "pad-by-sizes": (lambda x: F.pad(x, (x.shape[1], 1)), "b s f"),
+    "pad-reflect": (lambda x: F.pad(x.cos(), (1, 2), mode="reflect").sum(2), "2 b s:3 f"),
+    "pad-reflect-2d": (lambda x: F.pad(x.cos(), (1, 0, 0, 2), mode="reflect"), "2 b:3 s:3 f"),
+    "pad-reflect-others": (lambda x: F.pad(x.cos(), (1, 2), mode="reflect").sum(0), "b 2 4 f"),
+    "pad-replicate": (lambda x: F.pad(x.cos(), (2, 3), mode="replicate").sum(2), "2 b s f"),
     "pad-left": (lambda x: F.pad(x + 1, (2, 0)), "b s f"),
     "pad-to-multiple": (lambda x: F.pad(x + 1, (0, -x.shape[1] % 4), value=3.0).sum(1), "b s f"),
     "pad-into-blocks": (

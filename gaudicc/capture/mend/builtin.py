@@ -23,6 +23,7 @@ from gaudicc.capture.mend.picking import max_, min_, reads
 from gaudicc.capture.mend.pieces import zip_
 from gaudicc.capture.mend.rows import length_of
 from gaudicc.capture.mend.size_lists import SizeList
+from gaudicc.capture.mend.size_numbers import float_of, int_of, is_real, log, of_sizes, sqrt_of
 from gaudicc.capture.mend.trips import SizeRange
 from gaudicc.capture.mend.truth import fresh_test, truth
 from gaudicc.capture.mend.values import Choice, Maybe, Missing, Rows, by_key, distribute, holds_missing, refuse_partial
@@ -55,11 +56,11 @@ def _scalar(value: Any) -> torch.Tensor:
 
 def int_(*args: Any) -> Any:
     """`int(x)`."""
+    if len(args) == 1 and (isinstance(args[0], torch.SymInt) or is_real(args[0])):
+        return int_of(args[0])
     if len(args) != 1 or not reads(args[0]):
         return distribute(int_, args, {}) if args and isinstance(args[0], Choice) else int(*args)
     value = _scalar(args[0])
-    if isinstance(args[0], torch.SymInt):
-        return args[0]
     if value.is_floating_point():
         fail(fresh_test(value.isnan()), ValueError("cannot convert float NaN to integer"))
         fail(fresh_test(value.isinf()), OverflowError("cannot convert float infinity to integer"))
@@ -69,6 +70,8 @@ def int_(*args: Any) -> Any:
 
 def float_(*args: Any) -> Any:
     """`float(x)`."""
+    if len(args) == 1 and is_real(args[0]):
+        return float_of(args[0])
     if len(args) != 1 or not reads(args[0]):
         return distribute(float_, args, {}) if args and isinstance(args[0], Choice) else float(*args)
     return _context().numbers.read(_scalar(args[0]).to(torch.float64))
@@ -81,7 +84,7 @@ def bool_(*args: Any) -> Any:
 
 
 def len_(value: Any) -> Any:
-    """`len(x)`: also of a list whose length depends on data."""
+    """`len(x)`: also of a list whose length depends on data, and of a tensor whose rows are as many as a size."""
     if isinstance(value, SizeList):
         return value.length
     if isinstance(value, Choice):
@@ -92,7 +95,7 @@ def len_(value: Any) -> Any:
         return length_of(value)
     if isinstance(value, list) and any(isinstance(item, Maybe) for item in value):
         return _context().numbers.read(positions(_context(), value)[1])
-    if isinstance(value, torch.Tensor) and value.dim() and is_data_dependent(value.shape[0]):
+    if isinstance(value, torch.Tensor) and value.dim():
         return value.shape[0]
     return len(value)
 
@@ -121,6 +124,12 @@ def list_(*args: Any) -> Any:
     if args and isinstance(args[0], (SizeRange, SizeList)):
         return SizeList(args[0].parts if isinstance(args[0], SizeList) else [args[0]])
     return list(*args)
+
+
+def map_(call: Any, *items: Any) -> Any:
+    """`map(...)`: a builtin maps what a call of it gives."""
+    helpers = (helper for (owner, name), helper in _HELPERS.items() if getattr(_OWNERS[owner], name) is call)
+    return map(next(helpers, call), *items)
 
 
 def sum_(items: Any, start: Any = 0) -> Any:
@@ -233,6 +242,8 @@ def _of_float(plain: Callable[[float], Any], traced: Callable[[torch.Tensor], to
 
 
 def _sqrt(value: Any) -> Any:
+    if is_real(value):
+        return sqrt_of(value)
     if not reads(value):
         return math.sqrt(value)
     wide = _scalar(value).to(torch.float64)
@@ -250,6 +261,7 @@ _HELPERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "enumerate"): enumerate_,
     ("builtins", "list"): list_,
     ("builtins", "zip"): zip_,
+    ("builtins", "map"): map_,
     ("builtins", "sum"): sum_,
     ("builtins", "any"): any_,
     ("builtins", "all"): all_,
@@ -263,6 +275,11 @@ _HELPERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "getattr"): getattr_,
     ("builtins", "divmod"): divmod_,
     ("math", "sqrt"): _sqrt,
+    ("math", "log"): of_sizes(math.log, log),
+    **{
+        ("math", name): of_sizes(getattr(math, name))
+        for name in ("log2", "log10", "log1p", "exp", "sin", "cos", "tanh")
+    },
     ("math", "floor"): _of_float(math.floor, torch.floor),
     ("math", "ceil"): _of_float(math.ceil, torch.ceil),
     ("math", "trunc"): _of_float(math.trunc, torch.trunc),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import CodeType, FrameType
@@ -30,6 +30,7 @@ from gaudicc.capture.mend.interpose import Interpose
 from gaudicc.capture.mend.merge import settle
 from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frames
 from gaudicc.capture.mend.recurrent import Recurrences
+from gaudicc.capture.mend.source import nested_codes
 from gaudicc.capture.mend.swap import Swaps, rewritten_code
 from gaudicc.capture.mend.texts import no_frozen_text
 from gaudicc.capture.mend.tidy import own_outputs, tidy
@@ -218,31 +219,30 @@ class _Mending:
         self._rewritten.append(f"{name} ({place_of(code)})")
 
     def _code_at_fault(self, error: BaseException) -> tuple[CodeType, str, str]:
-        frame = getattr(error, "frame", None)
-        frames = user_frames(error) if frame is None else _callers(frame)
+        frames = getattr(error, "frames", None) or user_frames(error)
         dynamic = isinstance(error, (NeedsRewrite, DynamicControlFlowError)) or stops_at_data(error)
         if isinstance(error, RecursionError) and frames:
             raise _endless(*frames[0]) from error
-        # Of a comprehension, a generator expression or a look-up in a ModuleList, the function around it.
-        owner = next((item for item in frames if not _is_part(item[0].f_code)), None)
+        owner = _owner(frames)
         if not dynamic or owner is None:
             raise error
         return owner[0].f_code, _qualified_name(owner[0]), place(*owner)
 
 
-def _is_part(code: CodeType) -> bool:
-    if code.co_filename == container.__file__:
-        return code.co_name in ("__getitem__", "_get_abs_string_index")
-    return code.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+def _owner(frames: Sequence[tuple[FrameType, int]]) -> tuple[FrameType, int] | None:
+    """The innermost function; of a comprehension, a generator expression or a look-up in a ModuleList, the one around it."""
+    part: CodeType | None = None
+    for frame, line in frames:
+        code = frame.f_code
+        if code.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"):
+            part = part or code
+        elif not _looks_up(code) and (part is None or part in nested_codes(code)):  # another may run the generator
+            return frame, line
+    return None
 
 
-def _callers(frame: FrameType | None) -> list[tuple[FrameType, int]]:
-    """A running frame and those that called it, innermost first."""
-    frames = []
-    while frame is not None:
-        frames.append((frame, frame.f_lineno))
-        frame = frame.f_back
-    return frames
+def _looks_up(code: CodeType) -> bool:
+    return code.co_filename == container.__file__ and code.co_name in ("__getitem__", "_get_abs_string_index")
 
 
 def _endless(frame: FrameType, line: int) -> DynamicControlFlowError:

@@ -10,7 +10,7 @@ MARK = "\0gaudicc.runtime"
 """A constant that compilation replaces by the module `gaudicc.capture.mend.runtime`."""
 ACCESS = "_gaudicc_access"
 _BUILTINS = frozenset((
-    "int", "float", "bool", "len", "range", "enumerate", "list", "zip", "sum", "any", "all", "min", "max", "abs", "round",
+    "int", "float", "bool", "len", "range", "enumerate", "list", "zip", "map", "sum", "any", "all", "min", "max", "abs", "round",
     "isinstance", "type", "hasattr", "getattr", "divmod",
 ))  # fmt: skip
 _EAGER_CONSUMERS = frozenset(["list", "tuple", "set", "sum", "any", "all", "min", "max", "sorted"])

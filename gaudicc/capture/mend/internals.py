@@ -39,7 +39,7 @@ def is_data_dependent(value: object) -> bool:
 
 def is_fixed(size: object) -> bool:
     """Whether a size is one number in every run."""
-    return not isinstance(size, torch.SymInt) or is_one_number(size)
+    return not isinstance(size, (torch.SymInt, torch.SymFloat)) or is_one_number(size)
 
 
 def known_true(condition: bool | torch.SymBool) -> bool:

@@ -54,7 +54,17 @@ class NeedsRewrite(BaseException):
 
     def __init__(self, frame: FrameType | None = None, function: FunctionType | None = None) -> None:
         super().__init__()
-        self.frame, self.function = frame, function
+        # Taken while it runs: a generator that has stopped does not know any more who called it.
+        self.frames, self.function = callers(frame), function
+
+
+def callers(frame: FrameType | None) -> list[tuple[FrameType, int]]:
+    """A running frame and those that called it with their lines, innermost first."""
+    frames = []
+    while frame is not None:
+        frames.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    return frames
 
 
 def frames_of(traceback: TracebackType | None) -> list[tuple[FrameType, int]]:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from gaudicc.capture.fixed_sizes import stopping_at_loops
+from gaudicc.capture.fixed_sizes import stopping_at_numbers
 from gaudicc.capture.loop_marks import begin_loop, end_loop
 from gaudicc.capture.mend.context import Access, Context, Exit, Kind, Return, Scope, State, active
 from gaudicc.capture.mend.control import Block, Ending
@@ -71,7 +71,7 @@ class SizeRange:
 
 
 def keeping_loops(keep: bool) -> AbstractContextManager[None]:
-    """Stops capture where code that is not rewritten is about to list the numbers, or the rows, of a dynamic size."""
+    """Stops capture where code that is not rewritten is about to list a dynamic size, or to take its `int`."""
     if not keep:
         return nullcontext()
 
@@ -81,7 +81,7 @@ def keeping_loops(keep: bool) -> AbstractContextManager[None]:
         if not rewritten and is_user_file(frame.f_code.co_filename):
             raise NeedsRewrite(frame)
 
-    return stopping_at_loops(stop)
+    return stopping_at_numbers(stop)
 
 
 def run_trips(

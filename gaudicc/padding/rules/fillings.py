@@ -76,9 +76,10 @@ def _moved(p: Padder, node: fx.Node, x: Any, dim: int, widths: list[Any], value:
     inside = p.raw(aten.logical_and.default, p.raw(aten.ge.Scalar, index, 0), p.raw(aten.lt.Tensor, index, length))
     rank, dtype = val(node).dim(), val(node).dtype
     inside = p.raw(aten.view.default, inside, [-1 if d == dim else 1 for d in range(rank)])
-    picked = p.select_rows(x, dim, p.clamp_to(index, source), p.dim(size))
+    # Of these nothing is claimed: where new positions are, valid ones find pads of the source here.
+    picked = p.raw(aten.index_select.default, x, dim, p.clamp_to(index, source))
     made = p.raw(aten.where.self, inside, picked, p.literal(value, dtype))
-    dims = [normal(mapped(d, lambda c: join(c, constant(value)).weak), dtype) for d in p.pads(picked).dims]
+    dims = [normal(mapped(d, lambda c: join(c, constant(value)).weak), dtype) for d in p.pads(x).dims]
     adds = never_below_zero(expression(val(widths[1]) if isinstance(widths[1], fx.Node) else widths[1]), p.ranges)
     dims[dim] = p.dim(size, constant(value) if adds else GARBAGE)
     p.claims[made] = Pads(tuple(dims))

@@ -41,7 +41,7 @@ def _slice(p: Padder, node: fx.Node) -> Claims:
     first = 0 if start is None else start
     if isinstance(first, int) and first >= 0 and isinstance(step, int):
         return Pads((*pads.dims[:dim], _prefix(p, node, pads, dim, first, step), *pads.dims[dim + 1 :]))
-    begins = _logical(p, first, pads, dim)
+    begins = logical(p, first, pads, dim)
     index = p.raw(aten.mul.Tensor, p.resources.iota(expression(result.shape[dim])), step)
     index = p.clamp_to(p.raw(aten.add.Tensor, index, begins), expression(source.shape[dim]))
     p.log("relayout", "a slice that starts at a size, or counts from the end, starts at the logical position")
@@ -62,7 +62,7 @@ def _prefix(p: Padder, node: fx.Node, pads: Pads, dim: int, start: int, step: in
     return normal(p.dim(size, content), val(node).dtype)
 
 
-def _logical(p: Padder, position: Any, pads: Pads, dim: int) -> Any:
+def logical(p: Padder, position: Any, pads: Pads, dim: int) -> Any:
     """A position counted from the end, or given as a size, as a tensor."""
     size = sympy.Mul(*pads.sizes(dim))
     length = p.resources.length(size) if size.free_symbols else p.resources.scalar(size)
@@ -73,7 +73,7 @@ def _logical(p: Padder, position: Any, pads: Pads, dim: int) -> Any:
     if expr.is_nonnegative or expr.is_symbol:
         return value
     if not isinstance(value, fx.Node):
-        return _logical(p, int(value), pads, dim)
+        return logical(p, int(value), pads, dim)
     if never_below_zero(-1 - expr, p.ranges):
         return p.raw(aten.add.Tensor, value, length)
     negative = p.raw(aten.lt.Scalar, value, 0)
@@ -95,7 +95,7 @@ def _select(p: Padder, node: fx.Node) -> Claims:
     pads = p.pads(x)
     if isinstance(index, int) and index >= 0:
         return Pads(rest)
-    position = p.raw(aten.view.default, p.clamp_to(_logical(p, index, pads, dim), sympy.Mul(*pads.sizes(dim))), [1])
+    position = p.raw(aten.view.default, p.clamp_to(logical(p, index, pads, dim), sympy.Mul(*pads.sizes(dim))), [1])
     picked = p.select_rows(x, dim, position, (Factor(sympy.Integer(1)),))
     p.log("relayout", "a position counted from the end, or given as a size, is the logical one")
     return p.become(p.emit(aten.squeeze.dim, picked, dim))

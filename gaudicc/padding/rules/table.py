@@ -12,7 +12,9 @@ from gaudicc.padding.rules import (
     factories,
     fillings,
     indexing,
+    losses,
     medians,
+    mirrors,
     norms,
     ordering,
     pixels,
@@ -29,7 +31,7 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "pointwise": pointwise.RULES,
     "views": views.RULES + pixels.RULES,
     "factories": factories.RULES,
-    "positions": positions.RULES + fillings.RULES,
+    "positions": positions.RULES + fillings.RULES + mirrors.RULES,
     "reductions and softmax": reductions.RULES,
     "cumulative ops and sorting": ordering.RULES + medians.RULES,
     "gather": indexing.RULES,
@@ -38,6 +40,7 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "experts": experts.RULES,
     "convolutions and pooling": convolutions.RULES,
     "norms": norms.RULES,
+    "losses": losses.RULES,
     "Fourier transforms": transforms.RULES,
 }
 

@@ -14,8 +14,9 @@ from gaudicc.padding.layout import FINITE, GARBAGE, Dim, Pads, join, mapped, nor
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.alignment import aligned, laid_out, relaid
 from gaudicc.padding.rules.indexing import broadcast_dims, copies, index_dims, refuse_masks, safe_index
+from gaudicc.padding.rules.positions import logical
 from gaudicc.padding.rules.rule import Rule, operand, wrap
-from gaudicc.padding.sizes import expression, grows
+from gaudicc.padding.sizes import expression, grows, never_below_zero
 from gaudicc.rules.match import argument
 
 _DUMP = "pads of an index name a row that is dropped afterwards"
@@ -178,17 +179,7 @@ def _slice_scatter(p: Padder, node: fx.Node) -> Claims:
         return p.become(p.emit(aten.clone.default, source))
     if step != 1:
         raise p.refuse("a strided write of a padded source")
-    begins: Any = start
-    if not fixed:
-        size = expression(val(x).shape[dim])
-        length = p.resources.length(size) if size.free_symbols else int(size)
-        begins = (
-            p.value(start)
-            if isinstance(start, fx.Node)
-            else p.raw(aten.add.Tensor, length, start)
-            if isinstance(length, fx.Node)
-            else length + start
-        )
+    begins: Any = start if fixed else logical(p, start, base, dim)
     extent = expression(val(source).shape[dim])
     if not base.padded(dim) and (not new.padded(dim) or _leaves_a_row(p, x, dim, start, extent)):
         return _write_rows(p, x, source, dim, start, begins)
@@ -196,7 +187,8 @@ def _slice_scatter(p: Padder, node: fx.Node) -> Claims:
     length = p.resources.length(extent) if extent.free_symbols else p.resources.scalar(extent)
     inside = p.raw(aten.logical_and.default, p.raw(aten.ge.Scalar, place, 0), p.raw(aten.lt.Tensor, place, length))
     shape = [-1 if i == dim else 1 for i in range(rank)]
-    rows = p.select_rows(source, dim, p.clamp_to(place, extent), p.pads(x).dims[dim])
+    # Of these nothing is claimed: behind the source, valid rows of the base find pads of the source here.
+    rows = p.raw(aten.index_select.default, source, dim, p.clamp_to(place, extent))
     mixed = p.raw(aten.where.self, p.raw(aten.view.default, inside, shape), rows, x)
     p.claims[mixed] = _after_write(p, base, new, val(node).dtype)
     p.log("mask", "only the valid part of the source is written")
@@ -205,7 +197,10 @@ def _slice_scatter(p: Padder, node: fx.Node) -> Claims:
 
 def _leaves_a_row(p: Padder, x: fx.Node, dim: int, start: Any, extent: sympy.Expr) -> bool:
     """Whether no call writes the last row of a dim without pads."""
-    end = extent + expression(val(start) if isinstance(start, fx.Node) else start)
+    begin = expression(val(start) if isinstance(start, fx.Node) else start)
+    end = extent + begin
+    if not never_below_zero(begin, p.ranges):
+        return False
     highs = {symbol: p.ranges[str(symbol)][1] for symbol in end.free_symbols}
     if any(high < 0 for high in highs.values()) or not grows(end, p.ranges):
         return False
