@@ -265,6 +265,8 @@ def test_compiled_padded_and_checked() -> None:
     for rows in (1, 3, 4, 7):
         x = torch.randn(rows, 2, 8)
         with torch.no_grad():
-            assert torch.equal(compiled(x), model(x))
+            torch.testing.assert_close(
+                compiled(x), model(x)
+            )  # some CPUs round products of other numbers of rows otherwise
     assert "layers: 3 x Layer, 1 body, 3 before" in str(compiled.trace["canonicalize-layers"].notes)
     assert any("layers: 3 x Layer" in note for note in gaudicc.check(model, (torch.randn(3, 2, 8),)).notes)

@@ -37,6 +37,10 @@ def _by(values: Tensor, scale: Scale) -> Tensor:
     return scaled(values, scale, None) if _given(scale) else values
 
 
+def _scaled_back(operand: Tensor, scale: Scale) -> Tensor:
+    return _by(operand.to(torch.float32), scale)
+
+
 def _cast_weights(weights: Tensor, dtype: torch.dtype, q_scale_s: Scale, d_scale_s: Scale) -> Tensor:
     """The weights after a cast to fp8; without `d_scale_s` the kernel undoes `q_scale_s` itself, as in training."""
     cast = as_fp8(_by(weights, q_scale_s), dtype).to(torch.float32)
@@ -90,9 +94,7 @@ def fp8_sdpa_recomp_fwd(
     seq_padding_type: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Result, maximum and 1 / sum of each row, seed, largest weight and largest result, the last two where asked for."""
-    left, right, values = (
-        _by(each.to(torch.float32), by) for each, by in ((q, d_scale_q), (k, d_scale_k), (v, d_scale_v))
-    )
+    left, right, values = map(_scaled_back, (q, k, v), (d_scale_q, d_scale_k, d_scale_v))
     found = valid(scores(left, right, attention_mask, scale, is_causal), valid_seq_len, seq_padding_type)
     parts = _attend(found, values, p, q.dtype, (q_scale_s, d_scale_s, q_scale_o))
     narrow = torch.bfloat16 if q.dtype in FP8 else q.dtype
@@ -123,9 +125,7 @@ def fp8_sdpa_fwd(
     seq_padding_type: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Result, weights in the queries' dtype, dropout mask, largest weight where asked for."""
-    left, right, values = (
-        _by(each.to(torch.float32), by) for each, by in ((q, d_scale_q), (k, d_scale_k), (v, d_scale_v))
-    )
+    left, right, values = map(_scaled_back, (q, k, v), (d_scale_q, d_scale_k, d_scale_v))
     found = valid(scores(left, right, attention_mask, scale, is_causal), valid_seq_len, seq_padding_type)
     parts = _attend(found, values, p, q.dtype, (q_scale_s, d_scale_s, q_scale_o))
     weights = as_fp8(_by(parts.weights, q_scale_s), q.dtype) if q.dtype in FP8 else parts.weights.to(q.dtype)
