@@ -135,6 +135,7 @@ class NativeCall:
         __name__: of the kernel.
         layout: see below.
         scratch: how many floats a thread needs to work in.
+        whole: how many of its first operands it takes as they are; of the others it may be given what they are a part of.
 
     Args:
         kernel: of the library.
@@ -146,6 +147,7 @@ class NativeCall:
     """
 
     takes_out = True
+    whole = 0
 
     def __init__(self, kernel: Any, layout: Layout, like: torch.Tensor, *numbers: float, scratch: int = 0) -> None:
         self.__name__ = str(kernel.__name__)
@@ -188,6 +190,7 @@ class NativeStore(NativeCall):
     """
 
     takes_out = False
+    whole = 2
     index = 1
 
     def write(self, rows: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> None:
@@ -201,8 +204,15 @@ class NativeStore(NativeCall):
         self._call(rows.data_ptr(), places.data_ptr(), values.data_ptr(), *self._rest)
 
     def __call__(self, *tensors: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The rows with the values in their places, `rows` being left as it is."""
+        """The rows with the values in their places, `rows` being left as it is.
+
+        Raises:
+            IndexError: a place lies outside; those of state are checked before any write of all.
+        """
         rows, places, values = tensors
+        smallest, largest = map(int, places.aminmax())
+        if smallest < 0 or largest >= len(rows):
+            raise IndexError(f"index {smallest if smallest < 0 else largest} is out of bounds for {len(rows)} rows")
         copy = rows.clone()
         self.write(copy, places, values)
         return copy

@@ -34,7 +34,8 @@ def settle_native(editor: Editor) -> None:
             operands = [_contiguous(editor.before(node), part) for part in operands]
             sizes = node.target.layout(*(part.meta["val"] for part in operands))
             assert sizes is not None, "every kernel reads contiguous operands"
-        roots, offsets = zip(*map(_part_of, operands), strict=True)
+        whole = node.target.whole
+        roots, offsets = zip(*((part, 0) for part in operands[:whole]), *map(_part_of, operands[whole:]), strict=True)
         node.args = roots
         node.target.settle([*offsets, *sizes], work)
 
@@ -46,12 +47,12 @@ def _contiguous(editor: Editor, node: fx.Node) -> fx.Node:
 
 
 def _part_of(node: fx.Node) -> tuple[fx.Node, int]:
-    """The call whose result a value is a part of, and how many numbers lie before the part; kernels count in numbers."""
+    """The call whose result a value is a part of, and how many elements lie before the part."""
     views, root = [], node
     while root.op == "call_function" and is_view(root.target):
         views.append(root)
         root = root.args[0]  # type: ignore[assignment]  # the tensor that is viewed
-    if root.op != "call_function" or root.meta["val"].dtype != torch.float32:
+    if root.op != "call_function":
         return node, 0
     value = root.meta["val"]
     for view in reversed(views):

@@ -198,6 +198,22 @@ def test_rows_are_stored(
     assert not torch.equal(results[0][1], start)
 
 
+def test_rows_of_a_part_are_stored_in_a_copy_of_it(device: CpuDevice) -> None:
+    """Rows that are seen in another tensor, and begin behind its first element."""
+
+    class Parts(nn.Module):
+        def forward(self, x: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            whole = torch.relu(x)
+            return whole.view(-1, 4).index_copy(0, places, values), whole[3:].view(-1, 4).index_copy(0, places, values)
+
+    x, values = torch.randn(6, 8), torch.randn(2, 4)
+    same(device, "store", Parts(), x, torch.tensor([4, 0]), values)
+    for outside in (6, -1):
+        recording = device.record(segment_of(Parts(), x, torch.tensor([4, 0]), values))
+        with pytest.raises(IndexError, match=f"index {outside} is out of bounds"):
+            recording.replay(x, torch.tensor([0, outside]), values)
+
+
 def test_an_operand_that_was_moved_is_copied(device: CpuDevice) -> None:
     """A norm of a part of a joined product is laid out otherwise than the norm of the product alone."""
 
