@@ -93,10 +93,10 @@ def sdpa_fwd(
     return out.to(q.dtype), weights.to(q.dtype), kept.to(torch.uint8)
 
 
-_HEAD = "(Tensor q, Tensor k, Tensor v, Tensor? attention_mask, float p, float scale, bool is_causal, "
+HEAD = "(Tensor q, Tensor k, Tensor v, Tensor? attention_mask, float p, float scale, bool is_causal, "
 _TAIL = "str softmax_mode, Tensor? valid_seq_len, str seq_padding_type) -> "
-_RECOMP = f"{_HEAD}bool requires_backward, {_TAIL}(Tensor, Tensor, Tensor, Tensor)"
-_PLAIN = f"{_HEAD}{_TAIL}(Tensor, Tensor, Tensor)"
+_RECOMP = f"{HEAD}bool requires_backward, {_TAIL}(Tensor, Tensor, Tensor, Tensor)"
+_PLAIN = f"{HEAD}{_TAIL}(Tensor, Tensor, Tensor)"
 
 OPS: dict[str, Callable[..., Any]] = {
     **{f"sdpa_recomp_fwd{kind}{_RECOMP}": sdpa_recomp_fwd for kind in ("", "_dropout", "_non_dropout")},

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gaudicc.emulator.ops.attention import scores, valid, weigh
+from gaudicc.emulator.ops.attention import HEAD, scores, valid, weigh
 from gaudicc.emulator.ops.fp8 import FP8, Scale, as_fp8, scaled
 
 
@@ -133,7 +133,6 @@ def fp8_sdpa_fwd(
     return parts.out, weights, parts.kept.to(torch.int8), amax
 
 
-_HEAD = "(Tensor q, Tensor k, Tensor v, Tensor? attention_mask, float p, float scale, bool is_causal, "
 _NAMES = ("d_scale_q", "d_scale_k", "d_scale_v", "q_scale_s", "q_scale_o", "d_scale_s")
 _SCALES = {
     "": ", ".join(f"Tensor? {name}" for name in _NAMES),
@@ -145,12 +144,12 @@ _KINDS = ("", "_dropout", "_non_dropout")
 
 def _recomputed(kind: str, overload: str) -> str:
     flags = "bool is_amax_s, bool is_amax_0, "
-    head = f"fp8_sdpa_recomp_fwd{kind}{overload}{_HEAD}bool requires_backward, str softmax_mode, {_SCALES[overload]}, "
+    head = f"fp8_sdpa_recomp_fwd{kind}{overload}{HEAD}bool requires_backward, str softmax_mode, {_SCALES[overload]}, "
     return f"{head}{flags}{_TAIL}({', '.join(['Tensor'] * 6)})"
 
 
 def _plain(kind: str) -> str:
-    head = f"fp8_sdpa_fwd{kind}{_HEAD}str softmax_mode, {_SCALES['']}, bool is_amax_s, "
+    head = f"fp8_sdpa_fwd{kind}{HEAD}str softmax_mode, {_SCALES['']}, bool is_amax_s, "
     return f"{head}{_TAIL}({', '.join(['Tensor'] * 4)})"
 
 
