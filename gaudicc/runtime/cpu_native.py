@@ -1,4 +1,4 @@
-"""Kernels in C for what ATen has several calls for, on request: `kernels.c`, compiled by this machine's own compiler.
+"""Kernels in C for what ATen has several calls for, on request: `kernels*.c`, compiled by this machine's own compiler.
 
 Compiling takes half a second, once per machine. It runs beside the first answers: what is recorded before it is done is
 recorded without.
@@ -22,7 +22,8 @@ import torch
 
 from gaudicc.errors import InputError, Where
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_HERE = Path(__file__).parent
+_SOURCES = [_HERE / name for name in ("kernels.c", "kernels_attention.c")]
 # Sums may be reordered; infinities and NaN keep their meaning.
 _FLAGS = (
     *("-O3", "-march=native", "-shared", "-fPIC"),
@@ -35,6 +36,8 @@ _KERNELS = {
     "store": (3, 0),
     "attend_one": (5, 1),
     "attend_causal": (4, 1),
+    "weigh": (3, 0),
+    "weigh_add": (4, 0),
 }  # tensors, numbers
 
 
@@ -50,7 +53,8 @@ class Kernels:
         if compiler is None:
             raise InputError("there is no C compiler for native kernels", hint="install gcc, or leave native out")
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaudicc"
-        key = "\n".join([_SOURCE.read_text(), *_FLAGS, compiler, _processor()])
+        texts = [file.read_text() for file in (*_SOURCES, _HERE / "kernels.h")]
+        key = "\n".join([*texts, *_FLAGS, compiler, _processor()])
         self._file = home / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         self._library: ctypes.CDLL | None = None
         self._compiling: subprocess.Popen[bytes] | None = None
@@ -65,7 +69,7 @@ class Kernels:
                     hint="set XDG_CACHE_HOME to a folder that can be written, or leave native out",
                 ) from error
             os.close(number)
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", self._made, "-lm"]
+            command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", self._made, "-lm"]
             self._compiling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             weakref.finalize(self, _give_up, self._compiling, Path(self._made))
 

@@ -1,4 +1,4 @@
-"""Recording on the CPU with native kernels: which calls become one of `kernels.c`, and what it is told of its operands.
+"""Recording on the CPU with native kernels: which calls become one of `kernels*.c`, and what it is told of its operands.
 
 The steps that lower norms, rotary embedding and attention ask `native_norm` and the like first; `join_gates` comes behind the
 linears; `settle_native` is last.
@@ -92,6 +92,25 @@ def native_rotary(editor: Editor, node: fx.Node) -> fx.Node | None:
     if not suits or not one_for_all_heads:
         return None
     return _emitted(editor, node, "rotate", layout, like, tuple(operands))
+
+
+def native_product(editor: Editor, node: fx.Node, weight: torch.Tensor, *others: fx.Node) -> fx.Node | None:
+    """A weight `[out, in]` as it lies times a vector, `in` elements in whole vectors, and what is added, if anything."""
+    like = node.meta["val"]
+
+    def layout(matrix: torch.Tensor, *rows: torch.Tensor) -> list[int] | None:
+        out, width = matrix.shape
+        plain = matrix.stride(1) == 1 and width % _LANES == 0 and rows[0].numel() == width
+        return [out, width, matrix.stride(0)] if plain and all(map(_is_row, rows)) else None
+
+    if not _is_row(like) or layout(weight, *(other.meta["val"] for other in others)) is None:
+        return None
+    operands = (editor.before(node).bind("weight", weight), *others)
+    return _emitted(editor, node, "weigh" if len(others) == 1 else "weigh_add", layout, like, operands)
+
+
+def _is_row(value: torch.Tensor) -> bool:
+    return value.is_contiguous() and value.numel() == value.shape[-1]
 
 
 def native_attention(

@@ -16,6 +16,9 @@ import torch
 from gaudicc.runtime.cpu_calls import pack_linear
 
 Build = Callable[..., torch.Tensor]
+_SETTLED: dict[
+    int, weakref.WeakSet[Any]
+] = {}  # storage -> what reads it in a layout that it takes for settled, on all devices
 
 
 class Prepared:
@@ -112,10 +115,10 @@ class PackedWeights:
 
         Args:
             weights: the weights.
-            adopt: move the weights themselves into the stack, unless a living recording reads them by address.
+            adopt: move the weights themselves into the stack, unless a living recording reads them by address or layout.
         """
         prepared = self.derive("columns", weights, _columns)
-        if adopt and not any(self.is_pinned(weight) for weight in weights):
+        if adopt and not any(self.is_pinned(weight) or _SETTLED.get(_storage(weight)) for weight in weights):
             with self._lock:  # the weights move, and with them the key
                 del self._derived[_key("columns", weights)]
                 prepared.adopt()
@@ -128,17 +131,25 @@ class PackedWeights:
 
     def pin(self, tensor: torch.Tensor, holder: Any) -> None:
         """Says that `holder` reads this tensor's storage by address, so that it must not be released."""
-        self._pinned.setdefault(tensor.untyped_storage().data_ptr(), weakref.WeakSet()).add(holder)
+        self._pinned.setdefault(_storage(tensor), weakref.WeakSet()).add(holder)
+
+    def settle(self, tensor: torch.Tensor, holder: Any) -> None:
+        """Says that `holder` reads this tensor in the layout it has now, so that no device may move it."""
+        _SETTLED.setdefault(_storage(tensor), weakref.WeakSet()).add(holder)
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         """Whether a living recording reads this tensor's storage by address."""
-        return bool(self._pinned.get(tensor.untyped_storage().data_ptr()))
+        return bool(self._pinned.get(_storage(tensor)))
 
     def refresh(self, prepared: tuple[Prepared, ...]) -> None:
         """Makes again what is out of date."""
         with self._lock:
             for one in prepared:
                 one.refresh()
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def versions(tensors: tuple[torch.Tensor, ...]) -> list[int]:
