@@ -1,4 +1,4 @@
-"""static-state: caches that grow by `cat` become whole buffers, owned by the compiled model and written by row."""
+"""static-state: caches that grow by `cat`, and writes through views, become whole buffers that are written by row."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import ClassVar
 from gaudicc.invariants import FUNCTIONAL, TYPED, WELL_FORMED, Invariant
 from gaudicc.pipeline import Numerics, PassResult
 from gaudicc.program import OutputKind, Program
+from gaudicc.rewriter import Rewriter
 from gaudicc.rules.appends import appends, static_buffers
 from gaudicc.rules.growth import compare_growing
 from gaudicc.rules.holding import Holding
+from gaudicc.rules.whole_writes import write_whole
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,13 @@ class StaticState:
 
         %3 = aten.cat.default([%past, %new], 1)    ->    %2 = aten.slice_scatter.default(%state, %new, 1, %rows, %grown)
                                                          %3 = aten.slice.Tensor(%2, 1, 0, %grown)
+
+    Rows that a model writes through a view of a buffer it owns (pages of keys and values) become rows of the whole buffer, so
+    that no call copies it:
+
+        %1 = aten.view.default(%state, [96, 8])                  %3 = aten.index_put.default(
+        %2 = aten.index_put.default(%1, [%slot], %new)     ->         %state, [%slot // 4, %slot % 4], %new)
+        %3 = aten.view.default(%2, [24, 4, 8])
 
     Refuses nothing: an argument that only looks like a cache stays one, and the trace says why.
 
@@ -41,13 +50,18 @@ class StaticState:
     numerics: ClassVar[Numerics] = Numerics.BITWISE
 
     def run(self, program: Program) -> PassResult:
-        """Finds the caches, then rewrites each body once and the root."""
-        notes = [f"state {source} is static: written by index as it is" for source in static_buffers(program)]
+        """Writes whole buffers, finds the caches, then rewrites each body once and the root."""
+        notes, whole = [], False
+        for name, module in list(program.graphs()):
+            rewriter = Rewriter(module)
+            notes += [f"{name}: {buffer} is written whole, not through a view" for buffer in write_whole(rewriter)]
+            whole |= rewriter.finish()
+        notes += [f"state {source} is static: written by index as it is" for source in static_buffers(program)]
         if not self.caches or any(spec.kind is OutputKind.LENGTH for spec in program.outputs):
-            return PassResult(program, False, tuple(notes))
+            return PassResult(program, whole, tuple(notes))
         found, refused = appends(program)
         if not found:
-            return PassResult(program, False, (*notes, *refused, "no argument is a cache that grows by cat"))
+            return PassResult(program, whole, (*notes, *refused, "no argument is a cache that grows by cat"))
         held = Holding(program, found, self._highs(program)).run()
         return PassResult(held, True, (*notes, *refused, *_told(held)))
 

@@ -155,6 +155,8 @@ def op_cost(op: OpWork, chip: Chip, *, on_chip: bool = False) -> OpCost:
 
 def gemm_seconds(gemm: Gemm, chip: Chip) -> float:
     """Compute time of a GEMM on the MME: the vendor's cycles, at the rate of its dtype and the clock that lasts."""
+    if not gemm.macs:  # of a batch of nothing
+        return 0.0
     return _mme_seconds(gemm, chip.mme)
 
 

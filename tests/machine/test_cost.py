@@ -114,6 +114,10 @@ def test_a_gemm_without_its_product_is_refused() -> None:
         op_cost(OpWork("nothing", OpClass.GEMM), load_chip("gaudi2"))
 
 
+def test_a_product_of_nothing_takes_no_time() -> None:
+    assert [gemm_seconds(Gemm(m, n, k), load_chip("gaudi3")) for m, n, k in ((0, 2, 2), (2, 0, 2), (2, 2, 0))] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("name", CHIPS)
 def test_collectives(name: str) -> None:
     chip = load_chip(name)

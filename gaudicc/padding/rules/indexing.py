@@ -94,13 +94,13 @@ def _index(p: Padder, node: fx.Node) -> Claims:
     source = p.pads(x)
     whole = [_reads_all(p, x, dim, index) for dim, index in enumerate(indices)]
     indices = [
-        index if index is None or whole[dim] else _from_front(p, x, dim, safe_index(p, index, val(x).shape[dim]))
+        index if index is None or whole[dim] else from_front(p, x, dim, safe_index(p, index, val(x).shape[dim]))
         for dim, index in enumerate(indices)
     ]
     p.set_arg(1, indices)
     result = val(node)
     front = broadcast_dims(p, [index for index in indices if index is not None])
-    place = _place(indices)
+    place = index_place(indices)
     outer = [source.dims[d] for d in range(len(source.dims)) if d >= len(indices) or indices[d] is None]
     content = copies(p, Pads(tuple(source.dims[d] for d, index in enumerate(indices) if index is not None)))
     inner = [normal(mapped(d, lambda c: content), result.dtype) for d in front]
@@ -143,7 +143,7 @@ def refuse_masks(p: Padder, indices: list[Any]) -> None:
         raise p.refuse("a bool mask picks as many rows as data says; use where")
 
 
-def _from_front(p: Padder, x: Any, dim: int, index: fx.Node) -> fx.Node:
+def from_front(p: Padder, x: Any, dim: int, index: fx.Node) -> fx.Node:
     """Negative entries of an index into a padded dim, counted from the front."""
     pads = p.pads(x)
     if not pads.padded(dim) or p.pads(index).iota is not None:
@@ -175,12 +175,12 @@ def broadcast_dims(p: Padder, indices: list[fx.Node]) -> list[Dim]:
 
 def index_dims(p: Padder, x: fx.Node, indices: list[Any], front: list[Dim]) -> list[Dim]:
     """The layout of `x[indices]`; `front`: of the indices together."""
-    source, place = p.pads(x).dims, _place(indices)
+    source, place = p.pads(x).dims, index_place(indices)
     outer = [d for i, d in enumerate(source) if i >= len(indices) or indices[i] is None]
     return [*outer[:place], *front, *outer[place:]]
 
 
-def _place(indices: list[Any]) -> int:
+def index_place(indices: list[Any]) -> int:
     """Where the dims of the indices go: in the place of the first if they stand together, else in front."""
     given = [i for i, index in enumerate(indices) if index is not None]
     return given[0] if given[-1] - given[0] + 1 == len(given) else 0

@@ -23,6 +23,7 @@ from gaudicc.padding.rules import (
     reductions,
     transforms,
     views,
+    windows,
     writes,
 )
 from gaudicc.padding.rules.rule import Rule
@@ -35,7 +36,7 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "reductions and softmax": reductions.RULES,
     "cumulative ops and sorting": ordering.RULES + medians.RULES,
     "gather": indexing.RULES,
-    "scatter": writes.RULES,
+    "scatter": writes.RULES + windows.RULES,
     "matrix products and attention": contractions.RULES,
     "experts": experts.RULES,
     "convolutions and pooling": convolutions.RULES,
