@@ -36,6 +36,7 @@ def test_tokens_and_logits_are_the_models_own(sparse: tuple[Any, CompiledLM]) ->
         torch.testing.assert_close(torch.stack([step[row] for step in result.logits]), own, atol=1e-4, rtol=0)
 
 
+@pytest.mark.sweep
 def test_a_session_goes_on_with_the_indexers_keys(sparse: tuple[Any, CompiledLM]) -> None:
     model, lm = sparse
     with lm.session() as session:

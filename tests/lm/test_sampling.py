@@ -145,7 +145,7 @@ def test_a_penalty_of_the_models_own_config_is_taken(llama: Any, prompts: list[l
     theirs = llama.generate(torch.tensor([prompts[0]]), max_new_tokens=8, repetition_penalty=1.6, pad_token_id=0)
     before, llama.generation_config.repetition_penalty = llama.generation_config.repetition_penalty, 1.6
     try:
-        ours = gaudicc.compile_lm(llama, max_context=64)
+        ours = gaudicc.compile_lm(llama, max_batch=1, max_context=16)
         ours.warm_up()
         records = ours.stats.records
         assert torch.equal(torch.as_tensor(ours.generate(torch.tensor([prompts[0]]), max_new_tokens=8)), theirs)

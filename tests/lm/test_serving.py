@@ -188,12 +188,12 @@ def test_an_interrupted_generate_leaves_nothing_behind(
 def test_nothing_is_recorded_after_warm_up(llama: Any, prompts: Prompts) -> None:
     import gaudicc
 
-    lm = gaudicc.compile_lm(llama, max_batch=2, max_context=64)
+    lm = gaudicc.compile_lm(llama, max_batch=2, max_context=40)
     seen: list[str] = []
     lm.warm_up(progress=lambda kind, bucket: seen.append(f"{kind} {bucket}"))
     records = lm.stats.records
     assert records == len(seen) == sum(map(len, lm.buckets.values()))
     for prompt in prompts:
-        lm.submit(prompt, max_new_tokens=20)
+        lm.submit(prompt, max_new_tokens=10)
     lm.run()
     assert lm.stats.records == records

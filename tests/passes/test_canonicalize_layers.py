@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from expecttest import assert_expected_inline
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
@@ -114,6 +114,7 @@ KINDS = st.builds(
 )
 
 
+@settings(max_examples=12)
 @given(kinds=st.lists(KINDS, min_size=2, max_size=5), dynamic=st.booleans())
 def test_no_bit_changes_whatever_the_layers(kinds: list[Kind], dynamic: bool) -> None:
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
@@ -64,6 +64,7 @@ def test_without_it_the_invariant_does_not_hold() -> None:
     assert not list(SHAPES_GUARDED.violations(after, after.root))
 
 
+@settings(max_examples=12)
 @given(data=st.data())
 def test_guards_admit_exactly_the_shapes_that_fit(data: st.DataObject) -> None:
     program = InsertBucketGuards().run(pooled(dynamic=True)).program

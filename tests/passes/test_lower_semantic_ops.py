@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from expecttest import assert_expected_inline
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -69,6 +69,7 @@ def test_without_a_target_nothing_is_kept(capture_of: Any) -> None:
     assert not list(LOWERED.violations(after, after.root))
 
 
+@settings(max_examples=12)
 @given(data=st.data(), scale_first=st.booleans(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_norms_keep_their_values(
     data: st.DataObject, scale_first: bool, dtype: torch.dtype, capture_of: Any, alone: Any
@@ -84,6 +85,7 @@ def test_norms_keep_their_values(
     assert not alone(PLAIN, after)[1].modified
 
 
+@settings(max_examples=12)
 @given(data=st.data(), causal=st.booleans(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_attention_keeps_its_values(
     data: st.DataObject, causal: bool, dtype: torch.dtype, capture_of: Any, alone: Any

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
@@ -64,6 +64,7 @@ def rows_of(program: Program) -> dict[int, list[str]]:
     return found
 
 
+@settings(max_examples=10)
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(2, 4), st.booleans())
 def test_parts_equal_the_whole(batch: int, tokens: int, parts: int, mix: bool) -> None:
     torch.manual_seed(0)

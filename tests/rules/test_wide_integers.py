@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -62,6 +62,7 @@ def program_of(body: Body) -> Program:
 
 
 @pytest.mark.parametrize("body", BODIES)
+@settings(max_examples=12)
 @given(numbers=INTS)
 def test_exact_in_32_bits(body: Body, numbers: list[int]) -> None:
     x, program = torch.tensor(numbers), program_of(body)
