@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -26,6 +28,7 @@ from gaudicc.padding.rules.windows import after_write
 from gaudicc.padding.sizes import expression
 from gaudicc.rules.match import argument
 
+_ADDS = "pads add nothing"
 _DUMP = "pads of an index name a row that is dropped afterwards"
 
 
@@ -95,7 +98,17 @@ def _nothing(p: Padder, x: fx.Node, values: Any, indices: list[Any], front: list
     dims = [place + dim for dim, one in enumerate(front) if any(factor.content for factor in one)]
     if not all(varies(values, dim) for dim in dims):
         return None
-    return p.fill(values, [val(values).dim() + dim for dim in dims], 0, "pads add nothing")
+    sizes = [[factor.size for factor in one] for one in front if any(factor.content for factor in one)]
+    return _zeroed(p, values, {val(values).dim() + dim: size for dim, size in zip(dims, sizes, strict=True)})
+
+
+def _zeroed(p: Padder, values: fx.Node, dims: dict[int, Sequence[sympy.Expr]]) -> fx.Node:
+    """Values with 0 at pads of an index, which may be valid positions of theirs: ones that are counted have no pads."""
+    pads = p.pads(values)
+    if pads.uniform is None and all(pads.padded(dim) and [*pads.sizes(dim)] == [*sizes] for dim, sizes in dims.items()):
+        return p.fill(values, dims, 0, _ADDS)
+    p.log("mask", _ADDS)
+    return p.raw(aten.where.self, p.mask(val(values).dim(), dims), values, p.literal(0, val(values).dtype))
 
 
 def _dumped(
@@ -190,7 +203,7 @@ def _index_write(p: Padder, node: fx.Node) -> Claims:
         p.claims[written] = claims
         return p.become(written)
     if node.target is aten.index_add.default and val(index).dim() and has_rows(p, x, [dim]) and _is_finite(node):
-        source = p.fill(source, [dim], 0, "pads add nothing")
+        source = _zeroed(p, source, {dim: [factor.size for factor in given.dims[0]]})
         index = safe_index(p, index, val(x).shape[dim])
         written = p.raw(node.target, x, dim, index, source, **node.kwargs)
         p.claims[written] = claims
