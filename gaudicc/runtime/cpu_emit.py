@@ -18,8 +18,7 @@ from gaudicc.runtime.cpu_calls import callee, is_view, writer
 from gaudicc.runtime.cpu_checks import check_index, check_input, exactly
 from gaudicc.runtime.cpu_flatten import Flat, byte_extent, is_dense
 from gaudicc.runtime.cpu_fuse import rotary
-from gaudicc.runtime.cpu_native import NativeStore
-from gaudicc.runtime.cpu_plan import SLICE_WRITERS, Home, Plan
+from gaudicc.runtime.cpu_plan import SLICE_WRITERS, Home, Plan, written_at
 
 _aten = torch.ops.aten
 Run = Callable[..., tuple[Any, ...]]
@@ -147,7 +146,7 @@ class Emitter:
         self._line(f"{write}({', '.join(arguments)})")
 
     def _check_indices(self, node: fx.Node, before: int) -> None:
-        for index, size, low in _indices(node):
+        for index, size, low in written_at(node):
             known = self.plan.order[index] < before
             key = (index, size)
             if known and key not in self._checked and not index.meta["val"].is_floating_point():
@@ -239,22 +238,3 @@ def _short_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.replace("::", "_")
     return f"cpu_{getattr(target, '__name__', 'function')}"
-
-
-def _indices(node: fx.Node) -> list[tuple[fx.Node, int, int]]:
-    """Index tensors of a write: the node, the size it indexes, the lowest legal index."""
-    size = node.meta["val"].shape
-    if isinstance(node.target, NativeStore):
-        return [(node.args[node.target.index], size[0], 0)]  # type: ignore[list-item]
-    name = node.target._schema.name.removeprefix("aten::") if node.target not in SLICE_WRITERS else ""  # type: ignore[union-attr]
-    if name == "index_put":
-        entries = enumerate(node.args[1])  # type: ignore[arg-type]
-        return [(index, size[dim], -size[dim]) for dim, index in entries if _is_integer(index)]
-    if name in ("index_copy", "index_add", "index_fill", "scatter", "scatter_add") and size:
-        index = node.args[2]
-        return [(index, size[int(node.args[1])], 0)] if _is_integer(index) else []  # type: ignore[arg-type,list-item]
-    return []
-
-
-def _is_integer(index: Any) -> bool:
-    return isinstance(index, fx.Node) and index.meta["val"].dtype in (torch.int64, torch.int32)

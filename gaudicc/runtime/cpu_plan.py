@@ -17,6 +17,7 @@ from torch import fx
 from gaudicc.runtime.cpu_calls import callee, is_maybe_view, is_view, writer
 from gaudicc.runtime.cpu_flatten import Flat, byte_extent, is_dense
 from gaudicc.runtime.cpu_fuse import rotary
+from gaudicc.runtime.cpu_native import NativeStore
 
 _aten = torch.ops.aten
 _ALIGNMENT = 64
@@ -60,6 +61,7 @@ class Plan:
 
 def plan(flat: Flat, *, borrow: bool) -> Plan:
     """Plans one flat graph."""
+    _places_first(flat)
     result = Plan({node: position for position, node in enumerate(flat.graph.nodes)})
     for node in flat.graph.nodes:
         result.root[node] = result.root[node.args[0]] if _shares(node) else node
@@ -72,6 +74,46 @@ def plan(flat: Flat, *, borrow: bool) -> Plan:
             result.last[result.root[source]] = result.order[node]
     _plan_arena(flat, result)
     return result
+
+
+def _places_first(flat: Flat) -> None:
+    """Computes where state is written before the first write of all, so that every place is checked before anything changes."""
+    writes = {node for buffer, index in flat.state.items() for node in _write_chain(flat.outputs[index], buffer)}
+    first = next((node for node in flat.graph.nodes if node in writes), None)
+    behind: set[fx.Node] = set()  # what knows of a write
+    for node in list(flat.graph.nodes):
+        if node in writes or not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
+    needed, pending = set(), [index for node in writes for index, _, _ in written_at(node)]
+    while pending:
+        node = pending.pop()
+        if node.op == "call_function" and node not in behind and node not in needed:
+            needed.add(node)
+            pending += node.all_input_nodes
+    late = False
+    for node in list(flat.graph.nodes):
+        late |= node is first
+        if late and first is not None and node in needed:
+            first.prepend(node)
+
+
+def written_at(node: fx.Node) -> list[tuple[fx.Node, int, int]]:
+    """Index tensors of a write: the node, the size it indexes, the lowest legal index."""
+    size = node.meta["val"].shape
+    if isinstance(node.target, NativeStore):
+        return [(node.args[node.target.index], size[0], 0)]  # type: ignore[list-item]
+    name = node.target._schema.name.removeprefix("aten::") if node.target not in SLICE_WRITERS else ""  # type: ignore[union-attr]
+    if name == "index_put":
+        entries = enumerate(node.args[1])  # type: ignore[arg-type]
+        return [(index, size[dim], -size[dim]) for dim, index in entries if _is_integer(index)]
+    if name in ("index_copy", "index_add", "index_fill", "scatter", "scatter_add") and size:
+        index = node.args[2]
+        return [(index, size[int(node.args[1])], 0)] if _is_integer(index) else []  # type: ignore[arg-type,list-item]
+    return []
+
+
+def _is_integer(index: Any) -> bool:
+    return isinstance(index, fx.Node) and index.meta["val"].dtype in (torch.int64, torch.int32)
 
 
 def _shares(node: fx.Node) -> bool:

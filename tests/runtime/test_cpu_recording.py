@@ -262,6 +262,19 @@ def test_a_write_that_reads_its_own_buffer_is_not_in_place() -> None:
     check(build.segment(build.call(aten.slice_scatter.default, state, moved, 0, 1, 6), state={"state": 0}), [])
 
 
+def test_places_computed_late_are_checked_before_any_write() -> None:
+    build = Build()
+    keys, values = (build.place(name, torch.zeros(6, 2), bind=True) for name in ("keys", "values"))
+    first, second = (build.place(name, torch.tensor([2]), bind=False) for name in ("first", "second"))
+    x = build.place("x", torch.ones(1, 2), bind=False)
+    written = build.call(aten.index_copy.default, keys, 0, first, x)
+    late = build.call(aten.index_copy.default, values, 0, build.call(aten.mul.Tensor, second, 2), x)
+    segment = build.segment(written, late, state={"keys": 0, "values": 1})
+    with pytest.raises(StateError, match="index 6 is outside"):
+        check(segment, build.inputs).replay(torch.tensor([3]), torch.tensor([3]), torch.ones(1, 2))
+    assert not segment.bound["keys"][3].any()
+
+
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_index_put_into_state(accumulate: bool) -> None:
     build = Build()
