@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 import struct
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import BinaryIO, cast
 from gaudicc.bundle.item import error
 from gaudicc.bundle.tensors import Region, TensorWriter
 from gaudicc.errors import BundleError
+from gaudicc.whole_files import replace_file
 
 if sys.platform != "win32":
     import fcntl
@@ -51,7 +51,7 @@ def save(path: Path, text: bytes, name: str, tensors: TensorWriter) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".zip":
-            _replace(path, lambda stream: _write_zip(stream, text, name, tensors))
+            replace_file(path, lambda stream: _write_zip(stream, text, name, tensors))
         else:
             _save_folder(path, text, name, tensors)
     except OSError as problem:
@@ -65,8 +65,8 @@ def _save_folder(path: Path, text: bytes, name: str, tensors: TensorWriter) -> N
         with _turn(path):
             before = set(path.iterdir())
             try:
-                _replace(path / name, lambda stream: tensors.write(stream, 0))
-                _replace(path / JSON_NAME, lambda stream: stream.write(text))
+                replace_file(path / name, lambda stream: tensors.write(stream, 0))
+                replace_file(path / JSON_NAME, lambda stream: stream.write(text))
             except BaseException:
                 if path / name not in before:
                     (path / name).unlink(missing_ok=True)
@@ -92,20 +92,6 @@ def _turn(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file beside `path` and renames it: `path` is the old file or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _write_zip(stream: BinaryIO, text: bytes, name: str, tensors: TensorWriter) -> None:

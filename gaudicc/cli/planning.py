@@ -19,7 +19,7 @@ def run(options: PlanOptions) -> int:
     """Runs the command.
 
     Returns:
-        The exit code, 0.
+        The exit code: 0, or 1 if `--memory` finds that the model does not fit.
 
     Raises:
         GaudiccError: the model cannot be found, captured or compiled, or an option has no meaning.
@@ -32,7 +32,7 @@ def run(options: PlanOptions) -> int:
     if options.memory:
         memory = plan_memory(programs, plans, options.target, options.cards)
         print_json(memory.as_json()) if options.json else print(memory)
-        return 0
+        return 0 if memory.fits else 1
     texts: Mapping[str, str] = {str(bucket): str(plan) for bucket, plan in plans.items()}
     print_json(texts) if options.json else print("\n\n".join(texts.values()))
     return 0

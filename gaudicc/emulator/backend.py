@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
 
-from gaudicc.emulator import placement, traced_ops, tracing
+from gaudicc.emulator import flexible, placement, traced_ops, tracing
 from gaudicc.emulator.emulation import current
 from gaudicc.emulator.surface import compile_config as config
 from gaudicc.emulator.surface.analyzer import FxGraphAnalyzer, logger
@@ -127,7 +127,10 @@ def _place(graph: fx.GraphModule) -> set[fx.Node]:
 
 
 def _compile_branches(graph: fx.GraphModule) -> None:
-    """Bodies of higher-order ops are compiled too, and run by a plain function: torch has no rule for device tensors there."""
+    """Bodies of higher-order ops are compiled too, and run by a plain function: torch has no rule for device tensors there.
+
+    Those of `flex_attention` are left to it: it calls them on one score at a time, mapped over all.
+    """
     ops = torch.ops.higher_order
     runners = {
         ops.cond: _cond,
@@ -135,6 +138,7 @@ def _compile_branches(graph: fx.GraphModule) -> None:
         getattr(ops, "with_effects", None): _in_order,
     }
     for node in graph.graph.nodes:
+        node.target = flexible.DENSE.get(node.target, node.target)
         runner = runners.get(node.target) if isinstance(node.target, HigherOrderOperator) else None
         if runner is None:
             continue

@@ -52,7 +52,8 @@ def register(module: ModuleType) -> None:
     everything.fallback(_without_tensor, "PrivateUse1")
     everything.fallback(fallthrough_kernel, "AutocastPrivateUse1")
     aten = Library("aten", "IMPL")
-    # Reached from C++ with the Python key switched off, where the fallback above cannot be called.
+    # Reached from C++ with the Python key switched off, where the fallback above cannot be called: `torch.tensor` in a mode.
+    aten.impl("empty_strided", _empty_strided, "PrivateUse1")
     aten.impl("_copy_from", _copy_from, "PrivateUse1")
     aten.impl("_local_scalar_dense", _local_scalar_dense, "PrivateUse1")
     _LIBRARIES.extend((everything, aten))
@@ -61,6 +62,10 @@ def register(module: ModuleType) -> None:
 def _without_tensor(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Ops that carry no device tensor, such as factories, come here instead of `HpuTensor.__torch_dispatch__`."""
     return dispatch(op, args, kwargs)
+
+
+def _empty_strided(*args: Any, **kwargs: Any) -> Any:
+    return dispatch(torch.ops.aten.empty_strided.default, args, kwargs)
 
 
 def _local_scalar_dense(tensor: Tensor) -> Any:

@@ -169,9 +169,9 @@ def _unlaunched(call: OpCall) -> object:
     """Results of the right form without values; what the call would write stays as it is."""
     written = call.written()
     if any(argument.is_out for argument in call.op._schema.arguments):
-        for tensor, form in zip(written, tensors_in(on_meta(call).run()), strict=True):
-            if tensor.shape != form.shape:
-                tensor.resize_(form.shape)
+        for tensor, sized in zip(written, tensors_in(on_meta(call).run()), strict=True):
+            if tensor.shape != sized.shape:
+                tensor.resize_(sized.shape)
     if written:
         return written[0] if len(call.op._schema.returns) == 1 else tuple(written)
     form = on_meta(call).run()

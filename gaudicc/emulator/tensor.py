@@ -65,7 +65,14 @@ class HpuTensor(Tensor):
         extras = [f"device='{self.device}'"]
         if self.requires_grad:
             extras.append(f"grad_fn=<{type(self.grad_fn).__name__}>" if self.grad_fn else "requires_grad=True")
-        return f"{text[:-1]}, {', '.join(extras)})"
+        kind = "Parameter containing:\n" if isinstance(self, torch.nn.Parameter) else ""
+        return f"{kind}{text[:-1]}, {', '.join(extras)})"
+
+    def __format__(self, format_spec: str) -> str:
+        """`f"{loss:.2f}"` reads the value, as of any tensor of no dims that is no parameter."""
+        if self.dim() == 0 and not isinstance(self, torch.nn.Parameter):
+            return format(self.item(), format_spec)
+        return object.__format__(self, format_spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A copy in memory of its own; a parameter stays one, and the gradient is copied too."""

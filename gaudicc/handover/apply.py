@@ -19,6 +19,7 @@ from gaudicc.machine.timings import in_order
 from gaudicc.runtime.hpu_probe import FELL_BACK, RAN
 from gaudicc.targets import Mode, Support, Target, load_target
 from gaudicc.targets.table import read_overlay
+from gaudicc.whole_files import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,8 @@ def _save_rows(folder: Path, kit: Kit, rows: list[dict[str, object]]) -> Path:
             read_overlay(path)  # refuses what is none
             before = json.loads(path.read_text())["rows"]
             rows = [row for row in before if (row["op"], row.get("dtypes"), row.get("modes")) not in spoken] + rows
-        path.write_text(json.dumps({"format": 1, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps({"format": 1, "rows": rows}, indent=1) + "\n"
+        replace_file(path, lambda stream: stream.write(text.encode()))
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error}", hint="give another folder with --into") from error
     return path

@@ -11,13 +11,11 @@ import hashlib
 import io
 import json
 import math
-import os
-import secrets
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from gaudicc.errors import InputError, Where
 from gaudicc.machine import CHIPS
@@ -25,6 +23,7 @@ from gaudicc.machine.timings import KINDS, Timing
 from gaudicc.runtime.hpu_probe import OUTCOMES
 from gaudicc.targets import Mode
 from gaudicc.targets.dtypes import DEVICE
+from gaudicc.whole_files import replace_file
 
 FORMAT, VERSION = "gaudicc-kit", 1
 MANIFEST, PROBE, TIMINGS, STORY, DOCTOR = "manifest.json", "probe.csv", "timings.csv", "story.json", "doctor.json"
@@ -105,14 +104,15 @@ def write_kit(path: Path, kit: Kit) -> None:
     }
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     manifest = {"format": FORMAT, "version": VERSION, **asdict(kit.origin), "files": hashes}
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with zipfile.ZipFile(beside, "x", zipfile.ZIP_DEFLATED) as archive:
+
+    def write(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in {MANIFEST: json.dumps(manifest, indent=1).encode(), **members}.items():
                 archive.writestr(name, data)
-        os.replace(beside, path)
+
+    try:
+        replace_file(path, write)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error}", hint="make room, or give another path") from error
 
 

@@ -21,6 +21,7 @@ from gaudicc.errors import InputError
 from gaudicc.machine.chip import CHIPS, Chip, load_chip
 from gaudicc.machine.runs import Run, predicted_seconds, published_runs
 from gaudicc.own_tables import own_table
+from gaudicc.whole_files import replace_file
 
 # Constants that are a fraction of something.
 _FRACTIONS = ("mme.sustained", "memory.cache_efficiency", "memory.hbm_efficiency", "network.efficiency")
@@ -175,7 +176,8 @@ def save_chip(folder: Path, chip: Chip, constants: Iterable[str], source: str) -
     path = folder / f"{chip.name}.chip.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(chip_json(chip, constants, source), encoding="utf-8")
+        text = chip_json(chip, constants, source)
+        replace_file(path, lambda stream: stream.write(text.encode()))
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error}", hint="give another folder with --into") from error
     return path

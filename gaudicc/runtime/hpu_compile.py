@@ -17,8 +17,9 @@ from torch import fx
 
 from gaudicc.errors import LoweringError, Where
 from gaudicc.runtime.graph_cache import out_of_memory_behind
-from gaudicc.runtime.hpu_memory import held_bytes, input_bytes
+from gaudicc.runtime.hpu_memory import held_bytes
 from gaudicc.runtime.hpu_pieces import Call, DeviceProgram, Name, Piece
+from gaudicc.runtime.hpu_workspace import input_bytes
 
 OPTIONS: dict[str, Any] = {"use_eager_fallback": False}
 

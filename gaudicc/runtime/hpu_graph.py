@@ -19,8 +19,9 @@ from torch import fx
 from gaudicc.errors import GaudiccError, LoweringError, Where
 from gaudicc.nodes import where
 from gaudicc.runtime.graph_cache import is_out_of_memory
-from gaudicc.runtime.hpu_memory import held_bytes, input_bytes, workspace_bytes
+from gaudicc.runtime.hpu_memory import held_bytes
 from gaudicc.runtime.hpu_pieces import Call, DeviceProgram, Name
+from gaudicc.runtime.hpu_workspace import input_bytes, workspace_bytes
 
 
 class CapturedGraph:

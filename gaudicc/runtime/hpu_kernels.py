@@ -67,11 +67,16 @@ def fused_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
     dim, sizes = _heads_dim(x, cos), list(x.shape)
     assert dim is not None, "asked by `fits`"
     sizes[dim] = 1
-    rows = x.movedim(dim, 2)
-    cos, sin = (each.expand(sizes).movedim(dim, 2).reshape(-1, 1, x.shape[3]) for each in (cos, sin))
-    turned = torch.ops.hpu.rotary_pos_embedding(rows.reshape(-1, *rows.shape[2:]), sin, cos, None, 0, int(interleaved))
-    laid: Tensor = turned.reshape(rows.shape).movedim(2, dim)
-    return laid
+    rows = _heads_third(x, dim)
+    cos, sin = (each if list(each.shape) == sizes else each.expand(sizes) for each in (cos, sin))
+    cos, sin = (_heads_third(each, dim).flatten(0, 1) for each in (cos, sin))
+    turned = torch.ops.hpu.rotary_pos_embedding(rows.flatten(0, 1), sin, cos, None, 0, int(interleaved))
+    return _heads_third(turned.unflatten(0, rows.shape[:2]), dim)
+
+
+def _heads_third(x: Tensor, dim: int) -> Tensor:
+    """`[batch, length, heads, dim]` of either layout, and back; no call where nothing moves, for lazy mode counts each."""
+    return x if dim == 2 else x.transpose(1, 2)
 
 
 def _heads_dim(x: Tensor, angles: Tensor) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable, Mapping
-from typing import Any
 
 import torch
 from torch import fx
@@ -18,7 +17,7 @@ from gaudicc.errors import LoweringError, StateError, Where
 from gaudicc.nodes import where
 from gaudicc.runtime.cpu_flatten import byte_extent
 from gaudicc.runtime.graph_cache import OutOfDeviceMemoryError, is_out_of_memory
-from gaudicc.runtime.hpu_pieces import DeviceProgram, Piece, describe
+from gaudicc.runtime.hpu_pieces import describe
 from gaudicc.runtime.hpu_prepare import HPU
 
 _INT32 = torch.iinfo(torch.int32)
@@ -172,40 +171,6 @@ def refuse_shared_state(bound: Mapping[str, torch.Tensor], state: Mapping[str, i
             raise LoweringError(f"{name} shares memory with {owner}, one of them is state", where=Where(stage="record"))
         if end > reach:
             reach, owner = end, name
-
-
-def input_bytes(program: DeviceProgram) -> int:
-    """Bytes of the buffers that a program reads its inputs from."""
-    return sum(byte_extent(program.metas[name]) for name in program.inputs)
-
-
-def workspace_bytes(program: DeviceProgram) -> int:
-    """Bytes that running a program takes beside its inputs: what pieces hand on, and the largest piece.
-
-    An estimate from sizes alone; the graph compiler may reuse memory better, or pad it.
-    """
-    handed = {name for call in program.calls for name in call.results if name in program.metas}
-    peak = max((_peak(piece) for piece in program.pieces), default=0)
-    return sum(byte_extent(program.metas[name]) for name in handed) + peak
-
-
-def _peak(piece: Piece) -> int:
-    """Most bytes of intermediate results at once, each freed after its last use."""
-    order = list(piece.graph.nodes)
-    last = {arg: i for i, node in enumerate(order) for arg in node.all_input_nodes}
-    live = peak = 0
-    for i, node in enumerate(order):
-        live += _made(node)
-        peak = max(peak, live)
-        live -= sum(_made(arg) for arg in node.all_input_nodes if last[arg] == i)
-    return peak
-
-
-def _made(node: fx.Node) -> int:
-    """Bytes that a call allocates: none for a view."""
-    value: Any = node.meta.get("val")
-    view = getattr(node.target, "is_view", False)
-    return byte_extent(value) if node.op == "call_function" and isinstance(value, torch.Tensor) and not view else 0
 
 
 def free_bytes() -> int:

@@ -8,7 +8,7 @@ layers one piece holds was decided by the pass `partition-layers`, which numbers
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,11 +66,13 @@ class Call:
         piece: what is called.
         operands: a `Name` or a literal for each placeholder.
         results: the names of what it returns.
+        subgraph: which sub-graph holds it, if several calls share one; otherwise one of its own does.
     """
 
     piece: Piece
     operands: tuple[Any, ...]
     results: tuple[Name, ...]
+    subgraph: int | None = None
 
 
 @dataclass
@@ -111,21 +113,23 @@ class DeviceProgram:
 Prepare = Callable[[Flat], None]
 
 
-def split(segment: Segment, prepare: Prepare) -> DeviceProgram:
+def split(segment: Segment, prepare: Prepare, *, together: bool = True) -> DeviceProgram:
     """Divides a segment into pieces.
 
     Args:
         segment: what to record.
         prepare: makes a flat graph ready for the device, in place.
+        together: the layers of one sub-graph are one piece, as they are recorded; otherwise each is one of its own, and its
+            calls say which sub-graph holds them.
 
     Raises:
         LoweringError: a node is not static, or mutates one of its arguments.
     """
-    return _Splitter(segment, prepare).program
+    return _Splitter(segment, prepare, together).program
 
 
 class _Splitter:
-    def __init__(self, segment: Segment, prepare: Prepare) -> None:
+    def __init__(self, segment: Segment, prepare: Prepare, together: bool) -> None:
         self.program = DeviceProgram()
         self._root, self._prepare = segment.graph, prepare
         self._pieces: dict[Hashable, Piece] = {}
@@ -144,9 +148,9 @@ class _Splitter:
             elif isinstance(node.meta.get("val"), (int, float, bool)):
                 self._values[node] = node.meta["val"]
             elif node not in self._values and not self._is_body(node):
-                if _part(node) != part:
+                if (own := _part(node, together)) != part:
                     self._close(group)
-                    group, part = [], _part(node)
+                    group, part = [], own
                 group.append(node)
         given = [node for node in self._root.graph.find_nodes(op="placeholder") if node.name not in segment.bound]
         self.program.inputs = tuple(Name(node.name) for node in given)
@@ -203,7 +207,8 @@ class _Splitter:
         piece, constants = self._known(name, name, operator.attrgetter(name)(self._root))
         operands = fx.map_arg(node.args[1:], self._values.__getitem__)
         results = tuple(self._named(f"{node.name}.{i}", value) for i, value in enumerate(node.meta["val"]))
-        self.program.calls.append(Call(piece, (*map(self._constant, constants), *operands), results))
+        number = node.meta.get("subgraph")
+        self.program.calls.append(Call(piece, (*map(self._constant, constants), *operands), results, number))
         for user in node.users:
             self._values[user] = results[user.args[1]]  # type: ignore[index]
 
@@ -231,12 +236,12 @@ class _Splitter:
         return self._shared[id(tensor)]
 
 
-def _part(node: fx.Node) -> Hashable:
+def _part(node: fx.Node, together: bool) -> Hashable:
     """What a node of the root is put into one piece with: None for all that is no region call."""
     call: Any = node.args[0] if node.target is operator.getitem else node
     if not (isinstance(call, fx.Node) and call.target is call_region):
         return None
-    number: Hashable = call.meta.get("subgraph", call)
+    number: Hashable = call.meta.get("subgraph", call) if together else call
     return number
 
 
@@ -244,20 +249,26 @@ def structure(graph: fx.Graph) -> Hashable:
     """Everything that a recipe depends on: ops, wiring, numbers, shapes, strides and dtypes; names do not count."""
     numbers = {node: i for i, node in enumerate(graph.nodes)}
 
-    def form(value: Any) -> Hashable:
-        if isinstance(value, fx.Node):
-            return ("node", numbers[value])
-        if isinstance(value, (list, tuple)):
-            return (type(value).__name__, *map(form, value))
-        if isinstance(value, dict):
-            return tuple((key, form(each)) for key, each in value.items())
-        return type(value), repr(value)  # by repr: 0.0 is not -0.0, and nan is nan
+    def form(node: fx.Node) -> Hashable:
+        wired = wiring(node.kwargs, numbers), describe(node.meta.get("val"))
+        return (
+            (node.op, *wired)
+            if node.op == "placeholder"
+            else (node.op, node.target, wiring(node.args, numbers), *wired)
+        )
 
-    return tuple(
-        (node.op, None if node.op == "placeholder" else node.target, form(node.args) if node.op != "placeholder" else (),
-         form(node.kwargs), describe(node.meta.get("val")))
-        for node in graph.nodes
-    )  # fmt: skip
+    return tuple(map(form, graph.nodes))
+
+
+def wiring(value: Any, numbers: Mapping[fx.Node, int]) -> Hashable:
+    """Arguments with a number in the place of each node, and each literal with its type."""
+    if isinstance(value, fx.Node):
+        return ("node", numbers[value])
+    if isinstance(value, (list, tuple)):
+        return (type(value).__name__, *(wiring(each, numbers) for each in value))
+    if isinstance(value, dict):
+        return tuple((key, wiring(each, numbers)) for key, each in value.items())
+    return type(value), repr(value)  # by repr: 0.0 is not -0.0, and nan is nan
 
 
 def describe(value: Any) -> Hashable:

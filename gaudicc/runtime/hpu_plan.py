@@ -11,12 +11,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from gaudicc.buckets import Bucket
 from gaudicc.machine import load_chip
-from gaudicc.plan import Plan, Record
+from gaudicc.plan import BufferKind, Plan, Record
 from gaudicc.program import InputKind, Program
 from gaudicc.runtime.device import Segment
-from gaudicc.runtime.hpu_memory import input_bytes, workspace_bytes
 from gaudicc.runtime.hpu_pieces import split
 from gaudicc.runtime.hpu_prepare import Preparer
+from gaudicc.runtime.hpu_state import write_state
+from gaudicc.runtime.hpu_workspace import input_bytes, workspace_bytes
 from gaudicc.targets import Mode, load_target
 
 
@@ -66,15 +67,24 @@ class MemoryPlan:
         return sum(bucket.inputs + bucket.workspace for bucket in self.buckets)
 
     @property
+    def needed(self) -> int:
+        """Bytes of one card without which no call can be served: all that is fixed, and the largest bucket."""
+        return self.fixed + max((bucket.inputs + bucket.workspace for bucket in self.buckets), default=0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every bucket can be recorded, if not all of them at once."""
+        return self.needed <= self.capacity
+
+    @property
     def verdict(self) -> str:
         """One sentence."""
-        largest = max((bucket.inputs + bucket.workspace for bucket in self.buckets), default=0)
         left = self.capacity - self.fixed
         if self.graphs <= left:
             return f"fits: {_size(left - self.graphs)} of {_size(self.capacity)} are left with every bucket recorded"
-        if largest <= left:
+        if self.fits:
             return f"fits with eviction: graphs take {_size(self.graphs)}, {_size(left)} are there for them"
-        return f"does not fit: {_size(self.fixed + largest)} are needed, a card has {_size(self.capacity)}"
+        return f"does not fit: {_size(self.needed)} are needed, a card has {_size(self.capacity)}"
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain data, sizes in bytes."""
@@ -89,6 +99,7 @@ class MemoryPlan:
             "buckets": [
                 {"bucket": each.bucket, "inputs": each.inputs, "workspace": each.workspace} for each in self.buckets
             ],
+            "fits": self.fits,
             "verdict": self.verdict,
         }
 
@@ -149,9 +160,18 @@ def _bucket(bucket: Bucket, program: Program, plan: Plan, preparer: Preparer) ->
     inputs = workspace = 0
     for step in plan.all_steps():
         if isinstance(step, Record):
-            names = zip(step.graph.graph.find_nodes(op="placeholder"), step.inputs, strict=True)
-            segment = Segment(step.graph, {node.name: bound[name] for node, name in names if name in bound}, {})
-            divided = split(segment, preparer.prepare)
+            names = {
+                node.name: name
+                for node, name in zip(step.graph.graph.find_nodes(op="placeholder"), step.inputs, strict=True)
+            }
+            state = {
+                name: step.outputs.index(buffer)
+                for name, buffer in names.items()
+                if plan.buffers[buffer] is BufferKind.STATE and buffer in step.outputs
+            }
+            segment = Segment(step.graph, {n: bound[buffer] for n, buffer in names.items() if buffer in bound}, state)
+            divided = split(segment, preparer.prepare, together=False)
+            write_state(divided, state)
             inputs += input_bytes(divided)
             workspace += workspace_bytes(divided)
     return BucketMemory(str(bucket), inputs, workspace)

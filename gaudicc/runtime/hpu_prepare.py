@@ -7,7 +7,7 @@ checked here, on shapes and dtypes alone, and what breaks one is named with the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from gaudicc.nodes import where
 from gaudicc.runtime import hpu_kernels
 from gaudicc.runtime.cpu_flatten import Flat, propagate
 from gaudicc.runtime.hpu_kernels import Kernel
-from gaudicc.runtime.hpu_pieces import describe
+from gaudicc.runtime.hpu_pieces import describe, wiring
 from gaudicc.targets import Mode, Support, Target
 from gaudicc.targets.calls import OpCall, judge_call, reads_host, tensors_in
 from gaudicc.targets.fused import fused_op
@@ -49,6 +49,7 @@ class Preparer:
     def __init__(self, target: Target, mode: Mode) -> None:
         self.target, self.mode = target, mode
         self._judged: dict[Hashable, tuple[str, ...]] = {}
+        self._traced: dict[Hashable, fx.GraphModule] = {}
         self._plain = dict(hpu_kernels.PLAIN)
         self._replaced = dict(hpu_kernels.FUSED)
         if mode is Mode.COMPILE:
@@ -90,7 +91,24 @@ class Preparer:
         if kernel is not None and hpu_kernels.fits(node.target, args) and self._has(node):
             node.target = kernel.run
         elif node.target in self._plain:
-            _expand(graph, node, self._plain[node.target])
+            _expand(graph, node, self._plain_calls(node))
+
+    def _plain_calls(self, node: fx.Node) -> fx.GraphModule:
+        """The ATen calls that an op becomes, traced once for all nodes of one form: layers and slices repeat."""
+        operands = node.all_input_nodes
+        numbers = {operand: i for i, operand in enumerate(operands)}
+        metas = [operand.meta["val"] for operand in operands]
+        key = (node.target, wiring((node.args, node.kwargs), numbers), describe(metas))
+        if key not in self._traced:
+            function = self._plain[node.target]
+
+            def flat(*tensors: torch.Tensor) -> Any:
+                known = dict(zip(operands, tensors, strict=True))
+                args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+                return function(*args, **kwargs)
+
+            self._traced[key] = make_fx(flat)(*metas)
+        return self._traced[key]
 
     def _has(self, node: fx.Node) -> bool:
         """Whether the chip has the fused kernel of a semantic op."""
@@ -182,16 +200,9 @@ def _to_device(node: fx.Node) -> None:
     node.kwargs = kwargs if tensors else {**kwargs, "device": HPU}
 
 
-def _expand(graph: fx.Graph, node: fx.Node, function: Callable[..., Any]) -> None:
-    """Puts the ATen calls of a function in a node's place, at the node's source line."""
+def _expand(graph: fx.Graph, node: fx.Node, traced: fx.GraphModule) -> None:
+    """Puts traced ATen calls in a node's place, at the node's source line."""
     operands = node.all_input_nodes
-
-    def flat(*tensors: torch.Tensor) -> Any:
-        known = dict(zip(operands, tensors, strict=True))
-        args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-        return function(*args, **kwargs)
-
-    traced = make_fx(flat)(*(operand.meta["val"] for operand in operands))
     places: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), operands, strict=True))
     with graph.inserting_before(node):
         for inner in traced.graph.nodes:

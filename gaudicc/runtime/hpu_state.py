@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -159,7 +160,7 @@ def _write_in_place(program: DeviceProgram, paths: Mapping[int, set[tuple[int, i
         if (call.piece, pairs) not in made:
             made[call.piece, pairs] = _variant(call.piece, {result for _, result in pairs}) if pairs else call.piece
         results = tuple(name for i, name in enumerate(call.results) if i not in {result for _, result in pairs})
-        program.calls[at] = Call(made[call.piece, pairs], operands, results)
+        program.calls[at] = replace(call, piece=made[call.piece, pairs], operands=operands, results=results)
     program.outputs = tuple(renamed.get(each, each) if isinstance(each, Name) else each for each in program.outputs)
 
 

@@ -237,6 +237,31 @@ def test_branches_need_no_eager_fallback() -> None:
         assert run(-x)[1].tolist() == [-2, -2, -2]
 
 
+def test_flexible_attention_is_left_to_eager_mode() -> None:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    weight = torch.randn(16, 16)
+    mask: Any = create_block_mask(lambda b, h, i, j: i >= j, 1, 1, 128, 128, device="hpu")
+
+    def attend(q: Tensor, weight: Tensor) -> Any:
+        return flex_attention(q @ weight, q, q, block_mask=mask) + 1
+
+    def expected(q: Tensor, weight: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q @ weight, q, q, is_causal=True) + 1
+
+    q = torch.randn(1, 2, 128, 16)
+    on_device = compiled(attend)
+    with torch.no_grad():
+        torch.testing.assert_close(on_device(q.to("hpu"), weight.to("hpu")).cpu(), expected(q, weight))
+    gradients = []
+    for function, place in ((on_device, "hpu"), (expected, "cpu")):
+        leaf = weight.to(place).requires_grad_()
+        function(q.to(place), leaf).square().sum().backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad.cpu())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
 def test_inputs_are_mutated_and_graph_breaks_survive() -> None:
     def function(cache: Tensor, x: Tensor) -> Tensor:
         cache.add_(x)

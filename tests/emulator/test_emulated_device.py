@@ -274,6 +274,27 @@ def test_dtype_freedoms() -> None:
 # rule 48 is left to the op database of the rule interpreter
 
 
+def test_tensors_are_made_while_a_mode_of_the_users_looks_on() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counted:
+        made = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device="hpu")
+        result = made @ made.new_tensor([[1.0], [0.0]])
+    assert result.cpu().tolist() == [[1.0], [3.0]]
+    assert counted.get_total_flops() == 2 * 2 * 2
+
+
+def test_a_loss_is_printed_as_a_number() -> None:
+    loss, before = torch.tensor(2.345, device="hpu", requires_grad=True), counts("HOST_READ")
+    assert f"{loss:.2f} {loss.detach()}" == f"2.35 {torch.tensor(2.345).item()}"
+    assert counts("HOST_READ") - before == 2
+    assert f"{torch.ones(1, device='hpu')}" == "tensor([1.], device='hpu:0')"
+    assert str(nn.Parameter(loss.detach())).startswith("Parameter containing:\ntensor(2.3450, device='hpu:0', requires")
+    for other in (torch.ones(1, device="hpu"), nn.Parameter(loss.detach())):
+        with pytest.raises(TypeError, match="unsupported format string"):
+            f"{other:.2f}"
+
+
 def test_numpy_needs_the_host() -> None:
     with pytest.raises(TypeError, match="can't convert hpu:0 device type tensor to numpy"):
         torch.ones(2, device="hpu").numpy()

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from gaudicc.errors import DeviceError
+
 EAGER = {"PT_HPU_LAZY_MODE": "0"}
 TORCH = "habana_frameworks.torch"
 
@@ -201,6 +203,21 @@ def test_an_op_that_is_not_emulated_says_so() -> None:
         with pytest.raises(AttributeError, match=rf"torch\.ops\.hpu\.{name} is not emulated: .*{why}"):
             getattr(torch.ops.hpu, name)
         assert not hasattr(torch.ops.hpu, name)
+
+
+def test_a_refused_name_can_be_asked_about() -> None:
+    engine: Any = importlib.import_module(f"{TORCH}.hpex.experimental.transformer_engine")
+    assert not isinstance(nn.Linear(1, 1), engine.Linear)
+
+    class Own(engine.Linear):  # type: ignore[misc]
+        """A library derives from it long before anybody makes one."""
+
+    for make in (engine.Linear, Own, engine.fp8_autocast.apply):
+        with pytest.raises(DeviceError, match=r"transformer_engine\.\w+ is not emulated: it serves training"):
+            make(1, 1)
+    assert not hasattr(engine.fp8, "FP8GlobalStateManager")
+    with pytest.raises(AttributeError, match=r"fp8\.FP8GlobalStateManager is not emulated: it serves training"):
+        engine.fp8.FP8GlobalStateManager.is_fp8_enabled()
 
 
 def test_migration_of_cuda_calls_is_refused() -> None:

@@ -224,6 +224,26 @@ def test_a_kit_that_cannot_be_written_leaves_the_old_one(small: Path, monkeypatc
     assert [path.name for path in small.parent.iterdir()] == [small.name]
 
 
+def test_tables_that_cannot_be_written_leave_the_old_ones(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = tmp_path / "tables"
+    apply(small, tables)
+    before = {path.name: path.read_bytes() for path in tables.iterdir()}
+    write_kit(small, Kit(ORIGIN, (Probed("aten::mm", "f32", "crashed"),), (Timing("send", 4, 20, 1e-3),)))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="No space left"):
+            apply(small, tables)
+    assert {path.name: path.read_bytes() for path in tables.iterdir()} == before
+    apply(small, tables)
+    assert {path.name: path.read_bytes() for path in tables.iterdir()} != before
+
+
 @pytest.mark.parametrize(
     ("probed", "support"),
     [

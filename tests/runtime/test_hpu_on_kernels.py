@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gaudicc
 from gaudicc.kernels import grouped_linear, moe, rotary
@@ -31,6 +32,26 @@ def test_rotary_of_heads_before_and_after_positions(mode: str, sizes: tuple[int,
     args: tuple[Any, ...] = (x, angles.cos(), angles.sin(), interleaved)
     assert fits(rotary, args)
     check(fused_rotary(*there(args)), rotary(*args))
+
+
+def test_rotary_of_positions_first_moves_nothing(mode: str) -> None:
+    from gaudicc.runtime.hpu_kernels import fused_rotary
+
+    called = []
+
+    class Listed(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    x, angles = torch.randn(1, 5, 3, 6), torch.randn(1, 5, 1, 6)
+    args: tuple[Any, ...] = (x, angles.cos(), angles.sin(), True)
+    given = there(args)
+    with Listed():
+        turned = fused_rotary(*given)
+    check(turned, rotary(*args))
+    aten = torch.ops.aten
+    assert set(called) == {aten.view.default, torch.ops.hpu.rotary_pos_embedding.default}
 
 
 def test_rotary_without_an_angle_for_all_heads_has_no_kernel(mode: str) -> None:

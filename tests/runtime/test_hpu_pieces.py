@@ -19,9 +19,10 @@ from gaudicc.passes import DEFAULT_PIPELINE
 from gaudicc.passes.partition_layers import PartitionLayers
 from gaudicc.plan import Record
 from gaudicc.runtime.device import Segment
-from gaudicc.runtime.hpu_memory import refuse_shared_state, workspace_bytes
+from gaudicc.runtime.hpu_memory import refuse_shared_state
 from gaudicc.runtime.hpu_pieces import DeviceProgram, Name, split
 from gaudicc.runtime.hpu_state import write_state
+from gaudicc.runtime.hpu_workspace import workspace_bytes
 
 aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten.clone.default)
@@ -271,6 +272,38 @@ def test_layers_share_a_piece_that_writes_their_state_in_place(together: int) ->
     results = [value for i, value in enumerate(run(program, segment, {"x": x, "row": row})) if i not in state.values()]
     torch.testing.assert_close(results, [compiled(x, row)])
     assert 0 < workspace_bytes(program) < 10_000
+
+
+@given(st.lists(st.sampled_from(["grow", "add", "view", "keep", "sum"]), min_size=2, max_size=9), st.integers(1, 3))
+def test_workspace_of_layers_looked_at_once_is_that_of_their_sub_graph(ops: list[str], together: int) -> None:
+    def step(x: Tensor) -> Any:
+        values, outputs = [x], []
+        for op in ops:
+            if op == "grow":
+                values.append(aten.cat([values[-1], values[-1] * 2]))
+            elif op == "add":
+                values.append(values[-1] + values[max(0, len(values) - 3)][:1])
+            elif op == "view":
+                values.append(aten.slice(values[-1], 0, 0, 2))
+            elif op == "sum":
+                values.append(values[-1].sum(0, keepdim=True))
+            else:
+                outputs.append(values[-1] * 3)
+        return [*outputs, values[-1] + 1], []
+
+    segment = outlined(segment_of(step, {}, {"x": torch.ones(4, 3)}), 2, together)
+    whole, apart = (split(segment, lambda flat: None, together=each) for each in (True, False))
+    assert len(apart.calls) >= len(whole.calls)
+    assert workspace_bytes(apart) == workspace_bytes(whole) > 0
+
+
+def test_what_is_written_in_place_takes_no_workspace() -> None:
+    def step(cache: Tensor, row: Tensor, new: Tensor) -> Any:
+        return [new + 1], [aten.index_copy(cache, 0, row, new)]
+
+    segment = segment_of(step, CACHE, {"row": ROW, "new": NEW})
+    assert workspace_bytes(prepared(segment)) < workspace_bytes(split(segment, lambda flat: None))
+    assert workspace_bytes(prepared(segment)) == 2 * NEW.nbytes  # made in the piece, and handed on
 
 
 def test_pieces_are_told_apart_by_numbers_and_layouts() -> None:

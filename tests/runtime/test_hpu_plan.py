@@ -15,7 +15,7 @@ from gaudicc.cli import main
 from gaudicc.cli.planning_lm import PlannedLM
 from gaudicc.errors import LoweringError
 from gaudicc.lm import compile_lm
-from gaudicc.machine import known_decoders
+from gaudicc.machine import known_decoders, load_chip
 from gaudicc.models import load
 from gaudicc.runtime.hpu_plan import BucketMemory, MemoryPlan, plan_memory
 
@@ -50,6 +50,27 @@ def test_weights_state_and_graphs_are_counted() -> None:
     assert f"weights {8 * 8 * 4} B, state 64 B" in str(plan)
 
 
+class Cached(nn.Module):
+    """Writes a row of a cache."""
+
+    cache: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(4096, 8))
+
+    def forward(self, x: Tensor, row: Tensor) -> Tensor:
+        self.cache.index_copy_(0, row, x)
+        return self.cache[:2] + x
+
+
+def test_a_cache_that_is_written_in_place_is_counted_once() -> None:
+    compiled = gaudicc.compile(Cached().eval(), (torch.ones(1, 8), torch.tensor([3])))
+    (bucket,) = compiled.buckets
+    plan = plan_memory({bucket: compiled.static_program()}, {bucket: compiled.plan()}, "gaudi2")
+    assert plan.buckets[0].workspace < 1024 < plan.state == 4096 * 8 * 4
+
+
 def test_the_verdict_names_what_is_missing() -> None:
     plan = MemoryPlan("gaudi3", 1, 100, 60, 20, (BucketMemory("a", 5, 10), BucketMemory("b", 1, 2)))
     assert (plan.fixed, plan.graphs) == (80, 18)
@@ -69,6 +90,19 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "cuda-style-llm"]) == 0
     assert capsys.readouterr().out.startswith("plan for the only bucket:\n  record ")
     assert main(["plan", "cuda-style-llm", "--memory", "--cards", "0"]) == 1
+
+
+def test_a_script_is_told_by_the_exit_code(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["plan", "cuda-style-llm", "--memory", "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    needed = found["fixed_per_card"] + max(each["inputs"] + each["workspace"] for each in found["buckets"])
+    for spare, code in ((0, 0), (-1, 1)):
+        chip = load_chip("gaudi3")
+        small = replace(chip, memory=replace(chip.memory, hbm_bytes=needed + spare))
+        monkeypatch.setattr("gaudicc.runtime.hpu_plan.load_chip", lambda target, small=small: small)
+        assert main(command) == code
+        assert json.loads(capsys.readouterr().out)["fits"] is (code == 0)
 
 
 def test_generation_counts_caches_and_every_step(capsys: pytest.CaptureFixture[str]) -> None:

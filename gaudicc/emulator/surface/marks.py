@@ -29,20 +29,45 @@ def no_op(why: str) -> Callable[[F], F]:
     return mark
 
 
+class _AbsentAttribute(DeviceError, AttributeError):
+    """An attribute of a refused name; `hasattr` says no."""
+
+
+class _Refused(type):
+    """The type of refused names: classes, so that `isinstance` can be asked and they can be derived from; none is ever made."""
+
+    gaudicc_status: tuple[Status, str]
+    gaudicc_name: str
+
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        raise DeviceError(_reason(cls.gaudicc_name, cls.gaudicc_status[1]), hint=_HINT)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):  # Python itself asks
+            raise AttributeError(name)
+        raise _AbsentAttribute(_reason(f"{cls.gaudicc_name}.{name}", cls.gaudicc_status[1]), hint=_HINT)
+
+    @property
+    def apply(cls) -> Any:
+        """Kernels are called through it."""
+        return cls
+
+
+_HINT = "run this part on a Gaudi, or leave it out here"
+
+
+def _reason(name: str, why: str) -> str:
+    return f"{name} is not emulated: {why}"
+
+
 def refused(name: str, why: str) -> Any:
-    """A function that raises: the symbol exists on a Gaudi, and is not emulated.
+    """A name that raises when called: the symbol exists on a Gaudi, and is not emulated.
 
     Args:
         name: as programs write it.
         why: the reason, a clause.
     """
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise DeviceError(f"{name} is not emulated: {why}", hint="run this part on a Gaudi, or leave it out here")
-
-    refuse.__name__ = name.rsplit(".", 1)[-1]
-    refuse.__dict__.update(gaudicc_status=(Status.REFUSED, why), apply=refuse)  # kernels are called through `apply`
-    return refuse
+    return _Refused(name.rsplit(".", 1)[-1], (), {"gaudicc_status": (Status.REFUSED, why), "gaudicc_name": name})
 
 
 def status_of(symbol: object) -> tuple[Status, str]:
