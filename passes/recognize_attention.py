@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import fx
@@ -17,7 +17,20 @@ from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.match import argument, calls, same_sizes, through_casts, unrepeated
-from gaudicc.rules.scores import MATMULS, Mask, by_hand, is_transposed, joined, spell_out_einsums, unmasked, unscaled
+from gaudicc.rules.scores import (
+    MATMULS,
+    Mask,
+    Scores,
+    by_hand,
+    is_joined,
+    is_split,
+    is_transposed,
+    joined,
+    product,
+    spell_out_einsums,
+    unmasked,
+    unscaled,
+)
 from gaudicc.rules.sinks import chosen_keys, is_cut, unshifted, without_sink
 
 aten = torch.ops.aten
@@ -34,6 +47,7 @@ class _Found:
     causal: bool
     scale: float
     sink: fx.Node | None = None
+    split: fx.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -43,16 +57,17 @@ class RecognizeAttention(GraphPass):
     On Gaudi, the split between MME and TPC and the fused kernel need to see attention whole, and so do the padding rules;
     `repeat_kv` would copy keys and values once per group. A sink, one more score per head that only the softmax sees, is a
     part of it, and so is the subtraction of a row's maximum, which a softmax does by itself. A row that hides all its keys by
-    -inf is NaN in a softmax that is written out; it is zero here, as in PyTorch's own attention.
+    -inf is NaN in a softmax that is written out; it is zero here, as in PyTorch's own attention. Batch
+    and heads may be one dim of the products, as `bmm` and `baddbmm` want them.
 
         %3 = aten.reshape(aten.expand(aten.unsqueeze(%k, 2), ...), ...)
         %5 = aten.scaled_dot_product_attention(%q, %3, %4, %mask)    ->    %5 = gaudicc.attention(%q, %k, %v, %mask, False, 0.25)
         %9 = aten.matmul(aten.slice(aten.softmax(aten.cat([%scores, %sinks], -1), -1), 3, 0, -1), %v)
         ->    %9 = gaudicc.sink_attention(%q, %k, %v, %mask, False, 0.125, %sink)
 
-    Refuses dropout, ranks other than 4, a softmax over another dim than the keys, operands that broadcast otherwise than
-    groups of heads do, added masks that are no floats, and a cut of the weights that drops other columns than a sink; each near
-    miss is noted in the trace.
+    Refuses dropout, a softmax over another dim than the keys, scores that a tanh caps, weights that are read elsewhere too,
+    operands that broadcast otherwise than groups of heads do, added masks that are no floats, and a cut of the weights that
+    drops other columns than a sink; each near miss is noted in the trace.
     """
 
     name: ClassVar[str] = "recognize-attention"
@@ -81,22 +96,38 @@ class RecognizeAttention(GraphPass):
 
 def _emit(rewriter: Rewriter, found: _Found) -> None:
     q, end = found.q, found.end
-    (k, repeats), (v, repeats_v) = unrepeated(found.k), unrepeated(found.v)
-    if repeats != repeats_v:
-        k, v = found.k, found.v
-    mask = joined(rewriter, found.masks, like=end)
-    flat = val(q).dim() == 3  # one head
+    flat = val(q).dim() == 3
+    masks, parts = found.masks, [q, found.k, found.v]
     if flat:
-        q, k, v = (rewriter.emit(aten.unsqueeze.default, node, 1, like=end) for node in (q, k, v))
-        if mask is not None and val(mask).dim() == 3:
-            mask = rewriter.emit(aten.unsqueeze.default, mask, 1, like=end)
-    args = (q, k, v, mask, found.causal, found.scale)
+        parts = [_apart(rewriter, node, found) for node in parts]
+        masks = tuple(
+            replace(mask, node=_apart(rewriter, mask.node, found)) if mask.flat or found.split is None else mask
+            for mask in masks
+        )
+    q = parts[0]
+    (k, repeats), (v, repeats_v) = (unrepeated(node) for node in parts[1:])
+    if repeats != repeats_v:
+        k, v = parts[1:]
+    args = (q, k, v, joined(rewriter, masks, like=end), found.causal, found.scale)
     if found.sink is None:
         made = rewriter.emit(attention, *args, like=end)
-        rewriter.replace(end, rewriter.emit(aten.squeeze.dim, made, 1, like=end) if flat else made)
     else:
         sink = rewriter.emit(aten.view.default, found.sink, [-1], like=end)
-        rewriter.replace(end, rewriter.emit(sink_attention, *args, sink, like=end))
+        made = rewriter.emit(sink_attention, *args, sink, like=end)
+    if flat:
+        made = rewriter.emit(aten.flatten.using_ints, made, 0, 1, like=end)
+    rewriter.replace(end, made)
+
+
+def _apart(rewriter: Rewriter, node: fx.Node, found: _Found) -> fx.Node:
+    """`[batch * heads, ...]` as `[batch, heads, ...]`: with one head, if the model never has them apart."""
+    if val(node).dim() != 3:
+        return node
+    if found.split is None or same_sizes(val(node).shape[:1], (1,)):
+        return rewriter.emit(aten.unsqueeze.default, node, 1, like=found.end)
+    written: Any = found.split.args[1]
+    sizes = [size if isinstance(size, int) else written[dim] for dim, size in enumerate(val(found.split).shape[:2])]
+    return rewriter.emit(aten.unflatten.int, node, 0, sizes, like=found.end)
 
 
 def _misfit(found: _Found) -> str | None:
@@ -145,44 +176,53 @@ def _written_out(softmax: fx.Node) -> _Found | str | None:
     With a sink: matmul(softmax(cat(scores, sink))[..., :-1], v).
     """
     weights, kept = softmax, None
-    while len(weights.users) == 1 and (_passes_on(user := next(iter(weights.users))) or is_cut(user)):
+    while len(weights.users) == 1 and (
+        _passes_on(user := next(iter(weights.users))) or is_cut(user) or is_joined(user)
+    ):
         weights, kept = user, user if is_cut(user) else kept
-    end = next(iter(weights.users)) if len(weights.users) == 1 else None
-    if end is None or end.target not in MATMULS or end.args[0] is not weights:
+    readers = [user for user in weights.users if user.target in MATMULS or is_joined(user)]
+    if len(weights.users) > 1 and readers:
+        return "its weights are read elsewhere too"
+    end = readers[0] if readers else None
+    if end is None or end.args[0] is not weights:
         return None
     rank = val(softmax).dim()
     if rank not in (3, 4) or argument(softmax, 1, "dim") not in (-1, rank - 1):
         return f"the softmax is over dim {argument(softmax, 1, 'dim')} of rank {rank}"
     scores, sink = through_casts(softmax.args[0]), None  # type: ignore[arg-type]
-    masks: tuple[Mask, ...]
     if kept is not None:
         split = without_sink(scores, kept)
         if split is None:
             return "it drops weights that are not those of a sink"
         scores, sink = through_casts(split[0]), split[1]
     if sink is not None and (chosen := chosen_keys(scores)) is not None:
-        scores, masks = chosen[0], (Mask(*chosen[1:]),)
-    else:
-        found = unmasked(unshifted(scores))
-        if isinstance(found, str):
-            return found
-        scores, masks = found
-    return _of_product(end, scores, masks, sink)
+        return _of_product(end, Scores(chosen[0], (Mask(*chosen[1:]),)), sink)
+    found = unmasked(unshifted(scores))
+    if isinstance(found, str):
+        return found
+    return _of_product(end, found, sink)
 
 
-def _of_product(end: fx.Node, scores: fx.Node, masks: tuple[Mask, ...], sink: fx.Node | None) -> _Found | str:
+def _of_product(end: fx.Node, scores: Scores, sink: fx.Node | None) -> _Found | str:
     """The scores before masks: a product of queries and transposed keys, times a number."""
-    product, scale = unscaled(through_casts(scores))
-    product = through_casts(product)
-    if product.target not in MATMULS:
-        return f"its scores come from {product.target}, not from a matmul"
-    q, keys = product.args
+    source, scale = unscaled(through_casts(scores.node))
+    source, split = through_casts(source), scores.split
+    if split is None and is_split(source):
+        source, split = through_casts(cast(fx.Node, source.args[0])), source
+    found = product(source)
+    if isinstance(found, str):
+        return found
+    q, keys, alpha, added = found
+    if added is not None and scale != 1.0:
+        return "what is added to its scores is multiplied with them"
     keys, factor = unscaled(keys) if isinstance(keys, fx.Node) else (None, 1.0)
     if not isinstance(keys, fx.Node) or not is_transposed(keys):
         return "its keys are not transposed"
-    if val(product).dtype != val(end).dtype:
+    if val(source).dtype != val(end).dtype:
         return "its scores are not of the output's dtype"
-    return _Found(end, q, keys.args[0], end.args[1], masks, False, scale * factor, sink)  # type: ignore[arg-type]
+    masks = scores.masks if added is None else (Mask(added, flat=split is not None), *scores.masks)
+    k, v = cast(tuple[fx.Node, fx.Node], (keys.args[0], end.args[1]))
+    return _Found(end, q, k, v, masks, False, scale * alpha * factor, sink, split)
 
 
 def _passes_on(user: fx.Node) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -18,6 +17,7 @@ from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
 from gaudicc.rules.experts import copied_rows
 from gaudicc.rules.match import CASTS, RESHAPES, argument, aten, calls, only_user
+from gaudicc.rules.rotations import features
 
 _NAMES = {op: name for name, op in ACTIVATIONS.items()}
 
@@ -75,8 +75,8 @@ def _match(product: fx.Node) -> _Found | str | None:
     if copied_rows(inner) is not None:
         return None  # the first product of a mixture
     gated = _gate(inner)
-    if gated is None:
-        return "it has no gate that is known"
+    if isinstance(gated, str):
+        return gated
     first, activation = gated
     rows, gate_up, other = cast(Any, first.args)
     if other is not group:
@@ -94,23 +94,20 @@ def _match(product: fx.Node) -> _Found | str | None:
     return _Found(end, x, group, weights, gate_up, down, activation, chosen)
 
 
-def _gate(inner: Any) -> tuple[fx.Node, str] | None:
-    """The product of which one half, activated, is multiplied by the other, and the activation."""
+def _gate(inner: Any) -> tuple[fx.Node, str] | str:
+    """The product of which one half, activated, is multiplied by the other, and the activation; or why it is none."""
+    unknown = "it has no gate that is known"
     if inner.target is not aten.mul.Tensor or not all(isinstance(arg, fx.Node) for arg in inner.args):
-        return None
-    active, up = cast(Any, inner.args)
+        return unknown
+    active, up = sorted(cast(Any, inner.args), key=lambda arg: arg.target not in _NAMES)
     if active.target not in _NAMES or argument(active, 1, "approximate", "none") != "none":
-        return None
-    gate: Any = active.args[0]
-    halves = [each.args[0] for each in (gate, up) if each.target is operator.getitem]
-    if len(halves) != 2 or halves[0] is not halves[1] or [gate.args[1], up.args[1]] != [0, 1]:
-        return None
-    split: Any = halves[0]
-    product = split.args[0]
-    both = split.target is aten.split.Tensor and argument(split, 2, "dim", 0) in (-1, 1) and len(split.meta["val"]) == 2
-    if not both or product.target is not grouped_linear or split.args[1] * 2 != val(product).shape[1]:
-        return None
-    return product, _NAMES[active.target]
+        return unknown
+    first, second = features(active.args[0]), features(up)
+    if first is None or second is None or first.x is not second.x or first.x.target is not grouped_linear:
+        return unknown
+    if first.neighbours or not first.fits(second):
+        return f"{unknown}: its rows are not those of the gate, then those of up"
+    return first.x, _NAMES[active.target]
 
 
 def _weighted_sum(product: fx.Node, x: fx.Node, chosen: int) -> tuple[fx.Node, fx.Node] | None:

@@ -15,8 +15,8 @@ from gaudicc.nodes import val
 from gaudicc.pipeline import GraphPass, Numerics
 from gaudicc.program import Program
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.match import CASTS, argument, calls, only_user, same_sizes, through_casts
-from gaudicc.rules.norms import ROOTS, Normed, normed, without_mean
+from gaudicc.rules.match import CASTS, argument, calls, only_user, through_casts
+from gaudicc.rules.norms import ROOTS, Normed, is_row, normed, without_mean
 
 aten = torch.ops.aten
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,14 +28,14 @@ class RecognizeNorm(GraphPass):
 
     Gaudi has one fused TPC kernel for each (`hpu::rms_norm`, `native_layer_norm`); written out it is six kernels or more, each of
     which moves the whole tensor. Squares may be powers or products, means may be sums over the size, and the root may be
-    multiplied by, divided by, or a power.
+    multiplied by, divided by, or a power. A norm without weight, or with a factor that is none, is one whose weight is 1.
 
         %1 = aten.pow.Tensor_Scalar(%x, 2)
         %2 = aten.mean.dim(%1, [-1], True)                 ->     %6 = gaudicc.rms_norm(%x, %w, 1e-06, False)
         %5 = aten.mul.Tensor(%x, aten.rsqrt(%2 + 1e-06)); %6 = aten.mul.Tensor(%w, %5)
 
-    Refuses other dims, a weight that is not one number per entry of the last dim, statistics that are not float32, variances of
-    one less than the size, and casts that lose digits in between; each near miss is noted in the trace.
+    Refuses other dims, statistics that are not float32, variances of one less than the size, and roots that are drawn before the
+    epsilon is added; each near miss is noted in the trace.
     """
 
     name: ClassVar[str] = "recognize-norm"
@@ -48,9 +48,9 @@ class RecognizeNorm(GraphPass):
             yield from _call(rewriter, node)
         for node in calls(rewriter.graph, *ROOTS):
             found = normed(node)
-            if isinstance(found, Normed):
-                found = None if _layer(rewriter, found) else _root_mean_square(rewriter, found)
-            if found is not None:
+            if isinstance(found, Normed) and not _layer(rewriter, found):
+                found = _root_mean_square(rewriter, found)
+            if isinstance(found, str):
                 yield f"{node.name} is no norm: {found}"
 
 
@@ -62,75 +62,79 @@ def _call(rewriter: Rewriter, node: fx.Node) -> Iterator[str]:
         yield f"{node.name} has no fused form: {reason}"
         return
     eps = torch.finfo(torch.float32).eps if eps is None else float(eps)
+    weight = weight or _ones(rewriter, x, like=node)
     rewriter.replace(node, rewriter.emit(rms_norm, x, weight, eps, True, like=node))
 
 
 def _unfit(x: fx.Node, shape: list[int], weight: fx.Node | None) -> str | None:
-    if len(shape) != 1 or weight is None:
-        return "it has no weight" if weight is None else f"it is over {len(shape)} dims"
-    if val(x).dtype not in _FLOATS or val(weight).dtype != val(x).dtype:
-        return f"its input is {val(x).dtype}, its weight {val(weight).dtype}"
+    if len(shape) != 1:
+        return f"it is over {len(shape)} dims"
+    if val(x).dtype not in _FLOATS or val(weight or x).dtype != val(x).dtype:
+        return f"its input is {val(x).dtype}" + (f", its weight {val(weight).dtype}" if weight else "")
     return None
 
 
+def _ones(rewriter: Rewriter, x: fx.Node, like: fx.Node) -> fx.Node:
+    options = {"dtype": val(x).dtype, "device": val(x).device}
+    return rewriter.emit(aten.full.default, [val(x).shape[-1]], 1.0, like=like, **options)
+
+
 def _layer(rewriter: Rewriter, found: Normed) -> bool:
-    """Layer normalisation: what is normed is without its mean, and a bias follows the weight; whether it was one."""
+    """Layer normalisation: what is normed is without its mean; a weight and a bias may follow. Whether it was one."""
     source = without_mean(found.x)
-    weighted = _times_a_row(found.end, found.x)
-    biased = weighted and _plus_a_row(weighted[0], found.x)
-    if source is None or weighted is None or biased is None:
+    if source is None or {val(source).dtype, val(found.end).dtype} != {torch.float32}:
         return False
-    (end, bias), weight, size = biased, weighted[1], val(source).shape[-1]
-    if {val(row).dtype for row in (weight, bias, end)} != {torch.float32}:
-        return False
+    end, weight, bias = found.end, found.weight, None
+    if weight is None and (weighted := _float_row(end, only_user(end, aten.mul.Tensor), found.x)):
+        end, weight = weighted
+    if weight is not None and (biased := _float_row(end, only_user(end, aten.add.Tensor), found.x)):
+        end, bias = biased
+    size = val(source).shape[-1]
     made = rewriter.emit(aten.layer_norm.default, source, [size], weight, bias, found.eps, like=end)
     rewriter.replace(end, made)
     return True
 
 
-def _times_a_row(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    return _with_a_row(node, only_user(node, aten.mul.Tensor), x)
-
-
-def _plus_a_row(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    end = only_user(node, aten.add.Tensor)
-    return None if end is not None and end.kwargs else _with_a_row(node, end, x)
+def _float_row(node: fx.Node, end: fx.Node | None, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    found = None if end is None or end.kwargs else _with_a_row(node, end, x)
+    return found if found and {val(each).dtype for each in found} == {torch.float32} else None
 
 
 def _with_a_row(node: fx.Node, end: fx.Node | None, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """A product or sum, and its other operand, if that is one number per entry of the last dim."""
     row = next((arg for arg in end.args if arg is not node), None) if end else None
-    is_row = isinstance(row, fx.Node) and same_sizes(val(row).shape, val(x).shape[-1:])
-    return (end, row) if is_row else None  # type: ignore[return-value]
+    return (end, row) if end and isinstance(row, fx.Node) and is_row(row, x) else None
 
 
 def _root_mean_square(rewriter: Rewriter, found: Normed) -> str | None:
-    if found.variance:
-        return "it is a layer norm without weight and bias of float32"
-    matched = _with_weight(found.end, found.x)
-    if isinstance(matched, str):
-        return matched
-    end, x, weight, scale_first = matched
+    source = through_casts(found.x)
+    x = source if val(source).dtype in _FLOATS else found.x
+    end, weight, scale_first = _with_weight(found, x)
+    if (weight is None or scale_first) and val(end).dtype != val(x).dtype:
+        x = found.x  # what is not rounded back to the input's dtype has the dtype of the statistics
+    if weight is None:
+        if not isinstance(val(x).shape[-1], int):
+            return "it has no weight, and its size is symbolic"
+        weight = _ones(rewriter, x, like=end)
     rewriter.replace(end, rewriter.emit(rms_norm, x, weight, found.eps, scale_first, like=end))
     return None
 
 
-def _with_weight(normed: fx.Node, wide: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, bool] | str:
-    """The two ways to apply the weight: after rounding to the input's dtype (Llama), or before it (Gemma)."""
-    source = through_casts(wide)
-    x = source if val(source).dtype in _FLOATS else wide
-    cast = only_user(normed, *CASTS)
-    rounded = cast or normed
-    end = only_user(rounded, aten.mul.Tensor)
-    if end is None:
-        return "it has no weight"
-    weighted = _with_a_row(rounded, end, x)
+def _with_weight(found: Normed, x: fx.Node) -> tuple[fx.Node, fx.Node | None, bool]:
+    """The last node of a norm, its weight, and whether that comes before rounding (Gemma) or after it (Llama)."""
+    dtype = val(x).dtype
+    cast = only_user(found.end, *CASTS)
+    if found.weight is not None:
+        rounds = cast is not None and val(cast).dtype == dtype
+        return (cast, found.weight, True) if cast and rounds else (found.end, found.weight, True)
+    rounded = cast if cast is not None and val(cast).dtype == dtype else found.end
+    weighted = _with_a_row(rounded, only_user(rounded, aten.mul.Tensor), x)
     if weighted is None:
-        return "its weight is not one number per entry of the last dim"
-    weight = weighted[1]
-    if val(rounded).dtype == val(x).dtype:
-        return end, x, weight, False
+        return rounded, None, False
+    end, weight = weighted
+    if val(rounded).dtype == dtype:
+        return end, weight, False
     after = only_user(end, *CASTS)
-    if cast is not None or after is None or val(after).dtype != val(x).dtype or val(end).dtype != torch.float32:
-        return "it does not return to its input's dtype"
-    return after, x, weight, True
+    if after is None or val(after).dtype != dtype or val(end).dtype != torch.float32:
+        return rounded, None, False
+    return after, weight, True

@@ -20,6 +20,9 @@ def cdist(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None)
     if p == 2 and _by_product(a, b, compute_mode):
         return _euclidean(a, b)
     differences = aten.abs(aten.sub.Tensor(aten.unsqueeze(a, -2), aten.unsqueeze(b, -3)))
+    if p == math.inf:  # the largest that is a number, here; `pdist` has NaN stay
+        zero = aten.full([], 0, dtype=differences.dtype, device=differences.device)
+        differences = aten.where.self(aten.isnan(differences), zero, differences)
     return norm_of(differences, p)
 
 
@@ -32,8 +35,8 @@ def norm_of(differences: Tensor, p: float) -> Tensor:
     if p == math.inf:
         result: Tensor = aten.amax(differences, [-1])
     elif p == 0:
-        nonzero = aten._to_copy(aten.ne.Scalar(differences, 0), dtype=differences.dtype)
-        result = aten.sum.dim_IntList(nonzero, [-1])
+        counted = aten.clamp(aten.ceil(differences), None, 1)  # NaN stays
+        result = aten.sum.dim_IntList(counted, [-1])
     elif p == 1:
         result = aten.sum.dim_IntList(differences, [-1])
     elif p == 2:

@@ -104,7 +104,7 @@ def _digits(x: Tensor) -> list[Tensor]:
     rest, digits = x, []
     for _ in range(_DIGITS[x.dtype] - 1):
         upper = aten.floor_divide(rest, _BASE)
-        digits.append(aten.add.Tensor(rest, aten.mul.Tensor(upper, -_BASE)))
+        digits.append(aten.bitwise_and.Scalar(rest, _BASE - 1))
         rest = upper
     return [aten._to_copy(digit, dtype=torch.float32) for digit in (rest, *reversed(digits))]
 

@@ -60,8 +60,7 @@ def integer_order(x: Tensor, dim: int, descending: bool) -> Tensor:
     for index in range(digits):
         # The last digit keeps the sign; floor division by 2^16 leaves it in [-2^15, 2^15).
         upper = aten.floor_divide(rest, 1 << 16)
-        last = index == digits - 1
-        digit = rest if last else aten.add.Tensor(rest, aten.mul.Tensor(upper, -(1 << 16)))
+        digit = rest if index == digits - 1 else aten.bitwise_and.Scalar(rest, (1 << 16) - 1)
         digit, rest = aten._to_copy(digit, dtype=torch.float32), upper
         if order is None:
             order = stable_order(digit, dim, descending)

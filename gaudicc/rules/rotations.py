@@ -61,10 +61,12 @@ def features(node: Any) -> Features | None:
     if node.target is operator.getitem and source.target in _SPLITS:
         return _of_split(node, source)
     if node.target is aten.select.int:
-        return _of_pairs(source, node.args[1], node.args[2])
-    if node.target is operator.getitem and source.target is aten.unbind.int:
-        return _of_pairs(source.args[0], argument(source, 1, "dim", 0), node.args[1])
-    return None
+        whole, dim, index = source, *node.args[1:]
+    elif node.target is operator.getitem and source.target is aten.unbind.int:
+        whole, dim, index = source.args[0], argument(source, 1, "dim", 0), node.args[1]  # type: ignore[assignment]
+    else:
+        return None
+    return _of_pairs(whole, dim, index) or _of_rows(whole, dim, index)
 
 
 def _of_slice(part: fx.Node, source: fx.Node) -> Features | None:
@@ -95,6 +97,16 @@ def _of_pairs(pairs: Any, dim: Any, index: Any) -> Features | None:
     flat = pairs.args[0] if pairs.target in RESHAPES else pairs
     whole = tuple(val(flat).shape) == (*shape[:-2], 2 * shape[-2])
     return Features(flat if whole else pairs, True, index == 1, paired=not whole)
+
+
+def _of_rows(rows: Any, dim: Any, index: Any) -> Features | None:
+    """Halves that lie in two rows, `[..., 2, dim / 2]`."""
+    shape = val(rows).shape
+    if rows.target not in RESHAPES or len(shape) < 2 or shape[-2] != 2 or dim % len(shape) != len(shape) - 2:
+        return None
+    flat: fx.Node = rows.args[0]
+    whole = tuple(val(flat).shape) == (*shape[:-2], 2 * shape[-1])
+    return Features(flat, False, index in (1, -1)) if whole else None
 
 
 def joins(joined: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:

@@ -11,10 +11,11 @@ from torch import fx
 
 from gaudicc.nodes import val
 from gaudicc.rewriter import Rewriter
-from gaudicc.rules.match import argument, aten, calls, through_casts
+from gaudicc.rules.match import RESHAPES, argument, aten, calls, same_sizes, through_casts
 from gaudicc.rules.sinks import filled_keys, unshifted
 
 MATMULS = (aten.matmul.default, aten.bmm.default)
+_PRODUCTS = (*MATMULS, aten.baddbmm.default)
 _SWAPS = (aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
 # A score added to a number as low as this one is that number, in float32 and in bfloat16.
 _ABSORBS = -1e30
@@ -29,41 +30,91 @@ class Mask:
         shows: what True says; None where numbers are added.
         fill: what the scores of hidden keys become.
         dtype: of these scores.
+        flat: whether batch and heads are one dim of these scores.
     """
 
     node: fx.Node
     shows: bool | None = None
     fill: float = -math.inf
     dtype: torch.dtype = torch.float32
+    flat: bool = False
 
 
-def unmasked(scores: fx.Node) -> tuple[fx.Node, tuple[Mask, ...]] | str:
-    """Scores before their masks, and these, the first one first; or why one is none that can be added."""
+@dataclass(frozen=True)
+class Scores:
+    """Scores before their masks.
+
+    Attributes:
+        node: a product, times a number; or what is none.
+        masks: the first one first.
+        split: the view that takes batch and heads apart, of scores that have both in one dim.
+    """
+
+    node: fx.Node
+    masks: tuple[Mask, ...]
+    split: fx.Node | None = None
+
+
+def unmasked(scores: fx.Node) -> Scores | str:
+    """Scores before their masks; or why one is none that can be added."""
     masks: list[Mask] = []
+    split: fx.Node | None = None
     while True:
         scores = through_casts(scores)
         if scores.target is aten.add.Tensor and not scores.kwargs and all(isinstance(a, fx.Node) for a in scores.args):
             first, second = cast(tuple[fx.Node, fx.Node], scores.args)
             scores, mask = (second, first) if _is_product(second) and not _is_product(first) else (first, second)
-            masks.append(Mask(mask))
+            masks.append(Mask(mask, flat=split is not None))
         elif (filled := filled_keys(scores)) is not None:
             source, mask, shows, fill = filled
             if fill > _ABSORBS:
                 return f"its hidden scores become {fill:g}: a row that sees no key would be another one"
-            masks.append(Mask(mask, shows, fill, val(scores).dtype))
+            masks.append(Mask(mask, shows, fill, val(scores).dtype, flat=split is not None))
             scores = source
+        elif split is None and is_split(scores):
+            scores, split = scores.args[0], scores  # type: ignore[assignment]
         else:
-            return scores, tuple(reversed(masks))
+            return Scores(scores, tuple(reversed(masks)), split)
+
+
+def is_split(view: fx.Node) -> bool:
+    """Whether a node views batch and heads, one dim, as two."""
+    return view.target in RESHAPES and _are_heads(val(view.args[0]).shape, val(view).shape)  # type: ignore[arg-type]
+
+
+def is_joined(view: fx.Node) -> bool:
+    """Whether a node views batch and heads, two dims, as one."""
+    return view.target in RESHAPES and _are_heads(val(view).shape, val(view.args[0]).shape)  # type: ignore[arg-type]
+
+
+def _are_heads(flat: torch.Size, whole: torch.Size) -> bool:
+    return len(flat) == 3 and len(whole) == 4 and same_sizes(flat[1:], whole[2:])
+
+
+def product(node: fx.Node) -> tuple[fx.Node, Any, float, fx.Node | None] | str:
+    """Of a product of queries and keys: both, the number it is multiplied by, and what is added; or why it is none."""
+    if node.target in MATMULS:
+        q, keys = cast(tuple[fx.Node, Any], node.args)
+        return q, keys, 1.0, None
+    if node.target is aten.tanh.default:
+        return "its scores are capped by a tanh, which no fused kernel does"
+    if node.target is not aten.baddbmm.default:
+        return f"its scores come from {node.target}, not from a matmul"
+    added, q, keys = cast(tuple[fx.Node, ...], node.args[:3])
+    beta, alpha = (argument(node, index, name, 1) for index, name in ((3, "beta"), (4, "alpha")))
+    if beta not in (0, 1) or not isinstance(alpha, (int, float)):
+        return f"what is added to its scores is multiplied by {beta}"
+    return q, keys, float(alpha), added if beta else None
 
 
 def _is_product(node: fx.Node) -> bool:
     """Whether a node is a matrix product, but for factors, masks and casts."""
     node = through_casts(node)
-    while node.target not in MATMULS:
+    while node.target not in _PRODUCTS:
         if node.target is aten.add.Tensor and isinstance(node.args[1], fx.Node):
             return any(isinstance(arg, fx.Node) and _is_product(arg) for arg in node.args)
         inner = filled_keys(node)
-        source = inner[0] if inner else unscaled(node)[0]
+        source: Any = inner[0] if inner else node.args[0] if is_split(node) else unscaled(node)[0]
         if source is node:
             return False
         node = through_casts(source)

@@ -103,6 +103,32 @@ def test_every_mixture_keeps_its_values(
     assert "gaudicc.grouped_linear" not in after.count_ops()
 
 
+@pytest.mark.parametrize(
+    "halves",
+    [
+        lambda inner: (inner[:, :3], inner[:, 3:]),
+        lambda inner: inner.split([3, 3], -1),
+        lambda inner: inner.view(-1, 2, 3).unbind(1),
+        lambda inner: (inner.view(-1, 2, 3)[:, 0], inner.view(-1, 2, 3)[:, -1]),
+    ],
+)
+@pytest.mark.parametrize("gate_first", [True, False])
+def test_ways_to_take_the_gate_apart(
+    halves: Callable[[Tensor], Any], gate_first: bool, capture_of: Any, alone: Any
+) -> None:
+    def gate(inner: Tensor) -> Tensor:
+        gate, up = halves(inner)
+        result: Tensor = functional.silu(gate) * up if gate_first else up * functional.silu(gate)
+        return result
+
+    def model(x: Tensor, table: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        return mixture(x, table, weights, gate_up, down, gate)
+
+    after, record = alone(RecognizeMoe(), decomposed(capture_of(model, *INPUTS, **WEIGHTS)))
+    assert mixtures(after) == ["silu"]
+    assert not record.notes
+
+
 def ungated(inner: Tensor) -> Tensor:
     return functional.silu(inner[:, :3])
 
@@ -117,6 +143,9 @@ def swapped(inner: Tensor) -> Tensor:
     [
         ungated,
         swapped,
+        lambda inner: functional.silu(inner[:, ::2]) * inner[:, 1::2],
+        lambda inner: functional.silu(inner.view(-1, 3, 2)[:, :, 0]) * inner.view(-1, 3, 2)[:, :, 1],
+        lambda inner: functional.silu(inner[:, :3]) * inner[:, :3],
         lambda inner: gated(inner, torch.tanh),
         lambda inner: gated(inner, lambda x: functional.gelu(x, approximate="tanh")),
         lambda inner: gated(inner + 1, functional.silu),

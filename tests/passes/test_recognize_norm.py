@@ -91,6 +91,7 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "reciprocal": lambda x: x * torch.sqrt(mean_square(x) + 1e-6).reciprocal(),
     "one over": lambda x: x * (1.0 / torch.sqrt(mean_square(x) + 1e-6)),
     "power": lambda x: x * (mean_square(x) + 1e-6) ** -0.5,
+    "squared norm": lambda x: x * torch.rsqrt(x.norm(2, -1, keepdim=True) ** 2 / x.shape[-1] + 1e-6),
     "epsilon first": lambda x: torch.rsqrt(1e-6 + mean_square(x)) * x,
 }
 
@@ -126,10 +127,16 @@ def centred(x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True)
 
 
+def by_variance_and_mean(x: Tensor, variance: Tensor, mean: Tensor) -> Tensor:
+    return (x - mean) / torch.sqrt(variance + 1e-5)
+
+
 LAYER_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "square of the difference": lambda x: centred(x) / torch.sqrt(centred(x).pow(2).mean(-1, keepdim=True) + 1e-5),
     "one difference": lambda x: NORMS["product"](centred(x)),
     "variance": lambda x: centred(x) * torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5),
+    "variance and mean": lambda x: by_variance_and_mean(x, *torch.var_mean(x, -1, correction=0, keepdim=True)),
+    "squared deviation": lambda x: centred(x) * torch.rsqrt(x.std(-1, keepdim=True, unbiased=False).square() + 1e-5),
     "correction": lambda x: centred(x) / torch.sqrt(torch.var(x, -1, correction=0, keepdim=True) + 1e-5),
 }
 
@@ -144,6 +151,52 @@ def test_layer_norms(form: str, special: float, capture_of: Any, alone: Any) -> 
     x[0, 0, 0] = special
     after, record = alone(RecognizeNorm(), capture_of(model, x, weight=torch.randn(5), bias=torch.randn(5)))
     assert after.count_ops() == {"aten.layer_norm": 1}
+    assert not record.notes
+
+
+@pytest.mark.parametrize(
+    ("function", "ops"),
+    [
+        (lambda x, weight: LAYER_NORMS["variance"](x), {}),
+        (lambda x, weight: LAYER_NORMS["variance"](x) * weight, {}),
+        (lambda x, weight: weight * centred(x) / torch.sqrt(x.var(-1, False, keepdim=True) + 1e-5) + weight, {}),
+        (lambda x, weight: weight * LAYER_NORMS["variance"](x.bfloat16().float()).bfloat16(), {"aten.mul.Tensor": 1}),
+        (lambda x, weight: (weight * LAYER_NORMS["one difference"](x)).bfloat16() + weight, {"aten.add.Tensor": 1}),
+    ],
+    ids=["no weight", "no bias", "weight first", "weight of another dtype", "bias of another dtype"],
+)
+def test_layer_norms_of_which_parts_are_missing(
+    function: Callable[..., Tensor], ops: dict[str, int], capture_of: Any, alone: Any
+) -> None:
+    after, record = alone(RecognizeNorm(), capture_of(function, torch.randn(3, 4), weight=torch.rand(4)))
+    counts = {name: count for name, count in after.count_ops().items() if "to" not in name.split(".")[1]}
+    assert counts == {"aten.layer_norm": 1, **ops}
+    assert not record.notes
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, weight: wide_norm(x.float()).to(x.dtype),
+        lambda x, weight: wide_norm(x.float()),
+        lambda x, weight: wide_norm(x.float()).to(x.dtype) * 2.0,
+        lambda x, weight: wide_norm(x.float()).to(x.dtype) * weight[:1],
+        lambda x, weight: wide_norm(x.float()).to(x.dtype) * weight[None],
+        lambda x, weight: wide_norm(x.float()[:, :1]) * weight,
+        lambda x, weight: wide_norm(x.float()).to(F16) * weight,
+        lambda x, weight: torch.nn.functional.rms_norm(x, (4,)),
+        lambda x, weight: weight.float() * x.float() * torch.rsqrt(mean_square(x.float()) + 1e-6),
+        lambda x, weight: (weight.float() * x.float() * torch.rsqrt(mean_square(x.float()) + 1e-6)).to(x.dtype),
+    ],
+)
+def test_weights_that_are_missing_or_none(
+    function: Callable[..., Tensor], dtype: torch.dtype, capture_of: Any, alone: Any
+) -> None:
+    x = torch.tensor([[1.0, -2, 3, 0.1], [0, 0, 0, 0], [float("inf"), 1, 2, 3]]).to(dtype)
+    after, record = alone(RecognizeNorm(), capture_of(function, x, weight=torch.tensor([1.0, -0.0, 2, 3]).to(dtype)))
+    assert len(norms(after)) == 1
+    assert "aten.rsqrt" not in after.count_ops()
     assert not record.notes
 
 
@@ -166,18 +219,13 @@ def wide_norm(x: Tensor, dims: Any = -1, eps: float = 1e-6, power: int = 2) -> T
         (lambda x, weight: centred(x) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6) * weight, "one less than the size"),
         (lambda x, weight: x / torch.sqrt(x.var(-1, False, keepdim=True) + 1e-6) * weight, "input without the mean"),
         (lambda x, weight: centred(x) / torch.sqrt(x.var(0, False, keepdim=True) + 1e-6) * weight, "variance is over"),
-        (lambda x, weight: LAYER_NORMS["variance"](x) * weight, "without weight and bias"),
-        (lambda x, weight: torch.nn.functional.rms_norm(x, (4,)) * weight, "no weight"),
+        (lambda x, weight: x.sub(x.bfloat16().mean(-1, True)) / (x.var(-1, False, keepdim=True) + 1e-6).sqrt(), "the mean"),
+        (lambda x, weight: x / (x.norm(2, -1, keepdim=True) * 0.5 + 1e-6) * weight, "before an epsilon"),
+        (lambda x, weight: torch.nn.functional.normalize(x, dim=-1) * weight, "before an epsilon"),
+        (lambda x, weight: weight * centred(x) / (x.std(-1, False, keepdim=True) + 1e-6), "before an epsilon"),
+        (lambda x, weight: weight * centred(x) / (x.std(-1, keepdim=True) + 1e-6), "one less than the size"),
         (lambda x, weight: torch.nn.functional.rms_norm(x, (3, 4), x), "over 2 dims"),
         (lambda x, weight: torch.nn.functional.rms_norm(x.double(), (4,), weight.double()), "input is torch.float64"),
-        (lambda x, weight: wide_norm(x), "no weight"),
-        (lambda x, weight: wide_norm(x) * 2.0, "one number per entry"),
-        (lambda x, weight: wide_norm(x) * weight[:1], "one number per entry"),
-        (lambda x, weight: wide_norm(x) * weight[None], "one number per entry"),
-        (lambda x, weight: wide_norm(x[:, :1]) * weight, "one number per entry"),
-        (lambda x, weight: wide_norm(x).bfloat16() * weight.bfloat16(), "return to its input's dtype"),
-        (lambda x, weight: (wide_norm(x).bfloat16() * weight).float(), "return to its input's dtype"),
-        (lambda x, weight: wide_norm(x).bfloat16().float() * weight, "no weight"),
     ],
 )  # fmt: skip
 def test_near_misses_stay_and_are_noted(
@@ -224,13 +272,14 @@ def test_integers_are_normalised_as_the_floats_they_become(capture_of: Any, alon
     assert norms(after) == [(1e-6, False)]
 
 
-def test_a_normed_value_that_is_read_twice_stays(capture_of: Any, alone: Any) -> None:
+def test_a_normed_value_that_is_read_twice_is_weighted_behind(capture_of: Any, alone: Any) -> None:
     def model(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         normed = wide_norm(x)
         return normed * weight, normed
 
     after, _ = alone(RecognizeNorm(), capture_of(model, torch.randn(3, 4), weight=torch.randn(4)))
-    assert not norms(after)
+    assert norms(after) == [(1e-6, False)]
+    assert after.count_ops()["aten.mul.Tensor"] == 1
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

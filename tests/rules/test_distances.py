@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 NORMS = st.sampled_from([0.0, 1.0, 2.0, 3.5, math.inf])
@@ -25,6 +26,22 @@ def test_cdist(p: float, rows: int, others: int, width: int, batch: tuple[int, .
     a = torch.randn(*batch, rows, width, generator=torch.Generator().manual_seed(0))
     b = torch.randn(*batch, others, width, generator=torch.Generator().manual_seed(1))
     same(aten._cdist_forward.default, a, b, p, None)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, math.inf])
+def test_distances_of_what_is_no_number(p: float, same: Callable[..., None]) -> None:
+    rows = torch.tensor(
+        [[1.0, math.nan, math.inf], [1, 2, 3], [math.inf, -math.inf, 0], [-0.0, 0, 1e-40], [math.nan] * 3]
+    )
+    same(aten._cdist_forward.default, rows, rows.flip(1), p, None)
+    same(aten._pdist_forward.default, rows, p)
+
+
+def test_the_largest_difference_is_legal(legally: Callable[..., torch.Tensor]) -> None:
+    rows = torch.tensor([[1.0, math.nan], [math.inf, 3]])
+    for p in (0.0, math.inf):
+        distances = legally(lambda x, p=p: torch.cdist(x, x, p=p), rows)
+        torch.testing.assert_close(pytree.tree_leaves(distances)[0], torch.cdist(rows, rows, p=p), equal_nan=True)
 
 
 @pytest.mark.parametrize("mode", [None, 1, 2])
