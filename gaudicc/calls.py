@@ -11,7 +11,16 @@ from torch.utils import _pytree as pytree
 
 from gaudicc.buckets import Bucket, BucketSet
 from gaudicc.calling import Calling
-from gaudicc.errors import AutocastError, BucketMissError, GradError, InputError, ModelRaisedError, ShapeError, Where
+from gaudicc.errors import (
+    AutocastError,
+    BucketMissError,
+    GaudiccError,
+    GradError,
+    InputError,
+    ModelRaisedError,
+    ShapeError,
+    Where,
+)
 from gaudicc.nodes import val
 from gaudicc.padding import refusal_of
 from gaudicc.program import Dimension, InputKind, OutputKind, Program
@@ -137,15 +146,11 @@ class Prologue:
             hint=hint,
         )
 
-    def _range_error(self, path: str, position: int, size: int, dim: Any, known: int) -> ShapeError:
+    def _range_error(self, path: str, position: int, size: int, dim: Any, known: int) -> GaudiccError:
         if known != size:
             what = f"{path}.shape[{position}] is {size}, but another input says {dim.name} is {known}"
             return ShapeError(what, where=Where(stage="the call"), hint="these sizes were declared equal")
-        return ShapeError(
-            f"{path}.shape[{position}] is {size}, {dim.name} runs from {dim.low} to {dim.high}",
-            where=Where(stage="the call"),
-            hint="raise the bound of this Dim in dynamic_shapes and compile again",
-        )
+        return self.program.range_error(f"{path}.shape[{position}]", dim.name, size, (dim.low, dim.high))
 
     def __str__(self) -> str:
         """The guards as the Python that a reader may run in his head, one assertion a line."""

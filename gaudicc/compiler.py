@@ -167,7 +167,7 @@ def try_pads(records: Sequence[PassRecord], programs: Mapping[Bucket, Program]) 
     if record is None or record.after.padded is None:
         return ()
     buckets = [bucket.as_dict() for bucket in programs]
-    calls = list(trials(record.after, buckets))
+    calls = list(trials(record.after, record.before, buckets))
     poison.check(record.after, record.before, calls, static=lambda sizes: programs[Bucket.of(sizes)])
     return (f"poison run: {len(calls)} calls over {len(buckets)} buckets, no pad changed a valid value",)
 

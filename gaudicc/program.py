@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from gaudicc.calling import Calling
+from gaudicc.errors import GaudiccError, ModelRaisedError, ShapeError, Where
 from gaudicc.graph_module import copy_graph
 from gaudicc.nodes import is_op, op_name
 
@@ -146,6 +147,7 @@ class Program:
         padded: set once the program is proved harmless to pad: symbols then mean physical sizes.
         serves: of sizes within the ranges of the dimensions, by name, whether the program stands for them; None: for all.
             A model whose Python decides on sizes is one program for each side of its decisions.
+        raising_at_zero: name of a dimension that was declared from 0 on -> what the model raises there; it starts at 1.
     """
 
     root: fx.GraphModule
@@ -160,6 +162,7 @@ class Program:
     notes: tuple[str, ...] = ()
     padded: PadRecord | None = None
     serves: Callable[[Mapping[str, int]], bool] | None = None
+    raising_at_zero: Mapping[str, Exception] = field(default_factory=dict)
 
     def graphs(self) -> Iterator[tuple[str, fx.GraphModule]]:
         """Yields every unique graph once: the bodies, innermost first, then the root under the name `root`."""
@@ -205,6 +208,21 @@ class Program:
         names = [dim.name for dim in self.dimensions]
         nearby = (dict(zip(names, sizes, strict=True)) for sizes in islice(product(*spans), _NEARBY))
         return next((sizes for sizes in nearby if self.serves is None or self.serves(sizes)), None)
+
+    def range_error(self, what: str, name: str, size: int, span: tuple[int, int]) -> GaudiccError:
+        """What a call raises whose size is none that was declared, or is 0 where the model itself raises."""
+        error = self.raising_at_zero.get(name)
+        if size == 0 and error is not None:
+            return ModelRaisedError(
+                f"the model raises {type(error).__name__} where {name} is 0: {error}",
+                where=Where(stage="the call"),
+                hint="give it sizes that it takes",
+            )
+        return ShapeError(
+            f"{what} is {size}, {name} runs from {span[0]} to {span[1]}",
+            where=Where(stage="the call"),
+            hint="raise the bound of this Dim in dynamic_shapes and compile again",
+        )
 
     def copy(self) -> Program:
         """A copy with graphs of its own; weights, fake values and everything immutable are shared."""

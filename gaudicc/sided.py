@@ -16,7 +16,7 @@ from gaudicc.capture import CapturedSide
 from gaudicc.capture.decisions import Decision, refuse_decision
 from gaudicc.certificate import Certificate
 from gaudicc.compiled import CompiledModel
-from gaudicc.errors import InputError, ModelRaisedError, ShapeError, Where
+from gaudicc.errors import InputError, ModelRaisedError, Where
 from gaudicc.program import Program
 from gaudicc.stats import ModelledSeconds
 from gaudicc.trace import CompileTrace
@@ -79,11 +79,8 @@ class SidedModel(CompiledModel):
             low, high = self.sides[0].captured.ranges[name]
             sizes[name] = given.shape[at]
             if not low <= sizes[name] <= high:
-                raise ShapeError(
-                    f"{name} is {sizes[name]}, it runs from {low} to {high}",
-                    where=Where(stage="the call"),
-                    hint="raise the bound of this Dim in dynamic_shapes and compile again",
-                )
+                path = self.program.calling.paths[leaf]
+                raise self.program.range_error(f"{path}.shape[{at}]", name, sizes[name], (low, high))
         for entry in self.sides[0].captured.raising:
             if entry.when.holds(sizes):
                 raise ModelRaisedError(

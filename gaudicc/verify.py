@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import IntEnum
 from typing import Any
 
@@ -139,8 +139,9 @@ def numerics(before: Program, after: Program, stage: str, *, bitwise: bool) -> N
     """
     if any(tensor.is_meta for tensor in before.tensors.values()):
         raise InputError("numerics cannot be verified with weights on the meta device", hint="use verify='ops'")
-    for inputs in _examples(after):
-        old, new = (_compared(program, after, program.run(inputs)) for program in (before, after))
+    for given in _examples(after):
+        inputs, results = in_range(before, given)
+        old, new = (_compared(*entry) for entry in ((before, after, results), (after, after, after.run(inputs))))
         for (index, a), (_, b) in zip(old, new, strict=True):
             if difference := differs(a, b, bitwise=bitwise):
                 raise NumericsError(
@@ -148,6 +149,58 @@ def numerics(before: Program, after: Program, stage: str, *, bitwise: bool) -> N
                     where=Where(stage=stage),
                     hint="compare `compiled.trace[...]` before and after, or declare the pass ROUNDING",
                 )
+
+
+def in_range(program: Program, given: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, torch.Tensor], tuple[Any, ...]]:
+    """Example inputs of which a program can be run, and what it gives.
+
+    At other sizes than those of the example, lengths and positions that it holds may be too large. Then whole numbers are
+    brought to one of the sizes that there are, or below it: best to where the model itself does not raise.
+
+    Args:
+        program: to run.
+        given: placeholder name -> tensor.
+
+    Raises:
+        InputError: no such numbers will do.
+    """
+    kinds = [spec.kind for spec in program.outputs]
+    found: tuple[Mapping[str, torch.Tensor], tuple[Any, ...]] | None = None
+    first: Exception | None = None
+    for inputs in _candidates(given, {spec.name for spec in program.user_inputs()}):
+        try:
+            results = program.run(inputs)
+        except (IndexError, RuntimeError) as error:
+            first = first or error
+            continue
+        found = found or (inputs, results)
+        flags = (value for value, kind in zip(results, kinds, strict=True) if kind is OutputKind.FLAG)
+        if not any(bool(flag.any()) for flag in flags):
+            return inputs, results
+    if found is not None:
+        return found
+    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in given.items() if tensor.dim())
+    raise InputError(
+        f"the example cannot be taken to {shapes}, where the model raises {type(first).__name__}: {first}",
+        hint="use verify='ops', or narrow the Dims to sizes for which the values of the example hold",
+    ) from first
+
+
+def _candidates(given: Mapping[str, torch.Tensor], names: Set[str]) -> Iterator[Mapping[str, torch.Tensor]]:
+    """The inputs, then those of which the named ones hold smaller and smaller numbers."""
+    yield given
+    whole = {
+        name: tensor
+        for name, tensor in given.items()
+        if name in names
+        and not tensor.dtype.is_floating_point
+        and not tensor.dtype.is_complex
+        and tensor.dtype is not torch.bool
+    }
+    most = max((int(tensor.abs().max()) for tensor in whole.values() if tensor.numel()), default=0)
+    for size in sorted({size for tensor in given.values() for size in tensor.shape if 0 < size <= most}, reverse=True):
+        yield {**given, **{name: tensor.clamp(-size, size) for name, tensor in whole.items()}}
+        yield {**given, **{name: tensor.fmod(size) for name, tensor in whole.items()}}
 
 
 def _compared(program: Program, after: Program, results: Sequence[Any]) -> list[tuple[int, Any]]:

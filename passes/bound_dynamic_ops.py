@@ -38,8 +38,7 @@ class BoundDynamicOps:
 
         %2 = aten.nonzero(%1)    ->    %n = aten.select(aten.cumsum(%1, 0), 0, -1); %2 = aten.scatter(%0, 0, %slots, %places)
 
-    Refuses by line an op that has no form on such tensors, a length that nothing bounds, and, beside dynamic sizes, a result of
-    unknown length.
+    Refuses by line an op that has no form on such tensors, and a length that nothing bounds.
     """
 
     name: ClassVar[str] = "bound-dynamic-ops"
@@ -110,8 +109,6 @@ def _outputs(walk: BoundingWalk, program: Program) -> tuple[OutputSpec, ...]:
             if len(unknown_dims(val(value).shape)) > 1:
                 walk.node = value
                 raise Refused("it is a result with two dims of unknown length")
-            if program.dimensions:
-                raise Refused("it is a result, and sizes are dynamic besides")
             output = sum(known.kind is OutputKind.USER for known in specs)
             lengths.append((rows.length, OutputSpec(OutputKind.LENGTH, f"{output}:{rows.dim}")))
         found.append(walk.rows[value].value if value in walk.rows else value)

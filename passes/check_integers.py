@@ -24,7 +24,7 @@ from gaudicc.rules.integer_checks import checked_form
 from gaudicc.rules.integer_ranges import IntegerRanges, fills_beyond
 from gaudicc.rules.intervals import Interval
 from gaudicc.rules.wide_integers import WideIntegers
-from gaudicc.verify import differs
+from gaudicc.verify import differs, in_range
 
 aten = torch.ops.aten
 _HINT = "compute it in float32 or int32, keep its operands small (torch.clamp, %), or declare what the arguments hold (ranges)"
@@ -91,7 +91,8 @@ class CheckIntegers:
         Raises:
             NumericsError: an output differs.
         """
-        old, new = before.run(before.example), after.run(after.example)
+        inputs, old = in_range(before, before.example)
+        new = after.run({**after.example, **inputs})
         for spec, a, b in zip(before.outputs, old, new, strict=False):
             if spec.kind is not OutputKind.FLAG and (difference := differs(a, b, bitwise=True)):
                 raise NumericsError(f"pass {self.name} changed an output: {difference}", where=Where(stage=self.name))

@@ -34,6 +34,7 @@ from gaudicc.capture.source_lines import every_frame, user_line
 from gaudicc.capture.surroundings import (
     attention_in_parts,
     cast,
+    data_is_the_tensor,
     masks_as_given,
     no_grad_modes,
     no_seeds,
@@ -41,6 +42,7 @@ from gaudicc.capture.surroundings import (
     quiet,
 )
 from gaudicc.capture.tensor_attributes import Attribute, as_buffers, written_attributes
+from gaudicc.capture.zero_sizes import from_one
 from gaudicc.errors import (
     CaptureError,
     DynamicControlFlowError,
@@ -177,8 +179,8 @@ def _capture_module(
     dynamic_shapes: Any,
 ) -> list[CapturedSide]:
     if auto := dynamic_shapes == "auto":
-        given = dict([*zip(form.positional, args, strict=False), *kwargs.items()])
-        dynamic_shapes = {name: pytree.tree_map(_every_dim, value) for name, value in given.items()}
+        given = [*zip(form.positional, args, strict=False), *kwargs.items()]
+        dynamic_shapes = {name: pytree.tree_map(_every_dim, value) for name, value in given}
     elif isinstance(dynamic_shapes, str):
         raise InputError(f"dynamic_shapes is {dynamic_shapes!r}", hint="pass None, 'auto', or a dict by argument name")
     shapes: Mapping[str, Any] | None = form.complete_shapes(dynamic_shapes, args, kwargs)
@@ -189,12 +191,9 @@ def _capture_module(
     check_dims(args, kwargs, form.positional, shapes)
     args, kwargs = grow_ones(*separate(args, kwargs), form.positional, shapes)
     raises = partial(eager_error, module)
-    with (
-        hosting(module, calls, kwargs),
-        output_types(module),
-        noting_fixed_sizes() as fixed,
-        _errors(module, args, kwargs, fixed),
-    ):
+    hosted, typed = hosting(module, calls, kwargs), output_types(module)
+    with hosted, typed, noting_fixed_sizes() as fixed, _errors(module, args, kwargs, fixed):
+        shapes, at_zero = from_one(args, kwargs, form.positional, shapes, raises)
         try:
             found = export_every_side(partial(_export, module), args, kwargs, form.positional, shapes, raises)
         except DynamicControlFlowError:
@@ -216,6 +215,7 @@ def _capture_module(
             *(f"{DECIDES}{function}" for function in side.mended.rewritten),
             *(f"computed on the host before each call: {call.function.__name__}" for call in calls),
         )
+        program.raising_at_zero = at_zero
         spans: Ranges = {}
         if len(sides) > 1 or raising:
             spans = {name: span(name, side.when, bounds) for name, bounds in ranges.items()}
@@ -246,6 +246,7 @@ def _export(
         no_grad_modes(),
         attention_in_parts(module, args, kwargs),
         masks_as_given(),
+        data_is_the_tensor(),
         every_frame(),
         exact_sizes(),
         equal_sizes(module, shapes),

@@ -12,8 +12,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 from torch.export.graph_signature import InputKind as TorchInput
 from torch.export.graph_signature import OutputKind as TorchOutput
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gaudicc.calling import Calling, Parameter
+from gaudicc.capture.decisions import asking_nothing
 from gaudicc.capture.outline import outline
 from gaudicc.capture.outline_higher import outline_higher
 from gaudicc.capture.outline_loops import outline_loops
@@ -23,7 +25,7 @@ from gaudicc.errors import CaptureError, DynamicControlFlowError, WeightChangedE
 from gaudicc.fake_views import views_as_laid_out
 from gaudicc.nodes import output_of, outputs_of, where
 from gaudicc.program import Dimension, InputKind, InputSpec, OutputKind, OutputSpec, Program
-from gaudicc.rewriter import drop_dead_nodes
+from gaudicc.rewriter import Rewriter, drop_dead_nodes
 
 _KINDS = {
     TorchInput.PARAMETER: InputKind.WEIGHT,
@@ -54,7 +56,7 @@ def from_exported(
         CaptureError: the graph holds a torchbind object, a token or a higher-order op without meaning here.
     """
     if _mutates_or_casts(exported.graph_module):
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), asking_nothing(exported):
             warnings.simplefilter("ignore", FutureWarning)  # torch copies its own deprecated types
             exported = exported.run_decompositions({})
     root = fx.GraphModule(dict(exported.graph_module.named_children()), _copy(exported.graph))
@@ -194,12 +196,13 @@ def _outputs(
     specs: list[OutputSpec] = []
     values: list[Any] = []
     literals: dict[int, Any] = {}
-    leaf = 0
+    leaf, rewriter = 0, Rewriter(root)
     for value, spec in zip(outputs_of(root.graph), exported.graph_signature.output_specs, strict=True):
         if spec.kind is TorchOutput.USER_OUTPUT:
             if isinstance(value, fx.Node):
-                specs.append(OutputSpec(OutputKind.USER))
-                values.append(value)
+                kind, held = _as_tensor(rewriter, value)
+                specs.append(OutputSpec(OutputKind.USER, kind))
+                values.append(held)
             else:
                 literals[leaf] = value
             leaf += 1
@@ -215,6 +218,20 @@ def _outputs(
             raise CaptureError(f"the model returns a {spec.kind.name}", hint="return tensors")
     output_of(root.graph).args = (tuple(values),)
     return tuple(specs), literals
+
+
+def _as_tensor(rewriter: Rewriter, value: fx.Node) -> tuple[str | None, fx.Node]:
+    """A size that is returned as a tensor of no dims, and what it is; a tensor, and a number that is read from one, as it is."""
+    number = value.meta["val"]
+    if isinstance(number, torch.Tensor) or free_unbacked_symbols(number):
+        return None, value
+    if not isinstance(number, torch.SymInt):
+        raise CaptureError(
+            "the model returns a number made of dynamic sizes that is no whole one",
+            where=where(value),
+            hint="return the sizes, and compute with them behind the model",
+        )
+    return "int", rewriter.emit(torch.ops.aten.scalar_tensor.default, value, dtype=torch.int64, like=value)
 
 
 def _drop_unused(root: fx.GraphModule, inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> None:

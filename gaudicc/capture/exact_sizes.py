@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, DimC
 from torch.nn import functional
 
 from gaudicc.capture.fixed_sizes import spans_of
+from gaudicc.capture.size_factories import sizes_make_tensors
 from gaudicc.capture.size_forms import sizes_stay, wherever_imported
 from gaudicc.capture.size_trials import only_value
 from gaudicc.fake_values import ones_are_sizes
@@ -39,6 +40,7 @@ def exact_sizes() -> Iterator[None]:
         patches.enter_context(reshapes_for_all_sizes())
         patches.enter_context(views_as_laid_out())
         patches.enter_context(sizes_stay())
+        patches.enter_context(sizes_make_tensors())
         patches.enter_context(patch.object(non_strict_utils, "ShapeEnv", _ExactSizes))
         patches.enter_context(patch.object(_trace, _solve.__name__, _keep))
         patches.enter_context(patch.object(DimConstraints, _own_words.__name__, _words))

@@ -32,6 +32,7 @@ from gaudicc.capture.same_graph import same_graph
 from gaudicc.capture.settled_sizes import settle_sizes
 from gaudicc.capture.shapes import names_of, ranges_of, resized, sizes_of, without
 from gaudicc.capture.size_trials import Columns, Words
+from gaudicc.capture.zero_sizes import EagerError
 from gaudicc.errors import DynamicControlFlowError, UnsupportedInputError, Where
 
 _EXPORTS = 16
@@ -81,7 +82,7 @@ def export_every_side(
     kwargs: dict[str, Any],
     positional: Sequence[str],
     shapes: Mapping[str, Any] | None,
-    eager_error: Callable[[tuple[Any, ...], dict[str, Any]], Exception | None],
+    eager_error: EagerError,
 ) -> tuple[list[Side], list[Raising], Ranges]:
     """Exports a model as often as it takes for graphs that together stand for every size that is declared.
 
@@ -132,7 +133,8 @@ def export_every_side(
             other = replace(other, when=[(*other.when[0], *(_exactly(*entry) for entry in sizes.items()))])
         joined = joined_dims(other.mended.exported, shapes, *given, positional, other.names)
         equal = [_equal(*pair) for pair in dict.fromkeys(joined) if ranges.keys() >= set(pair)]
-        other = replace(other, when=[(*other.when[0], *equal)])
+        numbers = [_exactly(*entry) for entry in _numbers(other, ranges).items()]
+        other = replace(other, when=[(*other.when[0], *equal, *numbers)])
         if _joins(other, sides, sizes, ranges):
             continue
         fixed = {name for name in sizes if _is_one_size(name, other, sizes, ranges)}
@@ -222,7 +224,7 @@ def _with(other: Side, sides: Sequence[Side], ranges: Ranges) -> list[Side]:
 
     A model that cuts off what it filled up only if it did has the same graph as one that cuts off nothing.
     """
-    same = [side for side in sides if _are_same((side, other), side.when, ranges, {})]
+    same = [side for side in sides if not _numbers(other, ranges) and _are_same((side, other), side.when, ranges, {})]
     whole = replace(other, when=[*(entry for side in same for entry in side.when), *other.when])
     rest = [side for side in sides if side not in same]
     return [whole, *rest] if sides[0] in same else [*rest, whole]
@@ -249,6 +251,11 @@ def _is_one_size(name: str, side: Side, sizes: Mapping[str, int], ranges: Ranges
     mine = [decision for decision in side.when[0] if decision.sizes == (name,)]
     low, high = ranges[name]
     return [n for n in range(low, high + 1) if all(d.test(n) for d in mine)] == [sizes[name]]
+
+
+def _numbers(side: Side, ranges: Ranges) -> dict[str, int]:
+    """Names that are one number in an export although they were declared dynamic: its decisions left nothing else."""
+    return {name: int(size) for size, name in side.names.items() if size.isdigit() and name in ranges}
 
 
 def _equal(name: str, other: str) -> Decision:

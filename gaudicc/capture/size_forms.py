@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 
 @contextmanager
 def sizes_stay() -> Iterator[None]:
-    """Inside, `linspace`, tensors made of sizes, `x[:, n] = v` and `divmod` take sizes."""
+    """Inside, `linspace`, `max_pool1d`, tensors made of sizes, `x[:, n] = v` and `divmod` take sizes."""
     with ExitStack() as patches:
         patches.enter_context(wherever_imported(torch, torch.linspace, _linspace))
+        patches.enter_context(wherever_imported(torch, torch.max_pool1d, _max_pool1d))
         patches.enter_context(wherever_imported(torch, torch.as_tensor, _as_tensor))
         patches.enter_context(patch.object(torch.Tensor, "new_tensor", _new_tensor))
         patches.enter_context(patch.object(torch.Tensor, "__setitem__", _set))
@@ -39,7 +40,7 @@ def wherever_imported(home: ModuleType, plain: Any, other: Any) -> Iterator[None
         yield
 
 
-_plain_linspace, _plain_as_tensor = torch.linspace, torch.as_tensor
+_plain_linspace, _plain_as_tensor, _plain_max_pool1d = torch.linspace, torch.as_tensor, torch.max_pool1d
 _plain_new_tensor, _plain_set = torch.Tensor.new_tensor, torch.Tensor.__setitem__
 _BASIC = (int, torch.SymInt, slice, type(None), type(...))
 
@@ -59,6 +60,14 @@ def _linspace(start: Any, end: Any, steps: Any, **kwargs: Any) -> torch.Tensor:
     # From both ends, as torch does: the last one is `end` itself.
     risen, fallen = start + place.to(wide) * step, end - place.neg().add(steps - 1).to(wide) * step
     return torch.where(place < steps // 2, risen, torch.where(place == 0, start, fallen)).to(dtype)
+
+
+@wraps(_plain_max_pool1d)
+def _max_pool1d(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    if not isinstance(input.shape[-1], torch.SymInt):
+        return _plain_max_pool1d(input, *args, **kwargs)
+    pooled, _ = torch.nn.functional.max_pool1d_with_indices(input, *args, **kwargs)
+    return pooled
 
 
 @wraps(_plain_as_tensor)

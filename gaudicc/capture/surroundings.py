@@ -13,6 +13,8 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
@@ -40,6 +42,18 @@ def masks_as_given() -> AbstractContextManager[Any]:
     return patch.object(
         transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True
     )
+
+
+@contextmanager
+def data_is_the_tensor() -> Iterator[None]:
+    """Lets what is written to `x.data` be written to `x`: torch would take it for a constant."""
+    plain: Any = torch.Tensor.data
+
+    def data(tensor: torch.Tensor) -> Any:
+        return tensor.detach() if isinstance(tensor, (FakeTensor, FunctionalTensor)) else plain.__get__(tensor)
+
+    with patch.object(torch.Tensor, "data", property(data, plain.__set__), create=True):
+        yield
 
 
 @contextmanager

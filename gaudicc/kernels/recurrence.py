@@ -55,6 +55,7 @@ def recurrence(
     training: bool,
     bidirectional: bool,
     batch_first: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """All layers of a recurrence.
 
@@ -69,21 +70,23 @@ def recurrence(
         training: always False.
         bidirectional: whether every layer runs over the sequence from both ends.
         batch_first: see `x`.
+        lengths: of each sequence of the batch, `[batch]`; what is behind it does not exist. None: all are as long as `x`.
 
     Returns:
-        What the last layer gives, laid out as `x`, and the state after the last step.
+        What the last layer gives, laid out as `x`, with 0 behind the end of a sequence, and the state after the last step.
     """
     states = [state] if isinstance(state, Tensor) else list(state)
     directions = 2 if bidirectional else 1
     each = len(weights) // (layers * directions)
     x = x.transpose(0, 1) if batch_first else x
+    there = None if lengths is None else torch.arange(x.shape[0], device=x.device)[:, None, None] < lengths[:, None]
     last: list[tuple[Tensor, ...]] = []
     for layer in range(layers):
         found = []
         for direction in range(directions):
             place = layer * directions + direction
             own = weights[place * each : (place + 1) * each]
-            y, *after = _run(STEPS[name], x, [part[place] for part in states], own, has_biases, direction == 1)
+            y, *after = _run(STEPS[name], x, [part[place] for part in states], own, has_biases, direction == 1, there)
             found.append(y)
             last.append(tuple(after))
         x = torch.cat(found, -1) if bidirectional else found[0]
@@ -91,9 +94,18 @@ def recurrence(
 
 
 def _run(
-    step: Step, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], has_biases: bool, backwards: bool
+    step: Step,
+    x: Tensor,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    backwards: bool,
+    there: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """One layer in one direction: `[time, batch, features]`, then its state after the last step."""
+    """One layer in one direction: `[time, batch, features]`, then its state after the last step.
+
+    Behind the end of a sequence its state stays: from the right, that is the first one until the sequence begins.
+    """
     into, hidden = weights[:2]
     bias = weights[2] if has_biases else None
     projection = weights[-1] if len(weights) % 2 else None
@@ -102,9 +114,11 @@ def _run(
     y = given.new_zeros(x.shape[0], x.shape[1], state[0].shape[-1])
     h, c = state[0], state[-1]
     for t in reversed(range(x.shape[0])) if backwards else range(x.shape[0]):
-        if step is _lstm:
-            h, c = step(given[t], of_step, h, c)
+        after = step(given[t], of_step, h, c) if step is _lstm else step(given[t], of_step, h)
+        if there is None:
+            y[t] = after[0]
+            h, c = after[0], after[-1]
         else:
-            (h,) = step(given[t], of_step, h)
-        y[t] = h
+            y[t] = torch.where(there[t], after[0], 0)
+            h, c = torch.where(there[t], after[0], h), torch.where(there[t], after[-1], c)
     return (y, h, c) if step is _lstm else (y, h)

@@ -236,7 +236,20 @@ class _Run:
             if spec.kind is OutputKind.STATE
         }
         self.state.update(written)
-        return (*(returned if self.host is None else self.host.slice(returned, sizes, lengths)), *written.values())
+        known = returned if self.host is None else self.host.slice(returned, sizes, lengths)
+        return (*_cut(self.program, known), *written.values())
+
+
+def _cut(program: Program, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The results up to the lengths that came with them, as the host hands them on."""
+    specs = [spec for spec in program.outputs if spec.kind is not OutputKind.STATE]
+    users = [place for place, spec in enumerate(specs) if spec.kind is OutputKind.USER]
+    cut = list(results)
+    for spec, length in zip(specs, results, strict=True):
+        if spec.kind is OutputKind.LENGTH:
+            output, dim = map(int, str(spec.target).split(":"))
+            cut[users[output]] = cut[users[output]].narrow(dim, 0, int(length))
+    return tuple(cut)
 
 
 def _compare(expected: tuple[Any, ...], given: tuple[Any, ...], when: str, *, bitwise: bool) -> None:

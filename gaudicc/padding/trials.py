@@ -7,15 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from gaudicc.program import Program
+from gaudicc.verify import in_range
 
 Call = tuple[dict[str, torch.Tensor], Mapping[str, int]]
 
 
-def trials(program: Program, buckets: Sequence[Mapping[str, int]]) -> Iterator[Call]:
+def trials(program: Program, original: Program, buckets: Sequence[Mapping[str, int]]) -> Iterator[Call]:
     """Four calls per bucket, whose lengths grow and shrink, each dim in a rhythm of its own; all that the program stands for.
 
     Args:
         program: with dimensions and an example.
+        original: the program without padding, which must be able to take the inputs.
         buckets: dimension name -> physical size.
 
     Yields:
@@ -29,7 +31,8 @@ def trials(program: Program, buckets: Sequence[Mapping[str, int]]) -> Iterator[C
                 low = min(dim.low, size)
                 wanted[dim.name] = (size, low, (low + size + 1) // 2, max(low, size - 1))[(turn + place) % 4]
             if (lengths := program.served(wanted)) is not None:
-                yield _inputs(program, lengths), sizes
+                inputs, _ = in_range(original, _inputs(program, lengths))
+                yield dict(inputs), sizes
 
 
 def _inputs(program: Program, lengths: Mapping[str, int]) -> dict[str, torch.Tensor]:

@@ -154,10 +154,17 @@ def joined(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     return replace(made, value=inline(lambda x, t: aten.slice.Tensor(x, at, 0, t.shape[at]), made.value, most.value))
 
 
+def _fills(args: Any, dim: int, rank: int) -> bool:
+    """Whether `pad` lengthens a dim: it names two widths for each, from the last one."""
+    widths = args[1][2 * (rank - 1 - dim) :][:2]
+    return any(width != 0 for width in widths)
+
+
 _SAME = (
     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.mT.default,
     aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default,
-    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.fill.Tensor, aten.fill.Scalar,
 )  # fmt: skip
 _COUNTED = (aten.arange.default, aten.zeros.default, aten.ones.default, aten.full.default)
 _SEVERAL = (aten.unbind.int, aten.max.dim, aten.min.dim, aten.split.Tensor, aten.chunk.default)
@@ -177,6 +184,7 @@ FORMS: dict[Any, Form] = {
     aten.argwhere.default: nonzero,
     aten.dot.default: product(aten.dot.default, lambda place, rank: 0),
     **{op: apart(op, lambda args, dim, rank: dim >= rank - len(args[1])) for op in _NORMS},
+    **{op: apart(op, _fills) for op in (aten.pad.default, aten.constant_pad_nd.default)},
     rms_norm: apart(rms_norm, lambda args, dim, rank: dim == rank - 1),
     attention: attended,
     **{op: several(op) for op in _SEVERAL},

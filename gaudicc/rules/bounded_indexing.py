@@ -30,13 +30,17 @@ def index(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`x[...]` by a bool mask, or by indices of unknown length."""
     x, indices = args[0], list(args[1])
     given = [item for item in indices if item is not None]
-    if len(given) == 1 and bounded_places.is_mask(given[0]) and indices[0] is None:
-        if isinstance(x, Rows) or isinstance(given[0], Rows) or val(given[0]).dim() != 1:
-            raise Refused("a mask over inner dims is no vector, or of unknown length")
+    alone = len(given) == 1 and bounded_places.is_mask(given[0])
+    if (
+        alone
+        and indices[0] is None
+        and not any(isinstance(item, Rows) for item in (x, given[0]))
+        and val(given[0]).dim() == 1
+    ):
         along = indices.index(given[0])
         position, length = inline(compaction.places, given[0])
         return Rows(inline(lambda t, p: aten.index_select.default(t, along, p), x, position), along, length)
-    if len(given) == 1 and bounded_places.is_mask(given[0]):
+    if alone and indices[0] is not None:
         if isinstance(x, Rows) or isinstance(given[0], Rows):
             if not (isinstance(x, Rows) and isinstance(given[0], Rows) and x.dim == given[0].dim == 0):
                 raise Refused("the mask and what it selects from have different unknown dims")

@@ -39,9 +39,7 @@ class _Places:
 
 def read(inline: Inline, args: Any, dim: int | None) -> Any:
     """`x[i, None, j]`: pads of the indices read row 0."""
-    x, indices = args[0], list(args[1])
-    if any(item is not None and is_mask(item) for item in indices):
-        raise Refused("a mask is one of several indices")
+    x, indices = args[0], _unmasked(inline, list(args[1]))
     places = _places(inline, x, indices)
     table = values(x)
     safe = [filled(inline, item, 0) if isinstance(item, Rows) else item for item in places.indices]
@@ -58,10 +56,9 @@ def read(inline: Inline, args: Any, dim: int | None) -> Any:
 def written(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     """`x[mask] = v` and `x[i, None, j] = v`: pads of the indices write to a row that is dropped."""
     x, indices, new, accumulate = args[0], list(args[1]), args[2], len(args) > 3 and bool(args[3])
-    if any(item is not None and is_mask(item) for item in indices):
-        if accumulate or len(indices) != 1 or isinstance(x, Rows) or isinstance(indices[0], Rows):
-            raise Refused("a mask is one of several indices, adds up, or is of unknown length")
-        return inline(compaction.written, x, indices[0], values(new))
+    if len(indices) == 1 and is_mask(indices[0]) and not accumulate and not isinstance(x, Rows):
+        return inline(compaction.written, x, _known(indices[0]), values(new))
+    indices = _unmasked(inline, indices)
     places = _places(inline, x, indices)
     table = values(x)
     given = [d for d, item in enumerate(places.indices) if item is not None]
@@ -70,6 +67,28 @@ def written(inline: Inline, args: Any, kwargs: Any, dim: int | None) -> Any:
     places, value = _fitted(inline, places, x, new)
     made = _put(inline, table, places, value, accumulate)
     return Rows(made, x.dim, x.length) if isinstance(x, Rows) else made
+
+
+def _known(index: Any) -> Any:
+    if isinstance(index, Rows):
+        raise Refused("a mask of unknown length writes, or is one of several indices")
+    return index
+
+
+def _unmasked(inline: Inline, indices: list[Any]) -> list[Any]:
+    """The indices, with the places that a mask keeps instead of it."""
+    masks = {_known(item) for item in indices if item is not None and is_mask(item)}
+    if len(masks) > 1:
+        raise Refused("several masks are indices together")
+    kept = {item: inline(compaction.nonzero, item) for item in masks}
+    made: list[Any] = []
+    for item in indices:
+        if item is None or not is_mask(item):
+            made.append(item)
+            continue
+        places, length = kept[item]
+        made += [Rows(column, 0, length) for column in inline(lambda p: tuple(aten.unbind.int(p, 1)), places)]
+    return made
 
 
 def _put(inline: Inline, table: fx.Node, places: _Places, value: fx.Node, accumulate: bool) -> fx.Node:

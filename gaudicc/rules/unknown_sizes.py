@@ -42,10 +42,11 @@ def is_dynamic(node: fx.Node) -> bool:
 
 
 def selects(node: fx.Node) -> bool:
-    """Whether a node keeps what data chooses."""
-    if node.target is aten.index.Tensor:
+    """Whether a node keeps what data chooses, or writes there by a mask that is not all of the indices."""
+    if node.target in (aten.index.Tensor, aten.index_put.default):
         indices: Any = node.args[1]
-        return any(item is not None and val(item).dtype in (torch.bool, torch.uint8) for item in indices)
+        several = node.target is aten.index.Tensor or len(indices) > 1
+        return several and any(item is not None and val(item).dtype in (torch.bool, torch.uint8) for item in indices)
     return node.target in _SELECTING
 
 

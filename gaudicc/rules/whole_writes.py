@@ -27,6 +27,8 @@ def write_whole(rewriter: Rewriter) -> Iterator[str]:
     for node in calls(rewriter.graph, *_WRITES, aten.slice_scatter.default):
         root = _root(node.args[0])
         written = _window(rewriter, node) or node
+        if written.target not in _WRITES:
+            continue  # a slice that is no window of rows
         while written.args[0] is not root and (whole := _wider(rewriter, written)) is not None:
             written = whole
         if written is not node and written.args[0] is root and root.op == "placeholder":

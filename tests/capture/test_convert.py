@@ -1,10 +1,14 @@
 """The step from torch.export's graph to a Program."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 import gaudicc
+from gaudicc.capture import capture
 
 
 def test_an_argument_may_be_named_like_a_builtin() -> None:
@@ -70,3 +74,28 @@ def test_grad_modes_are_no_part_of_a_program() -> None:
     for x in (torch.ones(3), -torch.ones(3)):
         torch.testing.assert_close(compiled(x), model(x))
         assert torch.is_grad_enabled()
+
+
+def test_a_graph_that_is_traced_again_decides_nothing_more() -> None:
+    """torch asks whether the one row that is compared of two is contiguous; a batch of 2 must not become the only one."""
+
+    def model(x: torch.Tensor) -> Any:
+        y = torch.zeros_like(x)
+        y[:, 0] = x.sum(1)
+        return y, (x[1:] > x[:-1]).any()
+
+    dims = {0: Dim("b", min=2, max=9)}
+    program = capture(model, (torch.randn(2, 1),), dynamic_shapes={"x": dims})
+    assert [(dim.name, dim.low, dim.high) for dim in program.dimensions] == [("b", 2, 9)]
+
+
+def test_what_is_written_to_data_is_written_to_the_tensor() -> None:
+    def model(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        y.data.masked_fill_(mask, -1.0)
+        return y.softmax(1)
+
+    x, mask = torch.randn(2, 4), torch.tensor([[False, True, False, True]])
+    compiled = gaudicc.compile(model, (x, ~mask))
+    torch.testing.assert_close(compiled(x, mask), model(x, mask))
+    assert "data" not in vars(torch.Tensor)

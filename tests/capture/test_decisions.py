@@ -296,3 +296,13 @@ def test_what_capture_decides_for_the_model_has_the_models_line() -> None:
     sides = capture_sides(squeezes, (torch.randn(5, 3),), dynamic_shapes=shapes())
     lines = {str(decision.source) for side in sides for entry in side.when for decision in entry}
     assert lines == {f"capture/test_decisions.py:{squeezes.__code__.co_firstlineno + 1}"}
+
+
+def test_a_decision_that_divides_by_0_elsewhere() -> None:
+    def model(x: Tensor) -> Tensor:
+        n = x.shape[0]
+        return x * 2 if n >= 4 and n % (n // 4) == 0 else x * 3
+
+    compiled = gaudicc.compile(model, (torch.ones(8),), dynamic_shapes=shapes(1, 11), buckets=[{"n": 11}])
+    for n in range(1, 12):
+        assert torch.equal(compiled(torch.ones(n)), model(torch.ones(n)))

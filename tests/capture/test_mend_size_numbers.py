@@ -11,7 +11,7 @@ import torch
 from torch.export import Dim
 
 import gaudicc
-from gaudicc.errors import UnsupportedInputError
+from gaudicc.errors import CaptureError, UnsupportedInputError
 
 
 def as_ints(x: Any) -> Any:
@@ -96,3 +96,20 @@ def test_a_size_that_is_a_key_is_named() -> None:
         gaudicc.compile(model, (torch.randn(2, 5),), dynamic_shapes={"x": {1: Dim("n", min=2, max=8)}})
     assert caught.value.where.source is not None
     assert "test_mend_size_numbers.py" in caught.value.where.source
+
+
+def test_sizes_that_are_returned_are_those_of_the_call() -> None:
+    def model(x: torch.Tensor) -> Any:
+        return x + 1, x.shape[1], [2 * x.shape[0] + 1, "text"], x.shape
+
+    dims = {0: Dim("b", min=1, max=3), 1: Dim("n", min=1, max=8)}
+    compiled = gaudicc.compile(model, (torch.ones(2, 4),), dynamic_shapes={"x": dims}, verify="poison")
+    for size in ((1, 1), (3, 7), (2, 8)):
+        got, wanted = compiled(torch.ones(size)), model(torch.ones(size))
+        assert got[1:] == wanted[1:]
+        assert type(got[1]) is int
+
+
+def test_a_real_number_that_is_returned_is_refused() -> None:
+    with pytest.raises(CaptureError, match="no whole one"):
+        gaudicc.compile(lambda x: (x, x.shape[0] / 2), (torch.ones(4),), dynamic_shapes={"x": {0: Dim("n", max=8)}})

@@ -85,7 +85,16 @@ def test_what_is_no_loop_region_is_refused_by_line(name: str) -> None:
     assert first <= int(source.rsplit(":")[-1]) <= first + 10
 
 
-@pytest.mark.parametrize("name", APART)
+RAISE_WITHOUT_A_TRIP = ("variable_of_a_trip_afterwards", "looks_at_the_list")
+
+
+@pytest.mark.parametrize("name", RAISE_WITHOUT_A_TRIP)
+def test_a_first_trip_is_sure_to_happen_where_eager_raises_without_one(name: str) -> None:
+    program = captured(Looped(CASES[name]), ({1: Dim("steps", min=0, max=512)},))
+    assert [dim.low for dim in program.dimensions] == [1]
+
+
+@pytest.mark.parametrize("name", [name for name in APART if name not in RAISE_WITHOUT_A_TRIP])
 def test_a_first_trip_that_differs_must_be_sure_to_happen(name: str) -> None:
     with pytest.raises(DynamicControlFlowError, match=r"in other trips|after the loop"):
         captured(Looped(CASES[name]), ({1: Dim("steps", min=0, max=512)},))

@@ -12,7 +12,6 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 import gaudicc
-from gaudicc.errors import DynamicControlFlowError
 
 LAYERS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "lstm": (nn.LSTM, {}),
@@ -54,19 +53,3 @@ def test_one_program_for_all_lengths(name: str) -> None:
             wanted = pytree.tree_leaves(model(x))
         for ours, theirs in zip(pytree.tree_leaves(compiled(x)), wanted, strict=True):
             torch.testing.assert_close(ours, theirs)
-
-
-def test_packed_sequences_are_refused_with_what_to_write() -> None:
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.GRU(4, 6)
-
-        def forward(self, x: Tensor, lengths: Tensor) -> Any:
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
-            return self.layer(packed)[1]
-
-    with pytest.raises(DynamicControlFlowError, match="packed by their lengths") as caught:
-        gaudicc.compile(Packed().eval(), (torch.randn(5, 2, 4), torch.tensor([5, 3])))
-    assert "test_recurrent.py:" in str(caught.value.where.source)
-    assert "lengths - 1" in caught.value.todo

@@ -164,3 +164,24 @@ def test_what_else_can_differ() -> None:
         == "1 of 1 values, first at (0,): 0.0 became -0.0"
     )
     assert differs(torch.zeros(()), torch.ones(()), bitwise=True) == "1 of 1 values, first at (): 0.0 became 1.0"
+
+
+def picked(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return x[:, index].sum(1)
+
+
+@pytest.mark.parametrize("level", ["numerics", "poison"])
+def test_positions_among_the_inputs_are_kept_in_range(level: str) -> None:
+    sizes = {"x": {1: Dim("n", min=1, max=16)}, "index": {0: Dim("k", min=1, max=4)}}
+    x, index = torch.randn(2, 10), torch.tensor([0, 9, 3])
+    compiled = gaudicc.compile(picked, (x, index), dynamic_shapes=sizes, verify=level)
+    torch.testing.assert_close(compiled(x, index), picked(x, index))
+
+
+def test_values_that_no_other_size_can_have_are_named() -> None:
+    def joined(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return x[:, index + 9]
+
+    sizes = {"x": {1: Dim("n", min=1, max=16)}}
+    with pytest.raises(InputError, match=r"(?s)x \[2, 1\].*raises IndexError.*narrow the Dims"):
+        gaudicc.compile(joined, (torch.randn(2, 10), torch.tensor([0])), dynamic_shapes=sizes, verify="poison")

@@ -115,7 +115,11 @@ def test_a_gemm_without_its_product_is_refused() -> None:
 
 
 def test_a_product_of_nothing_takes_no_time() -> None:
-    assert [gemm_seconds(Gemm(m, n, k), load_chip("gaudi3")) for m, n, k in ((0, 2, 2), (2, 0, 2), (2, 2, 0))] == [0, 0, 0]
+    assert [gemm_seconds(Gemm(m, n, k), load_chip("gaudi3")) for m, n, k in ((0, 2, 2), (2, 0, 2), (2, 2, 0))] == [
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("name", CHIPS)

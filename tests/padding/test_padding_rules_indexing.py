@@ -81,6 +81,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         "b s f",
         "t f",
     ),
+    "slice-scatter-last-two": (lambda x, v: ops.slice_scatter(x.cos(), v[:, : x.shape[1]], 1, -2), "b s f", "b 2 f"),
     "slice-scatter-last-row": (  # which pads would write
         lambda x, v, y: ops.slice_scatter(x, v.exp(), 1, y.shape[0], y.shape[0] + v.shape[1]),
         "b 128 f",
@@ -93,6 +94,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         "b 1 f",
         "t f",
     ),
+    "bucketize": (lambda x, v: torch.bucketize(v, x.cumsum(-1), right=True), "s i", "t i"),
     "searchsorted": (lambda x, v: torch.searchsorted(x.cumsum(-1), v, right=True), "s i", "t i"),
     "merge-index": (lambda x, i: x.reshape(-1, 3)[i % 2], "b s:4 3 f", "t i"),
     "select-scatter": (lambda x, y: ops.select_scatter(x, y.exp(), 2, -1).sum(1), "b s 3 f", "b s f"),

@@ -15,6 +15,8 @@ from gaudicc.padding.rules import contractions, convolutions, experts, norms, tr
 ops = torch.ops.aten
 
 CASES: dict[str, tuple[Any, ...]] = {
+    "distances": (lambda x, y: torch.cdist(x, y).amin(2), "b s 3 f", "b t 3 f"),
+    "distances-features": (lambda x, y: torch.cdist(x.exp(), y.exp(), p=1.0), "2 3 s f", "4 s f"),
     "matmul": (lambda x, y: x.exp() @ y.exp(), "b s f", "s 3 f"),
     "matmul-zero-one-side": (lambda x, y: x @ y.exp(), "b s f", "s 3 f"),
     "matmul-batched": (lambda x, y: x.exp() @ y.transpose(1, 2), "b 2 s f", "b t s f"),

@@ -46,6 +46,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "prod-all": (lambda x: x.prod(), "b s f"),
     "logsumexp": (lambda x: x.logsumexp(1), "b s f"),
     "norm": (lambda x: torch.linalg.vector_norm(x + 1, dim=1), "b s f"),
+    "norm-op": (lambda x: ops.norm.ScalarOpt_dim(x + 1, 2, [1]), "b s f"),
+    "zero": (lambda x: ops.zero(x.exp()).sum(1), "b s f"),
     "norm-inf": (lambda x: torch.linalg.vector_norm(x + 1, float("inf"), dim=(0, 1)), "b s f"),
     "count-nonzero": (lambda x: torch.count_nonzero(x + 1, 1), "b s f"),
     "softmax": (lambda x: x.softmax(1), "b s f"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gaudicc.padding.rules import factories, pixels, positions, views
+from gaudicc.padding.rules import factories, pixels, positions, strides, views
 
 ops = torch.ops.aten
 
@@ -25,6 +25,10 @@ CASES: dict[str, tuple[Any, ...]] = {
     "cat-split-view": (lambda x: torch.cat([x, x + 1], 1).view(x.shape[0], 2, -1), "b s f"),
     "stack": (lambda x, y: torch.stack([x, y], 1), "b s f", "b s f"),
     "last": (lambda x: x[:, -1], "b s f"),
+    "strided-cut-short": (lambda x: x[:, 1:-1:3].sum(1), "b s f"),
+    "strided-up-to": (lambda x: x[:, :3:2].sum(1), "b s f"),
+    "last-six": (lambda x: x[:, -6:] + 1, "b s f"),
+    "last-six-of-more": (lambda x: torch.cat([x.exp(), x[:, :1]], 1)[:, -3:].sum(1), "b s:2 f"),
     "last-two": (lambda x: x[:, -2:], "b s:4 f"),
     "not-last": (lambda x: x[:, :-1], "b s:4 f"),
     "shift-mean": (lambda x: (x[:, 1:] - x[:, :-1]).sum(1), "b s:4 f"),
@@ -106,6 +110,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     "squeeze-dims": (lambda x: ops.squeeze.dims(x[:, None, :, None] + 1, [1, 3]).sum(1), "b s f"),
     "transpose": (lambda x: ops.transpose.int(x + 1, 1, 2).sum(2), "b s 3 f"),
     "unsafe-view": (lambda x: ops._unsafe_view(x, [x.shape[0], x.shape[1] * 2]).sum(1), "b s 2 f"),
+    "same-strides": (lambda x: F.adaptive_avg_pool1d(x.mT, 1) + 1, "b s 3 f"),
+    "diagonal": (lambda x, y: torch.diagonal(x.exp()[:, :, None] + y.exp(), dim1=1, dim2=2).sum(1), "b s f", "b 1 s f"),
+    "diagonal-unpadded": (lambda x: torch.diagonal(x.exp(), 1, 1, 2).sum(0), "s 4 3 f"),
     "pixel-shuffle": (lambda x: (F.pixel_shuffle(x + 1, 2) * 2).cos().sum(-1), "b 4 s t f"),
     "pixel-shuffle-view": (lambda x: F.pixel_shuffle(x, 3).sum((1, 2)), "s 9 t 2 f"),
     "pixel-unshuffle": (lambda x: F.pixel_unshuffle(F.pixel_shuffle(x + 1, 2), 2).cos().sum(-1), "b 4 s t f"),
@@ -139,6 +146,7 @@ def test_every_rule_has_a_case(brute_force: Callable[..., set[Any]]) -> None:
         *views.RULES,
         *factories.RULES,
         *pixels.RULES,
+        *strides.RULES,
         *positions.RULES,
     )
     assert sorted(str(op) for rule in table for op in rule.ops if op not in met) == []

@@ -259,6 +259,16 @@ def test_a_buffer_that_is_written_by_index_is_static_already() -> None:
     assert StaticState().run(program).notes == ("state keys is static: written by index as it is",)
 
 
+def test_a_slice_that_is_written_into_a_view_of_no_buffer_stays() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        rows = (x + 1).view(6, 4)
+        rows[:, 1:3] = x.view(6, 4)[:, :2]
+        return rows
+
+    program = capture(model, (torch.randn(2, 3, 4),))
+    assert not StaticState().run(program).modified
+
+
 def test_the_static_cache_of_transformers_is_static_already(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import StaticCache
 

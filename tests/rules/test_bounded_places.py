@@ -66,7 +66,39 @@ def read_from_fewer_columns(x: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros_like(x).index_put((i, j), packed[i, j - most].cos())
 
 
-BODIES: tuple[Body, ...] = (pairs, added, apart, scalar, into_fewer_columns, read_from_fewer_columns)
+def mask_and_number(x: Tensor, mask: Tensor) -> Any:
+    return x[mask[:, 0], 1], x[:, None].repeat(1, 2, 1)[mask[:, 2], :, 3]
+
+
+def inner_masks(x: Tensor, mask: Tensor) -> Any:
+    cube = torch.stack([x, -x])
+    return cube[:, mask], cube[:, mask[:, 1]].sum(1), cube[:, :, mask[0]] * 2
+
+
+def written_by_masks(x: Tensor, mask: Tensor) -> Tensor:
+    cube = torch.stack([x, -x])
+    cube[:, mask] = cube[:, mask].cos()
+    cube[:, :, mask[0]] = 7.0
+    cube[0, mask[:, 1]] = x[mask[:, 1]] + 1
+    cube[:, mask[:, 2], 1] += 4
+    return cube
+
+
+def one_mask_twice(x: Tensor, mask: Tensor) -> Any:
+    own = mask[:, 0]
+    square = x[:, :ROWS].clone()
+    square[own, own] = 9.0
+    return square, square[own, own]
+
+
+def added_by_mask(x: Tensor, mask: Tensor) -> Tensor:
+    return x.index_put((mask,), torch.tensor(2.0), accumulate=True)
+
+
+BODIES: tuple[Body, ...] = (
+    pairs, added, apart, scalar, into_fewer_columns, read_from_fewer_columns, mask_and_number, inner_masks, written_by_masks,
+    one_mask_twice, added_by_mask,
+)  # fmt: skip
 cells = st.lists(st.booleans(), min_size=ROWS * COLUMNS, max_size=ROWS * COLUMNS)
 
 

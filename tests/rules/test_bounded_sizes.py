@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.export import Dim
+from torch.nn import functional as F
 
 import gaudicc
-from gaudicc.errors import UnsupportedOpError
 
 Body = Callable[[Tensor], Any]
 
@@ -80,14 +80,55 @@ def rows_at(x: Tensor) -> Tensor:
 
 
 def returned(x: Tensor) -> Tensor:
-    return x[x[:, 0] > 0]  # refused
+    return x[x[:, 0] > 0]
+
+
+def places(x: Tensor) -> Tensor:
+    return (x > 0).nonzero()
+
+
+def columns(x: Tensor) -> Any:
+    kept = x[:, x[0] > 0]
+    return kept.softmax(0), kept.sum(1), (kept @ kept.mT).diagonal()
+
+
+def compressed(x: Tensor) -> Tensor:
+    return x.masked_select(x > 0.5) * 2
+
+
+def filled(x: Tensor) -> Tensor:
+    kept = F.pad(x[x[:, 0] > 0].cumsum(1), (1, 0), value=2.0)
+    kept[:, 0] = 3.0
+    return kept * kept.sum(1, keepdim=True)
+
+
+def written_columns(x: Tensor) -> Tensor:
+    y, mask = x.clone(), x[0] > 0
+    y[:, mask] = y[:, mask].cos()
+    y[:, ~mask] = 3.0
+    return y
 
 
 def both_sizes(high: int) -> dict[str, Any]:
     return {"x": {0: Dim("b", min=1, max=high), 1: Dim("s", min=1, max=high)}}
 
 
-@pytest.mark.parametrize("body", [adapter, routed, count_as_value, asserted, rows_at])
+BESIDE = [
+    adapter,
+    routed,
+    count_as_value,
+    asserted,
+    rows_at,
+    returned,
+    places,
+    columns,
+    compressed,
+    filled,
+    written_columns,
+]
+
+
+@pytest.mark.parametrize("body", BESIDE)
 def test_beside_dynamic_sizes(body: Body) -> None:
     buckets = [{"b": 2, "s": 6}, {"b": 5, "s": 6}]
     compiled = gaudicc.compile(
@@ -98,11 +139,6 @@ def test_beside_dynamic_sizes(body: Body) -> None:
         x = torch.randn(rows, columns, generator=generator)
         for sample in (x, x.abs(), -x.abs()):
             torch.testing.assert_close(compiled(sample), body(sample.clone()), rtol=1e-5, atol=1e-6)
-
-
-def test_a_result_of_unknown_length_beside_dynamic_sizes_is_refused() -> None:
-    with pytest.raises(UnsupportedOpError, match="sizes are dynamic besides"):
-        gaudicc.compile(returned, (torch.randn(3, 4),), dynamic_shapes=both_sizes(6))
 
 
 @pytest.mark.parametrize("number", [2.0, 0.0])

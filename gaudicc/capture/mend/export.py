@@ -29,6 +29,7 @@ from gaudicc.capture.mend.internals import quiet, stops_at_data
 from gaudicc.capture.mend.interpose import Interpose
 from gaudicc.capture.mend.merge import settle
 from gaudicc.capture.mend.outcomes import NeedsRewrite, place, user_frames
+from gaudicc.capture.mend.packed import packed_sequences
 from gaudicc.capture.mend.recurrent import Recurrences
 from gaudicc.capture.mend.source import nested_codes
 from gaudicc.capture.mend.swap import Swaps, rewritten_code
@@ -110,9 +111,10 @@ def export_mending(
 
     def export() -> ExportedProgram:
         # Only where it is needed: under one more mode, torch asks in attention whether a piece of unknown length is empty.
-        recurs = keep_loops and any(isinstance(part, torch.nn.RNNBase) for part in model.modules())
-        steps = Recurrences() if recurs else nullcontext()
-        with assigned_buffers(model) as assigned, no_frozen_text(), keeping_loops(keep_loops), steps:
+        recurs = any(isinstance(part, torch.nn.RNNBase) for part in model.modules())
+        steps = Recurrences() if recurs and keep_loops else nullcontext()
+        packed = packed_sequences() if recurs else nullcontext()
+        with packed, assigned_buffers(model) as assigned, no_frozen_text(), keeping_loops(keep_loops), steps:
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         refuse_lost(exported, assigned)
         own_outputs(exported)

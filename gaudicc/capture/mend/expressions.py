@@ -173,7 +173,7 @@ class ExpressionLowering(ast.NodeTransformer):
         owner, name = _well_known(function)
         if name:
             node.func = at(function, helper("function", node.func, ast.Constant(owner), ast.Constant(name)))
-        elif isinstance(function, ast.Attribute) and function.attr in ("tolist", "unbind", "get"):
+        elif isinstance(function, ast.Attribute) and function.attr in ("tolist", "unbind", "get", "numel"):
             node.func = at(function, helper("method", node.func))
         if isinstance(function, ast.Name) and function.id == "super":
             return node

@@ -1,7 +1,8 @@
-"""Capture, mending: methods of tensors that give Python lists, and of dicts by what data decides."""
+"""Capture, mending: methods of tensors that give Python lists, of their sizes, and of dicts by what data decides."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from types import BuiltinMethodType
@@ -18,10 +19,12 @@ from gaudicc.capture.mend.values import Maybe
 
 
 def method(bound: Any) -> Any:
-    """What a rewritten function calls in place of `tolist`, `unbind` of a tensor or `get` of a dict: ours where data decides."""
+    """What a rewritten function calls for `tolist`, `unbind`, `numel` or `get` of something: ours where data or sizes decide."""
     owner = getattr(bound, "__self__", None)
     if getattr(bound, "__name__", "") == "unbind" and isinstance(owner, torch.Tensor):
         return lambda dim=0: rows if has_dynamic_rows(rows := owner.movedim(dim, 0)) else bound(dim)
+    if isinstance(owner, torch.Size) and bound.__name__ == "numel":
+        return lambda: math.prod(owner)
     context = active()
     if (
         isinstance(bound, BuiltinMethodType)

@@ -97,6 +97,16 @@ def _merge(a: Dim | None, b: Dim | None) -> Dim:
     return mapped(a, lambda c: FINITE if finite else GARBAGE)
 
 
+def _distances(p: Padder, node: fx.Node) -> Claims:
+    """cdist: the rows of a with the rows of b; leading dims broadcast."""
+    for back in range(3, max(val(operand(node, i)).dim() for i in (0, 1)) + 1):
+        for index, aligned in enumerate(_same_dim(p, operand(node, 0), operand(node, 1), back)):
+            p.set_arg(index, aligned)
+    a, b = (p.fill_arg(i, [val(operand(node, i)).dim() - 1], 0, "features that are pads do not differ") for i in (0, 1))
+    lead = _leading(p, node, a.dims[:-2], b.dims[:-2], val(node).dim())
+    return _product((*lead, a.dims[-2], b.dims[-2]), False, val(node).dtype)
+
+
 def _linear(p: Padder, node: fx.Node) -> Claims:
     x: Any = operand(node, 0)
     weight: Any = operand(node, 1)
@@ -220,6 +230,7 @@ RULES = (
         _matmul,
     ),
     Rule((aten.linear.default,), "the contracted dim has no pads", "finite if the operand's is", _linear),
+    Rule((aten.cdist.default,), "0 in features, on both sides", "garbage", _distances),
     Rule((aten.addmm.default, aten.baddbmm.default), "as matmul", "finite if all operands are", _added_product),
     Rule(
         (attention, sink_attention),

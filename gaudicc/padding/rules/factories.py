@@ -112,7 +112,7 @@ RULES = (
     Rule((aten.new_full.default,), "none", "the constant", _made(_third)),
     Rule((aten.scalar_tensor.default,), "none", "no dims", _made(lambda node: operand(node, 0))),
     Rule((aten.empty.memory_format, aten.new_empty.default), "none", "garbage", _made(None)),
-    Rule((aten.zeros_like.default,), "none", "constant 0", _like(0)),
+    Rule((aten.zeros_like.default, aten.zero.default), "none", "constant 0", _like(0)),
     Rule((aten.ones_like.default,), "none", "constant 1", _like(1)),
     Rule((aten.full_like.default,), "none", "the constant", _like(_second)),
     Rule((aten.empty_like.default,), "none", "garbage", _like(None)),

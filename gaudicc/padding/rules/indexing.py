@@ -211,6 +211,12 @@ def _search(p: Padder, node: fx.Node) -> Claims:
     return p.become(bounded)
 
 
+def _bucketize(p: Padder, node: fx.Node) -> Claims:
+    """Bucketize is searchsorted with its operands swapped."""
+    x, boundaries = operand(node, 0), operand(node, 1)
+    return p.become(p.emit(aten.searchsorted.Tensor, boundaries, x, **node.kwargs))
+
+
 def _one_hot(p: Padder, node: fx.Node) -> Claims:
     """one_hot with the number of classes given: pads of the index name a class that there is."""
     classes = argument(node, 1, "num_classes", -1)
@@ -253,4 +259,5 @@ RULES = (
         "garbage",
         _search,
     ),
+    Rule((aten.bucketize.Tensor,), "as searchsorted", "garbage", _bucketize),
 )

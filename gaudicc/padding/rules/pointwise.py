@@ -20,7 +20,7 @@ _EXTRA = (
     aten.type_as.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
     aten.lift_fresh_copy.default, aten.dropout.default, aten.log_sigmoid.default, aten.gelu.default,
     aten.mish.default, aten.hardswish.default, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
-    aten.logical_not.default, aten.bucketize.Tensor, aten.polar.default, aten.complex.default,
+    aten.logical_not.default, aten.polar.default, aten.complex.default,
     aten.relu6.default, aten.selu.default, aten.celu.default, aten.addcmul.default, aten.softplus.default,
     aten.hardsigmoid.default, aten.hardtanh.default, aten.isnan.default, aten.isinf.default, aten.copy.default,
     aten.floor_divide.default, aten.floor_divide.Scalar, aten.rsub.Tensor,

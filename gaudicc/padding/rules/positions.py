@@ -41,7 +41,7 @@ def _slice(p: Padder, node: fx.Node) -> Claims:
     first = 0 if start is None else start
     if isinstance(first, int) and first >= 0 and isinstance(step, int):
         return Pads((*pads.dims[:dim], _prefix(p, node, pads, dim, first, step), *pads.dims[dim + 1 :]))
-    begins = logical(p, first, pads, dim)
+    begins = slice_start(p, first, pads, dim)
     index = p.raw(aten.mul.Tensor, p.resources.iota(expression(result.shape[dim])), step)
     index = p.clamp_to(p.raw(aten.add.Tensor, index, begins), expression(source.shape[dim]))
     p.log("relayout", "a slice that starts at a size, or counts from the end, starts at the logical position")
@@ -56,7 +56,9 @@ def _prefix(p: Padder, node: fx.Node, pads: Pads, dim: int, start: int, step: in
     for other in contents[1:]:
         content = join(content, other.weak)
     whole = expression(val(operand(node, 0)).shape[dim])
-    to_end = step > 1 or sympy.expand(whole - start - size) == 0
+    end = argument(node, 3, "end", None)
+    open_end = end is None or (isinstance(end, int) and end >= 2**31)
+    to_end = open_end or (step == 1 and sympy.expand(whole - start - size) == 0)
     if not to_end or len(pads.dims[dim]) > 1:
         content = join(FINITE, content) if content.finite else GARBAGE
     return normal(p.dim(size, content), val(node).dtype)
@@ -78,6 +80,15 @@ def logical(p: Padder, position: Any, pads: Pads, dim: int) -> Any:
         return p.raw(aten.add.Tensor, value, length)
     negative = p.raw(aten.lt.Scalar, value, 0)
     return p.raw(aten.where.self, negative, p.raw(aten.add.Tensor, value, length), value)
+
+
+def slice_start(p: Padder, start: Any, pads: Pads, dim: int) -> Any:
+    """Where a slice begins, as a tensor: at 0 where it would begin before, as the last six of four."""
+    begins, size = logical(p, start, pads, dim), sympy.Mul(*pads.sizes(dim))
+    place = expression(val(start)) if isinstance(start, fx.Node) else sympy.Integer(start)
+    if not isinstance(begins, fx.Node) or never_below_zero(place, p.ranges) or never_below_zero(size + place, p.ranges):
+        return begins
+    return p.raw(aten.clamp.default, begins, 0)
 
 
 def _select(p: Padder, node: fx.Node) -> Claims:

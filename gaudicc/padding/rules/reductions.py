@@ -244,7 +244,7 @@ RULES = (
     Rule((aten.var_mean.correction,), "as var and mean", "garbage", _variance(False, True)),
     Rule((aten.logsumexp.default,), "-inf over the reduced dims", "finite if the operand's is", _logsumexp),
     Rule(
-        (aten.linalg_vector_norm.default,),
+        (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim),
         "0 over the reduced dims; orders below 0 refused",
         "finite if the operand's is",
         _norm,

@@ -21,6 +21,7 @@ from gaudicc.padding.rules import (
     pointwise,
     positions,
     reductions,
+    strides,
     transforms,
     views,
     windows,
@@ -30,7 +31,7 @@ from gaudicc.padding.rules.rule import Rule
 
 FAMILIES: dict[str, tuple[Rule, ...]] = {
     "pointwise": pointwise.RULES,
-    "views": views.RULES + pixels.RULES,
+    "views": views.RULES + pixels.RULES + strides.RULES,
     "factories": factories.RULES,
     "positions": positions.RULES + fillings.RULES + mirrors.RULES,
     "reductions and softmax": reductions.RULES,

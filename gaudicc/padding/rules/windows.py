@@ -13,7 +13,7 @@ from gaudicc.nodes import val
 from gaudicc.padding.layout import FINITE, GARBAGE, Pads, join, mapped, normal
 from gaudicc.padding.padder import Claims, Padder, aten
 from gaudicc.padding.rules.indexing import copies
-from gaudicc.padding.rules.positions import logical
+from gaudicc.padding.rules.positions import slice_start
 from gaudicc.padding.rules.repeats import has_rows, repeat_last
 from gaudicc.padding.rules.rule import Rule, operand, wrap
 from gaudicc.padding.sizes import expression, grows, never_below_zero
@@ -45,7 +45,7 @@ def _slice_scatter(p: Padder, node: fx.Node) -> Claims:
         return p.become(p.emit(aten.clone.default, source))
     if step != 1:
         raise p.refuse("a strided write of a padded source")
-    begins: Any = start if fixed else logical(p, start, base, dim)
+    begins: Any = start if fixed else slice_start(p, start, base, dim)
     extent = expression(val(source).shape[dim])
     if not base.padded(dim) and (not new.padded(dim) or _leaves_a_row(p, x, dim, start, extent)):
         return _write_rows(p, x, source, dim, start, begins)
