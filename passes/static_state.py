@@ -21,8 +21,8 @@ class StaticState:
 
     Gaudi replays graphs of fixed shape on fixed memory, and forbids updates through a view of an input: a cache that is passed,
     padded, joined and returned is copied several times at every token. What the argument's size says stays: how many rows
-    of the buffer are valid before the call, and where the new ones go. Rows that a model writes through a view of a buffer it owns
-    (pages of keys and values) become rows of the whole buffer, so that no call copies it.
+    of the buffer are valid before the call, and where the new ones go. Rows that a model writes through a view of a buffer of
+    its own (pages of keys and values) become rows of the whole buffer, so that no call copies it.
 
         %3 = aten.cat.default([%past, %new], 1)    ->    %2 = aten.slice_scatter.default(%state, %new, 1, %rows, %grown)
                                                          %3 = aten.slice.Tensor(%2, 1, 0, %grown)
