@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence as pack
 from torch.nn.utils.rnn import pad_packed_sequence
 
 import gaudicc
+from gaudicc.capture.mend.packed import packed_sequences
 from gaudicc.errors import DynamicControlFlowError, ShapeError
 from gaudicc.kernels.recurrence import recurrence
 
@@ -122,3 +123,12 @@ def test_lengths_that_numpy_computes_with_are_refused() -> None:
 
     with pytest.raises(DynamicControlFlowError, match="handed to numpy"):
         gaudicc.compile(Doubled("RNN").eval(), (torch.randn(5, 2, 4), torch.tensor([5, 3])))
+
+
+def test_whoever_computes_meanwhile_packs_as_before() -> None:
+    x, lengths = torch.randn(2, 5, 4), torch.tensor([5, 3])
+    model = Encoder("LSTM").eval()
+    expected = model(x, lengths)
+    with packed_sequences():
+        torch.testing.assert_close(model(x, lengths), expected, rtol=0, atol=0)
+        assert pack(x, lengths, batch_first=True).batch_sizes.tolist() == [2, 2, 2, 1, 1]

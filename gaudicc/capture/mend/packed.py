@@ -98,11 +98,12 @@ def packed_sequences() -> Iterator[None]:
 
 
 _plain_numpy = Tensor.numpy
+_TRACED = (FakeTensor, FunctionalTensor)
 
 
 @wraps(_plain_numpy)
 def _numpy(tensor: Tensor, **options: Any) -> Any:
-    if not isinstance(tensor, (FakeTensor, FunctionalTensor)):
+    if not isinstance(tensor, _TRACED):
         return _plain_numpy(tensor, **options)
     lengths = _Lengths()
     lengths.tensor = tensor
@@ -126,10 +127,13 @@ def _to_padded(sequence: Any, batch_first: bool = False, padding_value: float = 
 
 
 _pack_of_torch, _pad_of_torch = rnn.pack_padded_sequence, rnn.pad_packed_sequence
-_plain_pad = FunctionType(_pad_of_torch.__code__, vars(rnn))
+_plain_pack, _plain_pad = (FunctionType(plain.__code__, vars(rnn)) for plain in (_pack_of_torch, _pad_of_torch))
 
 
-def _packed(input: Tensor, lengths: Any, batch_first: bool, enforce_sorted: bool) -> Padded:
+def _packed(input: Tensor, lengths: Any, batch_first: bool, enforce_sorted: bool) -> rnn.PackedSequence:
+    if not isinstance(input, _TRACED):  # of another thread
+        plain: rnn.PackedSequence = _plain_pack(input, lengths, batch_first, enforce_sorted)
+        return plain
     context = _mending(sys._getframe(2))
     known = context.listed.get(id(lengths))
     given = known[1] if known is not None else lengths.tensor if isinstance(lengths, _Lengths) else lengths
