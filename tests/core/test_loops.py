@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 import gaudicc
 from gaudicc.compiled import CompiledModel
+from gaudicc.errors import ModelRaisedError
 from gaudicc.lower import lower
 from gaudicc.plan import HostTrips, Record
 from gaudicc.runtime.cpu import CpuDevice
@@ -96,8 +97,8 @@ def test_stacking_no_trip_raises_as_in_eager() -> None:
     eager, inputs = Looped(CASES["recurrent_cell"]), (torch.randn(2, 5, 4),)
     model = gaudicc.compile(Looped(CASES["recurrent_cell"]), inputs, dynamic_shapes=shapes, buckets=[{"steps": 8}])
     same(model(*inputs), eager(*inputs))
-    for run in (eager, model):
-        with pytest.raises(RuntimeError, match="non-empty TensorList"):
+    for run, raised in ((eager, RuntimeError), (model, ModelRaisedError)):
+        with pytest.raises(raised, match="non-empty TensorList"):
             run(torch.randn(2, 0, 4))
 
 
