@@ -26,7 +26,7 @@ from gaudicc.runtime.cpu_native_calls import join_gates, join_stores, settle_nat
 from gaudicc.runtime.cpu_plan import plan
 from gaudicc.runtime.cpu_semantic import lower_semantic
 from gaudicc.runtime.cpu_tidy import drop_copies, join_rotations
-from gaudicc.runtime.cpu_weights import PackedWeights, versions
+from gaudicc.runtime.cpu_weights import PackedWeights, layout_of, versions
 from gaudicc.runtime.device import Segment
 from gaudicc.runtime.eager_ops import EagerOps, replayed
 
@@ -107,9 +107,11 @@ class CpuRecording:
             planned = plan(flat, borrow=borrow)
             self._emitter = Emitter(flat, planned)
             self._emitter.emit()
-        for node, tensor in flat.bound.items():
-            if node.users and tensor.layout is torch.strided:
-                weights.pin(tensor, self)
+        read = [tensor for node, tensor in flat.bound.items() if node.users and tensor.layout is torch.strided]
+        for tensor in read:
+            weights.pin(tensor, self)
+            if native is not None:
+                weights.settle(tensor, self)
         self.source = self._emitter.source
         self.bytes_held = planned.arena_bytes + sum(
             tensor.numel() * tensor.element_size() for node, tensor in flat.bound.items() if "hoisted" in node.meta
@@ -123,6 +125,8 @@ class CpuRecording:
         self._inputs = len(flat.inputs)
         self._lock = threading.Lock()
         self._versions = versions(self._sources)
+        self._by_address = {id(tensor): (tensor, layout_of(tensor)) for tensor in read if native is not None}
+        self._places = self._addresses()
         self._run = self._emitter.bind()
 
     def replay(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -133,7 +137,8 @@ class CpuRecording:
 
         Raises:
             ShapeError: an input is not of the recorded shape, dtype or device.
-            StateError: an input overlaps state, or an index lies outside a state buffer.
+            StateError: an input overlaps state, an index lies outside a state buffer, or a weight that kernels in C read has
+                another layout or dtype by now.
             AutocastError: autocast is active.
             InputError: the number of inputs is another one.
         """
@@ -152,7 +157,23 @@ class CpuRecording:
         """What a replay runs, with weights as they are now; for a recording that holds this one and runs it by itself."""
         if [source._version for source in self._sources] != self._versions:
             self._prepare()
+        if self._by_address and self._addresses() != self._places:
+            self._look_again()
         return self._run
+
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensor, _ in self._by_address.values()]
+
+    def _look_again(self) -> None:
+        """Takes weights that have moved for what they are; kernels in C would read others beyond their end."""
+        for tensor, layout in self._by_address.values():
+            if layout_of(tensor) != layout:
+                raise StateError(
+                    f"a weight recorded as {layout[0]} {list(layout[1])} is now {tensor.dtype} {list(tensor.shape)}",
+                    where=Where(stage="replay"),
+                    hint="compile the model again after it was changed",
+                )
+        self._places = self._addresses()
 
     def _prepare(self) -> None:
         """Derives again what changed weights were derived into."""

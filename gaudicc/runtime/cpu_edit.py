@@ -69,10 +69,6 @@ class Editor:
             if not set(node.users) <= linears:
                 weights.pin(tensor, self._holder)
 
-    def settle(self, weights: PackedWeights, tensor: torch.Tensor) -> None:
-        """Keeps one bound tensor in the layout it has, which the recording reads it in."""
-        weights.settle(tensor, self._holder)
-
     def can_derive(self, tensor: torch.Tensor) -> bool:
         """Whether writes to the tensor are counted, so that what is derived from it can be made again."""
         return not tensor.is_inference()

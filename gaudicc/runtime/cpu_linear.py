@@ -96,7 +96,6 @@ def _lower_native(editor: Editor, weights: PackedWeights, linear: Linear) -> boo
     product = native_product(editor, last, linear.weight, linear.x, *(() if addend is None else (addend,)))
     if product is None:
         return False
-    editor.settle(weights, linear.weight)
     editor.replace(last, product)
     return True
 

@@ -157,6 +157,11 @@ def versions(tensors: tuple[torch.Tensor, ...]) -> list[int]:
     return [tensor._version for tensor in tensors]
 
 
+def layout_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """How a tensor's bytes are read."""
+    return tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
 def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     """What makes two tensors the same weight: the same bytes read the same way."""
     return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from gaudicc.errors import StateError
 from gaudicc.runtime.cpu import CpuDevice
 from tests.runtime.test_cpu_models import segment_of
 from tests.runtime.test_cpu_native import device, same
@@ -70,3 +71,13 @@ def test_weights_are_read_as_they_are_now_and_stay_where_they_are(device: CpuDev
     del recording
     CpuDevice(release=True).record(segment_of(model, x))
     assert not model.weight.is_contiguous()
+
+
+def test_a_weight_of_another_dtype_is_refused_and_one_that_moved_is_read(device: CpuDevice) -> None:
+    model, x = nn.Linear(512, 512, bias=False), torch.randn(1, 512)
+    recording = device.record(segment_of(model, x))
+    model.weight.data = torch.randn(512, 512)
+    torch.testing.assert_close(recording.replay(x)[0], model(x))
+    model.half()
+    with pytest.raises(StateError, match=r"is now torch.float16 \[512, 512\]"):
+        recording.replay(x)
