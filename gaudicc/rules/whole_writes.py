@@ -129,9 +129,10 @@ def _window(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     while inner.target is aten.slice_scatter.default:
         dim, start, end, step = (argument(inner, i, n, d) for i, n, d in zip(range(2, 6), _SLICE, _ALL, strict=True))
-        if step != 1 or dim in starts or (isinstance(start, int) and start < 0):
+        place = dim % val(base).dim()  # type: ignore[arg-type]
+        if step != 1 or place in starts or (isinstance(start, int) and start < 0):
             return None
-        starts[dim] = start or 0
+        starts[place] = start or 0
         source: Any = inner.args[1]
         if source.target is aten.slice_scatter.default and not _is_slice(
             source.args[0], inner.args[0], dim, start, end

@@ -86,6 +86,10 @@ def window_apart(held: Tensor, places: Tensor, rows: Tensor) -> None:
     held[: len(rows), :, 2:4] = rows[:, :, None]
 
 
+def window_by_narrow(held: Tensor, places: Tensor, rows: Tensor) -> None:
+    held.narrow(0, 0, len(rows)).narrow(-1, 1, 1).copy_(rows[..., :1])
+
+
 def first_rows(held: Tensor, places: Tensor, rows: Tensor) -> None:
     held[: len(rows)] = rows
 
@@ -103,7 +107,7 @@ FORMS: dict[Write, tuple[int, ...]] = {
     put: FLAT, paged: PAGED, paged_copy: PAGED, by_page_and_row: PAGED, two_in_one: WIDE, two_selected: WIDE,
     heads_first: (HEADS, PLACES, WIDTH), copied: (HEADS, PLACES, WIDTH), one_row_for_all: FLAT,
     row_by_row: (8, PLACES, HEADS, WIDTH), window: (8, 5, HEADS, WIDTH), window_apart: (8, HEADS, 5, WIDTH),
-    first_rows: (8, HEADS, WIDTH), added: FLAT, accumulated: FLAT,
+    window_by_narrow: (8, HEADS, WIDTH), first_rows: (8, HEADS, WIDTH), added: FLAT, accumulated: FLAT,
 }  # fmt: skip
 
 
@@ -148,6 +152,16 @@ def shared() -> dict[str, gaudicc.CompiledModel]:
     inputs = torch.arange(3), torch.randn(3, HEADS, WIDTH)
     shapes = {"places": {0: n}, "rows": {0: n}}
     return {"compiled": gaudicc.compile(Held(FLAT, put).eval(), inputs, dynamic_shapes=shapes, buckets=[{"n": 8}])}
+
+
+def test_positions_that_are_written_too() -> None:
+    def model(places: Tensor) -> Tensor:
+        return places.new_zeros(9, len(places)).index_put((places,), places)
+
+    n = Dim("n", min=1, max=8)
+    compiled = gaudicc.compile(model, (torch.tensor([2, 0, 1]),), dynamic_shapes={"places": {0: n}}, buckets=[{"n": 8}])
+    for places in (torch.tensor([2, 1]), torch.tensor([3, 4, 5])):
+        assert torch.equal(compiled(places), model(places))
 
 
 def test_views_that_are_not_of_the_first_dims_are_left_alone() -> None:

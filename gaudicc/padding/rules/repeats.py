@@ -6,9 +6,10 @@ writes stays: a position named twice holds what was written last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -40,42 +41,43 @@ def repeat_last(
         front: the layout of the indices together.
         place: where its dims stand in `x[indices]`.
     """
-    given = [index for index in indices if index is not None]
-    rank = val(x).dim() - len(given) + len(front)
+    rank = val(x).dim() - sum(index is not None for index in indices) + len(front)
     padded = [dim for dim, one in enumerate(front) if any(factor.content for factor in one)]
-    own = {index: [dim - len(front) for dim in padded] for index in given}
-    own[values] = [place + dim - rank for dim in padded]
-    moved = {tensor: _compact(p, tensor, dims) for tensor, dims in own.items()}
+    rows = {dim: _rows(p, total([front[dim]])) for dim in padded}
+    named = [
+        None if index is None else _moved(p, index, {d - len(front): rows[d] for d in padded}) for index in indices
+    ]
+    values = _moved(p, values, {place + d - rank: rows[d] for d in padded})
+    p.log("mask", _WHY)
     nothing: Any = None
-    for number, dim in enumerate(padded):
-        size = total([front[dim]])
-        last = p.raw(aten.sub.Tensor, p.resources.length(size), 1)
-        rows = p.raw(aten.clamp.default, p.raw(aten.minimum.default, p.resources.iota(size), last), 0)
-        moved = {tensor: _picked(p, now, own[tensor][number], rows) for tensor, now in moved.items()}
+    for size in (total([front[dim]]) for dim in padded):
         if not never_below_zero(size - 1, p.ranges):
             none = p.raw(aten.le.Scalar, p.resources.length(size), 0)
             nothing = none if nothing is None else p.raw(aten.logical_or.default, nothing, none)
-    p.log("mask", _WHY)
-    named = [None if index is None else moved[index] for index in indices]
     if nothing is None:
-        return named, moved[values]
+        return named, values
     named = [
         None if index is None else p.raw(aten.where.self, nothing, p.literal(0, val(index).dtype), index)
         for index in named
     ]
-    kept = p.raw(aten.index.Tensor, x, named)
-    return named, p.raw(aten.where.self, nothing, kept, moved[values])
+    return named, p.raw(aten.where.self, nothing, p.raw(aten.index.Tensor, x, named), values)
 
 
-def _compact(p: Padder, tensor: fx.Node, dims: Sequence[int]) -> fx.Node:
-    for dim in dims:
-        if varies(tensor, dim):
-            tensor = p.compact(tensor, val(tensor).dim() + dim)
+def _rows(p: Padder, size: sympy.Expr) -> fx.Node:
+    """The positions of a dim, the last valid one in the place of each pad."""
+    last = p.raw(aten.sub.Tensor, p.resources.length(size), 1)
+    return p.raw(aten.clamp.default, p.raw(aten.minimum.default, p.resources.iota(size), last), 0)
+
+
+def _moved(p: Padder, tensor: fx.Node, rows: Mapping[int, fx.Node]) -> fx.Node:
+    """A tensor with these rows of some dims, counted from the last one, along which it is not broadcast."""
+    own = [dim for dim in rows if varies(tensor, dim)]
+    rank = val(tensor).dim()
+    for dim in own:  # all of them first: nothing is claimed of what rows are taken from
+        tensor = p.compact(tensor, rank + dim)
+    for dim in own:
+        tensor = p.raw(aten.index_select.default, tensor, rank + dim, rows[dim])
     return tensor
-
-
-def _picked(p: Padder, tensor: fx.Node, dim: int, rows: fx.Node) -> fx.Node:
-    return p.raw(aten.index_select.default, tensor, val(tensor).dim() + dim, rows) if varies(tensor, dim) else tensor
 
 
 def varies(tensor: fx.Node, dim: int) -> bool:
