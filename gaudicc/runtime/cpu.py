@@ -125,7 +125,11 @@ class CpuRecording:
         self._inputs = len(flat.inputs)
         self._lock = threading.Lock()
         self._versions = versions(self._sources)
-        self._by_address = {id(tensor): (tensor, layout_of(tensor)) for tensor in read if native is not None}
+        given = {
+            id(tensor) for name, tensor in segment.bound.items() if native is not None and name not in segment.state
+        }
+        self._by_address = [(tensor, layout_of(tensor)) for tensor in read if id(tensor) in given]
+        self._pointers = [tensor.data_ptr for tensor, _ in self._by_address]
         self._places = self._addresses()
         self._run = self._emitter.bind()
 
@@ -157,16 +161,16 @@ class CpuRecording:
         """What a replay runs, with weights as they are now; for a recording that holds this one and runs it by itself."""
         if [source._version for source in self._sources] != self._versions:
             self._prepare()
-        if self._by_address and self._addresses() != self._places:
+        if self._addresses() != self._places:
             self._look_again()
         return self._run
 
     def _addresses(self) -> list[int]:
-        return [tensor.data_ptr() for tensor, _ in self._by_address.values()]
+        return [pointer() for pointer in self._pointers]
 
     def _look_again(self) -> None:
         """Takes weights that have moved for what they are; kernels in C would read others beyond their end."""
-        for tensor, layout in self._by_address.values():
+        for tensor, layout in self._by_address:
             if layout_of(tensor) != layout:
                 raise StateError(
                     f"a weight recorded as {layout[0]} {list(layout[1])} is now {tensor.dtype} {list(tensor.shape)}",
